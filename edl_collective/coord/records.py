@@ -1,0 +1,310 @@
+"""The records that EDL keeps in ZooKeeper: frozen values, versioned JSON, under 64 KiB each. [pure]
+
+Who writes what: users (through the JobServer's API) the spec; the leading JobServer plan and status; a JobClient its
+node and its workers; the driver its own address and the rendezvous; the JobClient of rank 0 the progress.
+Unknown fields are ignored, so that an older reader survives a newer writer of the same schema; a newer schema is an
+error.
+"""
+
+from enum import StrEnum
+from typing import ClassVar, TypeVar
+
+import msgspec
+
+from edl_collective.coord.errors import RecordError, RecordTooLarge
+from edl_collective.coord.paths import check_name
+
+MAX_RECORD_BYTES = 64 * 1024
+SCHEMA = 1
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every record; `schema` rises when a reader of the old form would misunderstand the new one."""
+
+    schema: int = SCHEMA
+
+
+class NodeRecord(Record, frozen=True, kw_only=True):
+    """A machine running a JobClient; ephemeral, so its absence means that the node is gone."""
+
+    node: str
+    #: new for each start of the JobClient: the same name with another incarnation is another life of the node
+    incarnation: str
+    #: host or IP that the other nodes can reach
+    address: str
+    #: port of the JobClient's HTTP endpoint (logs) at `address`
+    port: int
+    slots: int
+    #: CUDA device of each slot; empty on a node of CPU slots, else one per slot
+    gpus: tuple[int, ...] = ()
+    labels: dict[str, str] = {}
+    draining: bool = False
+    started_at: float = 0.0
+
+
+class EpochStep(msgspec.Struct, frozen=True):
+    """From the time that `epoch` epochs are completed the job wants `np` workers."""
+
+    epoch: int
+    np: int
+
+
+class TimeStep(msgspec.Struct, frozen=True):
+    """From `after_s` seconds after its start the job wants `np` workers."""
+
+    after_s: float
+    np: int
+
+
+class ChangeRule(msgspec.Struct, frozen=True):
+    """The changing script: every `every_s` seconds in turn `remove` workers leave, then `add` workers join."""
+
+    every_s: float
+    add: int
+    remove: int
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """How many workers a job wants over time; exactly one of the fields is set."""
+
+    epochs: tuple[EpochStep, ...] = ()
+    times: tuple[TimeStep, ...] = ()
+    change: ChangeRule | None = None
+
+
+class JobKind(StrEnum):
+    ELASTIC = "elastic"
+    #: planned here, launched by horovodrun with scripts/discover_hosts.sh
+    EXTERNAL = "external"
+
+
+class JobSpec(Record, frozen=True, kw_only=True):
+    """What a user wants; written by the API, never by a controller."""
+
+    job: str
+    command: tuple[str, ...]
+    min_np: int = 1
+    max_np: int = 1
+    #: wanted workers; None: as many as fit up to max_np, or what the schedule says
+    np: int | None = None
+    schedule: Schedule | None = None
+    kind: JobKind = JobKind.ELASTIC
+    #: directory in which the package hook runs and, without `pod_path`, the command too
+    work_dir: str = "."
+    #: run as `<package_hook> -pod_id <worker>` in work_dir before each worker starts
+    package_hook: str | None = None
+    #: the command runs in <pod_path>/<worker> when set (relative to work_dir)
+    pod_path: str | None = None
+    env: dict[str, str] = {}
+    checkpoint_url: str | None = None
+    #: new attempts after every worker died, counted again from 0 whenever an epoch completes
+    max_restarts: int = 3
+    #: worker failures since the last completed epoch before the job is FAILED
+    max_failures: int = 10
+    #: how long the job may hold below min_np before it is FAILED
+    hold_timeout_s: float = 600.0
+    #: how long a worker may take to leave at a step boundary, and then from SIGTERM to SIGKILL
+    leave_timeout_s: float = 30.0
+    stop_timeout_s: float = 10.0
+    #: set by stop: the job is to end
+    stopped: bool = False
+    submitted_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_name("job", self.job)
+        if not self.command:
+            raise ValueError("command is empty: give the script that the workers run")
+        if self.min_np < 1:
+            raise ValueError(f"min_np is {self.min_np}: it must be at least 1")
+        if self.min_np > self.max_np:
+            raise ValueError(f"min_np is {self.min_np} and max_np is {self.max_np}: min_np must not exceed max_np")
+        if self.np is not None and not self.min_np <= self.np <= self.max_np:
+            raise ValueError(f"np is {self.np}: it must be between min_np {self.min_np} and max_np {self.max_np}")
+        for name in ("hold_timeout_s", "leave_timeout_s", "stop_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+
+
+class PlannedWorker(msgspec.Struct, frozen=True, array_like=True):
+    worker: str
+    node: str
+    slot: int
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """Which slots a job has. `revision` rises with each change; agents and the driver follow the newest."""
+
+    revision: int
+    workers: tuple[PlannedWorker, ...]
+    #: node whose JobClient runs the driver; None for a job that has none
+    driver_node: str | None
+    #: why this plan differs from the one before, for people
+    reason: str
+    #: worker ids are w<number>; never used twice in a job
+    next_worker: int
+    #: epoch of the leader that wrote it
+    leader_epoch: int
+
+
+class Phase(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    HOLDING = "holding"
+    FINISHING = "finishing"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED)
+
+
+class JobStatus(Record, frozen=True, kw_only=True):
+    """The leader's view of a job."""
+
+    phase: Phase
+    reason: str
+    #: wall time at which the phase began, and at which the first worker was planned
+    since: float
+    started_at: float | None = None
+    #: number of the attempt, from 1; all workers dead begins the next
+    attempt: int = 1
+    #: failures and restarts since `epoch_seen` rose
+    failures: int = 0
+    restarts: int = 0
+    #: completed epochs when the counters were last cleared
+    epoch_seen: int = 0
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    STANDBY = "standby"
+    RUNNING = "running"
+    LEAVING = "leaving"
+    EXITED = "exited"
+
+
+class Outcome(StrEnum):
+    """How a worker ended: its training returned, it was told to leave, or neither."""
+
+    FINISHED = "finished"
+    LEFT = "left"
+    FAILED = "failed"
+
+
+class WorkerRecord(Record, frozen=True, kw_only=True):
+    """One training process as its JobClient sees it."""
+
+    worker: str
+    node: str
+    slot: int
+    incarnation: str
+    state: WorkerState
+    pid: int | None = None
+    generation: int = 0
+    #: exit status, negative for a signal as in subprocess; set with `outcome` when the state is exited
+    exit_code: int | None = None
+    outcome: Outcome | None = None
+    #: last lines of its log when it failed
+    log_tail: str = ""
+    started_at: float = 0.0
+
+
+class DriverRecord(Record, frozen=True, kw_only=True):
+    """Where the driver of a job listens; ephemeral."""
+
+    node: str
+    host: str
+    port: int
+    epoch: int
+    pid: int
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    """A worker's place in the world of one generation, in Horovod's terms."""
+
+    worker: str
+    node: str
+    rank: int
+    local_rank: int
+    local_size: int
+    cross_rank: int
+    cross_size: int
+
+
+class Rendezvous(Record, frozen=True, kw_only=True):
+    """The world of a generation; compare-and-set by the driver before the first reply of that generation."""
+
+    generation: int
+    #: epoch of the driver that wrote it; a driver with a lower epoch has been replaced
+    epoch: int
+    members: tuple[Member, ...]
+    #: why the world changed: becomes the cause of the resize that users see
+    cause: str = ""
+    plan_revision: int = 0
+
+    EMPTY: ClassVar["Rendezvous"]
+
+
+Rendezvous.EMPTY = Rendezvous(generation=0, epoch=0, members=())
+
+
+class Progress(Record, frozen=True, kw_only=True):
+    """Training as rank 0 sees it, written at most once a second."""
+
+    generation: int
+    world_size: int
+    #: completed epochs, and steps since the job began
+    epoch: int
+    step: int
+    #: of the epoch or job in progress, where known
+    epochs_total: int | None = None
+    samples_per_s: float | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    near_end: bool = False
+    message: str = ""
+    #: wall time of the last completed step
+    last_step_at: float = 0.0
+
+
+class Event(Record, frozen=True, kw_only=True):
+    """One line of a job's history. `kind`: job, plan, worker, resize, epoch, checkpoint, driver."""
+
+    at: float
+    kind: str
+    text: str
+    fields: dict[str, str | int | float | bool | None] = {}
+
+
+class LeaderRecord(Record, frozen=True, kw_only=True):
+    """Which JobServer leads and where its API listens."""
+
+    server: str
+    api_url: str
+    epoch: int
+    pid: int
+
+
+R = TypeVar("R", bound=Record)
+
+
+def encode(record: Record, path: str = "") -> bytes:
+    """JSON bytes of `record`. Raises RecordTooLarge beyond MAX_RECORD_BYTES."""
+    data = msgspec.json.encode(record)
+    if len(data) > MAX_RECORD_BYTES:
+        raise RecordTooLarge(path, f"{len(data)} bytes; the bound is {MAX_RECORD_BYTES}")
+    return data
+
+
+def decode(data: bytes, record_type: type[R], path: str = "") -> R:
+    """The record in `data`. Raises RecordError if it is not one of that type, or of a newer schema."""
+    try:
+        record = msgspec.json.decode(data, type=record_type)
+    except msgspec.MsgspecError as error:
+        raise RecordError(path, str(error)) from error
+    if record.schema > SCHEMA:
+        raise RecordError(path, f"schema {record.schema} was written by a newer EDL; this one reads up to {SCHEMA}")
+    return record

@@ -1,0 +1,1 @@
+"""The JobClient: starts, watches and stops every process of its node."""

@@ -1,0 +1,1 @@
+"""The JobServer: decides which slots each job has; runs nothing itself."""
