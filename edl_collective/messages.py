@@ -1,7 +1,7 @@
 """What workers, JobClients and drivers say to each other. [pure]
 
 Two conversations, both typed, neither pickled:
-- a worker and its JobClient over a Unix socket: JSON, one message a line (encode_line, decode_worker_line, decode_agent_line);
+- a worker and its JobClient over a Unix socket: JSON, one message a line;
 - a JobClient and the driver of a job over TCP: msgpack in authenticated frames (edl_collective/driver/wire.py).
 All of it is soft state: whoever reconnects says hello with everything it knows, and every message may come twice.
 """
