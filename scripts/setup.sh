@@ -73,8 +73,9 @@ clean_up() {
 
 # The last thing that pip or make said it does, from byte $1 of the log on.
 current_step() {
-  tail -c "+$1" "$LOG" | tail -c 20000 |
-    { grep -oE '\[ *[0-9]+%\] (Building|Linking) .*|(Collecting|Downloading|Installing collected) [^ ]+|^(Get|Unpacking|Setting up).*' || true; } |
+  local said='\[ *[0-9]+%\] (Building|Linking) .*|(Collecting|Downloading) [^ ]+|Installing collected packages'
+  said+='|^(Get:|Unpacking|Setting up).*|Running cmake'
+  { tail -c "+$1" "$LOG" | tail -c 400000 | grep -oE "$said" || echo working; } |
     tail -n 1 | sed -E 's#(Building|Linking) .*/#\1 #' | cut -c 1-70
 }
 
