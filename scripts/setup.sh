@@ -97,7 +97,9 @@ step() {
   wait "$STEP_PID" || rc=$?
   STEP_PID=
   ((rc == 0)) && return
-  tail -c "+$offset" "$LOG" | tail -n 25 | sed 's/^/    | /' >&2
+  # The compiler's own words first: pip's report of a failed build is longer than the screen.
+  tail -c "+$offset" "$LOG" | grep -E -A 3 'CMake Error|fatal error:|: error:|: \*\*\*' | head -n 15 | sed 's/^/    ! /' >&2 || true
+  tail -c "+$offset" "$LOG" | tail -n 15 | sed 's/^/    | /' >&2
   die 1 "'$what' failed with exit code $rc after $((SECONDS - begin)) s; the whole log: $LOG"
 }
 
