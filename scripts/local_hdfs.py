@@ -223,7 +223,7 @@ class _Jvm:
                 stdout=out,
                 stderr=out,
                 cwd=log.parent,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509
+                preexec_fn=_die_with_parent,
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
             )
 
