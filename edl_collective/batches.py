@@ -96,6 +96,11 @@ class ElasticBatchSampler(Sampler[list[int]]):
         return self._step
 
     @property
+    def generation(self) -> int:
+        """The generation of set_world(), 0 before it."""
+        return self._generation
+
+    @property
     def samples_seen(self) -> int:
         """Samples of the whole training up to here, as lr_at() wants them."""
         return self._epoch * self._size + self._position

@@ -128,8 +128,7 @@ class State:
                 self.step()
             else:
                 yield batch
-            if self._open is not None:
-                raise StepOrderError("state.step() was not called for a batch: call it once for each")
+            self._check_stepped()
             if self._stop:
                 raise WorldChanged
 
@@ -274,6 +273,10 @@ class State:
             save_checkpoint(self._checkpoint_url, self.status(), state=self.state_dict(), keep=self._keep)
             self._reporter.saved(epoch, time.monotonic() - began)
         self._reporter.epoch_done(epoch)
+
+    def _check_stepped(self) -> None:
+        if self._open is not None:
+            raise StepOrderError("state.step() was not called for a batch: call it once for each")
 
     def _set_rates(self) -> None:
         sampler = self.sampler
