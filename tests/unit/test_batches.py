@@ -333,7 +333,6 @@ def test_bad_world_and_size_are_refused() -> None:
 def test_recorded_index_is_the_one_that_was_read() -> None:
     dataset: Dataset[Any] = RecordingDataset(Squares(40))
     batch: Any = default_collate([dataset[index] for index in (3, 1)])
+    assert (batch.sample_index.tolist(), batch.item.tolist()) == ([3, 1], [9, 1])
     assert type(batch) is Recorded
-    indices, items = batch
-    assert (indices.tolist(), items.tolist()) == ([3, 1], [9, 1])
     assert len(RecordingDataset(Squares(40))) == 40
