@@ -242,6 +242,17 @@ def test_loader_of_another_length_is_refused(yielded: int, problem: str) -> None
         list(_stepping(sampler, range(yielded)))
 
 
+def test_loader_of_another_sampler_or_order_is_refused() -> None:
+    sampler = _sampler()
+    for loader, knob in (
+        (DataLoader(Squares(40), batch_size=8), "batch_sampler="),
+        (DataLoader(Squares(40), batch_sampler=_sampler()), "batch_sampler="),
+        (DataLoader(Squares(40), batch_sampler=sampler, num_workers=1, in_order=False), "in_order=True"),
+    ):
+        with pytest.raises(ValueError, match=knob):
+            iterate(loader, sampler)
+
+
 def test_length_counts_global_steps_left() -> None:
     sampler = _sampler(size=41, total=8, min_local_batch=2)
     assert len(sampler) == len(list(sampler)) == 5  # the tail of one joins the last full step
