@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import edl_collective as edl
+from edl_collective.scaling import BatchPolicy, Schedule
 from options import Options
 
 
@@ -21,7 +22,7 @@ def make_optimizer(model: nn.Module, options: Options) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
 
 
-def make_batch_policy(options: Options, dataset_size: int) -> edl.BatchPolicy:
+def make_batch_policy(options: Options, dataset_size: int) -> BatchPolicy:
     """The global batch: constant, or one share per worker, where a growth warms up over one epoch.
 
     No rank gets a single image, because batch norm cannot train on one.
@@ -31,12 +32,12 @@ def make_batch_policy(options: Options, dataset_size: int) -> edl.BatchPolicy:
     return edl.PerWorkerBatch(options.worker_batch_size, warmup_samples=dataset_size, min_local_batch=2)
 
 
-def make_schedule(options: Options) -> edl.Schedule:
+def make_schedule(options: Options) -> Schedule:
     """The learning rate over epochs, a real number: its highest value is options.lr."""
     if options.lr_schedule == "onecycle":
         climb = options.warmup_epochs / options.epochs if options.warmup_epochs else 0.3
         return edl.OneCycleLR(options.lr, options.epochs, climb_fraction=climb)
-    schedule: edl.Schedule
+    schedule: Schedule
     if options.lr_schedule == "cosine":
         schedule = edl.CosineLR(options.lr, options.epochs)
     else:

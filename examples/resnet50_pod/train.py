@@ -62,7 +62,7 @@ def train(options: Options) -> None:
         sampler=sampler,
         schedule=make_schedule(options),
         scaler=make_scaler(options, device),
-        checkpoint_url=options.checkpoint,
+        checkpoint_url=options.checkpoint or edl.checkpoint_url(),
     )
 
     def forward(pixels: Tensor) -> Tensor:
@@ -75,25 +75,16 @@ def train(options: Options) -> None:
         for epoch in state.epochs(options.epochs):
             split.train.set_epoch(epoch)
             model.train()
-            total = torch.zeros(2, dtype=torch.float64)  # of the losses and the images this rank saw
             for pixels, labels in state.batches(loader):
                 loss = criterion(forward(pixels), labels.to(device, non_blocking=True))
                 state.backward(loss, len(labels))
                 state.step()
-                total += torch.tensor([loss.item() * len(labels), len(labels)])
-            figures = mean_loss(edl.sum_across(total.tolist()))
             average_batch_norm(model, edl.size(), edl.sum_across)
             if (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs:
-                figures |= accuracies(edl.sum_across(count_hits(model, held_out, forward)))
-            state.report(**figures)
+                counts = edl.sum_across(count_hits(model, held_out, forward))
+                state.report(**accuracies(counts))
 
     run(state)
-
-
-def mean_loss(total: list[float]) -> dict[str, float]:
-    """{"loss": mean} from [sum of losses, images], or nothing when no image was left since the last resize."""
-    loss, images = total
-    return {"loss": loss / images} if images else {}
 
 
 def accuracies(counts: list[float]) -> dict[str, float]:
