@@ -8,6 +8,7 @@ import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -101,7 +102,7 @@ def _problem(args: argparse.Namespace) -> str | None:
     if args.warmup_epochs >= args.epochs:
         return f"--warmup_epochs {args.warmup_epochs:g} must be less than --epochs {args.epochs}"
     edges = (0.0, *args.decay_epochs, float(args.epochs))
-    if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if any(low >= high for low, high in pairwise(edges)):
         shown = " ".join(f"{epoch:g}" for epoch in args.decay_epochs)
         return f"--decay_epochs {shown} must rise and lie between 0 and --epochs {args.epochs}"
     return None

@@ -17,7 +17,7 @@ from data import DataError, Sample, Split, open_split, to_input
 from evaluation import ShareOfEvaluation, average_batch_norm, count_hits
 from models import build_model
 from options import Options, parse_options
-from recipe import autocast, make_batch_policy, make_optimizer, make_schedule, make_scaler
+from recipe import autocast, make_batch_policy, make_optimizer, make_scaler, make_schedule
 
 
 def make_model(options: Options, classes: int, device: torch.device) -> nn.Module:
