@@ -197,3 +197,15 @@ def test_no_training_image_is_held_out_as_well(tmp_path: Path) -> None:
     train = {digest for name, digest in named.items() if name.startswith("train")}
     val = {digest for name, digest in named.items() if name.startswith("val")}
     assert not train & val
+
+
+def test_files_that_are_not_quite_what_their_name_says_are_read(folder: Path) -> None:
+    picture = gradient(40, 30)
+    picture.convert("CMYK").save(folder / "ant" / "0.jpg")
+    picture.save(folder / "ant" / "1.jpg", format="PNG")
+    picture.convert("L").save(folder / "ant" / "2.jpg")
+    (folder / "ant" / "notes.txt").write_text("no image")
+    picture.save(folder / "ant" / "ä ö.JPEG", format="JPEG")
+    images = ImageFolder(folder, CentreCrop(8))
+    assert len(images) == 7
+    assert all(images[index][0].shape == (8, 8, 3) for index in range(4))
