@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from edl_collective.errors import ProgressError
 from edl_collective.ledger import Ledger
@@ -94,6 +94,11 @@ class ElasticBatchSampler(Sampler[list[int]]):
     def step(self) -> int:
         """Global steps completed over all epochs of the surviving lineage."""
         return self._step
+
+    @property
+    def generation(self) -> int:
+        """The generation of set_world(), 0 before it."""
+        return self._generation
 
     @property
     def samples_seen(self) -> int:
@@ -226,9 +231,18 @@ def iterate(loader: Iterable[T], sampler: ElasticBatchSampler) -> Iterator[tuple
 
     Arguments: loader, a DataLoader built with batch_sampler=sampler, or anything that yields one item for each batch
     of it, in order; sampler, which the caller advances after each completed step.
-    Raises ProgressError when the world or the state changed since the first step, when a step was not advanced, and
-    when the loader yields fewer or more batches than planned.
+    Raises ValueError for a DataLoader that does not use the sampler or may change its order; ProgressError when the
+    world or the state changed since the first step, when a step was not advanced, and when the loader yields fewer or
+    more batches than planned.
     """
+    if isinstance(loader, DataLoader) and loader.batch_sampler is not sampler:
+        raise ValueError("the DataLoader must be built with batch_sampler= the sampler that iterate() is given")
+    if isinstance(loader, DataLoader) and not loader.in_order:
+        raise ValueError("the DataLoader must keep the order of its batches: in_order=True, not False")
+    return _iterate(loader, sampler)
+
+
+def _iterate(loader: Iterable[T], sampler: ElasticBatchSampler) -> Iterator[tuple[StepInfo, T | None]]:
     revision = sampler._revision
     planned = sampler.steps()
     batches = iter(loader)
@@ -239,13 +253,15 @@ def iterate(loader: Iterable[T], sampler: ElasticBatchSampler) -> Iterator[tuple
         yield StepInfo(sampler.step, step.global_count, local_count), batch
     sampler._check_iteration(revision, sampler.dataset_size)
     for _ in batches:  # asking once more also lets a DataLoader end its workers' epoch
-        raise ProgressError("the loader yields more batches than its sampler planned: build it with batch_sampler=")
+        raise ProgressError(
+            "the loader yields more batches than its sampler planned: it must yield one for each of them"
+        )
 
 
 def _next_batch(batches: Iterator[T]) -> T:
     for batch in batches:
         return batch
-    raise ProgressError("the loader ended before its sampler: build it with batch_sampler= and keep every batch")
+    raise ProgressError("the loader ended before its sampler: it must yield one batch for each of them")
 
 
 def _check_state(state: dict[str, Any], dataset_size: int) -> Ledger:

@@ -38,7 +38,7 @@ class Reducer:
         self._vote = hvd.allreduce_async(torch.tensor([float(stop)]), op=hvd.Sum, name="edl.vote")
 
     def backward(self, loss: torch.Tensor) -> None:
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
 
     def step(self) -> bool:
         """Reduce, update, clear the gradients. True when some rank voted to stop.

@@ -9,9 +9,9 @@ once, and no global step is empty. With a constant global batch the global steps
 size. A chunk is empty or has at least `min_local_batch` samples; the one exception is a rest that is smaller than
 `min_local_batch` from the start (a tiny dataset), which goes to rank 0 as one undersized chunk.
 
-Versions: the permutation is built from the raw words of numpy's Philox bit generator, whose stream numpy's
-compatibility policy (NEP 19) freezes, and from a sort of distinct keys, whose result is the same for every
-algorithm. It uses no method of numpy's Generator (`permutation`, `shuffle`): those may change between numpy versions.
+Versions: the permutation is built from the raw words of numpy's Philox bit generator, for which numpy guarantees that a
+key always gives the same integers, and from stable sorts, which have one result whatever the algorithm. It uses no
+method of numpy's Generator (`permutation`, `shuffle`): those may change between numpy versions. A test pins its values.
 
 This module keeps no progress of its own (batches.py does) and does not know what a sample is.
 """
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-#: leaves at least 32 random bits of each 64-bit sort key, see permutation()
+#: as many as there are sort keys, see permutation()
 MAX_DATASET_SIZE = 1 << 32
 _WORD = 1 << 64
 
@@ -43,8 +43,9 @@ class RankStep(NamedTuple):
 def permutation(size: int, seed: int, epoch: int, shuffle: bool) -> Indices:
     """The order in which an epoch visits the dataset.
 
-    Each index is tagged with random high bits and the tags are sorted. Indices whose random bits are equal (expected
-    less than once in an epoch of a million samples) keep their order.
+    Each index gets a random key of 32 bits and the keys are sorted, in two passes of 16 bits (numpy's stable sort of
+    uint16 is a radix sort: half the time of one sort of whole words). Indices with equal keys, 190 pairs in an epoch
+    of 1.28 million samples, keep their order.
 
     Arguments: size, samples in the dataset, 0 to 2**32; seed and epoch, each 0 to 2**64 - 1; shuffle, False for the
     order of the dataset.
@@ -54,16 +55,12 @@ def permutation(size: int, seed: int, epoch: int, shuffle: bool) -> Indices:
     _check_range("size", size, 0, MAX_DATASET_SIZE)
     _check_range("seed", seed, 0, _WORD - 1)
     _check_range("epoch", epoch, 0, _WORD - 1)
-    if not shuffle or size < 2:
+    if not shuffle or size == 0:
         return np.arange(size, dtype=np.int64)
     words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(size)  # uint64 [size]
-    index_bits = np.uint64((size - 1).bit_length())
-    words >>= index_bits
-    words <<= index_bits
-    words |= np.arange(size, dtype=np.uint64)
-    words.sort()
-    words &= (np.uint64(1) << index_bits) - np.uint64(1)
-    return words.view(np.int64)  # values are below 2**32: the same bits
+    order = np.argsort(words.astype(np.uint16), kind="stable")
+    high = (words >> np.uint64(16)).astype(np.uint16)
+    return order[np.argsort(high[order], kind="stable")].astype(np.int64, copy=False)
 
 
 def step_count(remaining: int, global_batch: int, min_local_batch: int = 1) -> int:

@@ -14,7 +14,8 @@ import torch
 
 from checkpoints import TrainStatus, load_checkpoint, preflight, save_checkpoint
 from edl_collective import collectives
-from edl_collective.batches import ElasticBatchSampler, StepInfo, iterate
+from edl_collective.audit import StepLog
+from edl_collective.batches import ElasticBatchSampler, Recorded, StepInfo, iterate
 from edl_collective.errors import ProgressError, StepOrderError, WorldChanged
 from edl_collective.reducer import Reducer
 from edl_collective.reporter import Reporter
@@ -45,6 +46,8 @@ class State:
         checkpoint_url: where each completed epoch is saved and where a new attempt resumes; None saves nothing.
         keep: how many checkpoints remain.
         user: JSON values of the script that travel with the state and into checkpoints.
+        step_log: where each step's samples are recorded for audit(); the loader's dataset is then a RecordingDataset,
+            and batches() yields its items as if it were not.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class State:
         checkpoint_url: str | None = None,
         keep: int = 3,
         user: dict[str, Any] | None = None,
+        step_log: StepLog | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -69,6 +73,7 @@ class State:
         self._clip_norm = clip_norm
         self._checkpoint_url = checkpoint_url
         self._keep = keep
+        self._step_log = step_log
         self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._adjusts: list[Adjust] = []
         self._reducer: Reducer | None = None
@@ -122,14 +127,14 @@ class State:
         for info, batch in iterate(loader, self.sampler):
             self._set_rates()
             reducer.open_step(self._worlds is not None and self._worlds.interrupted())
-            self._open, self._backward_done = info, False
+            self._open, self._backward_done = info, batch is None
+            if self._step_log is not None:
+                batch = self._record(self._step_log, info, batch)
             if batch is None:
-                self._backward_done = True
                 self.step()
             else:
                 yield batch
-            if self._open is not None:
-                raise StepOrderError("state.step() was not called for a batch: call it once for each")
+            self._check_stepped()
             if self._stop:
                 raise WorldChanged
 
@@ -156,6 +161,8 @@ class State:
         self.sampler.advance(info.global_count)
         self._open = None
         self._trained = True
+        if self._step_log is not None:
+            self._step_log.confirm()
         self._reporter.step_done(self.sampler, info.global_count)
 
     def report(self, **metrics: float) -> None:
@@ -274,6 +281,28 @@ class State:
             save_checkpoint(self._checkpoint_url, self.status(), state=self.state_dict(), keep=self._keep)
             self._reporter.saved(epoch, time.monotonic() - began)
         self._reporter.epoch_done(epoch)
+
+    def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
+        """Write down what the dataset gave for this step; returns the batch without the record."""
+        indices: list[int] = []
+        if batch is not None:
+            if not isinstance(batch, Recorded):
+                raise StepOrderError("step_log is set: wrap the dataset of the loader in RecordingDataset")
+            recorded, batch = tuple(batch)  # [local batch] and the collated item
+            indices = recorded.tolist()
+        log.take(
+            generation=self.sampler.generation,
+            epoch=self.epoch,
+            step=info.index,
+            rank=self._reporter.rank,
+            world_size=self._world_size,
+            indices=indices,
+        )
+        return batch
+
+    def _check_stepped(self) -> None:
+        if self._open is not None:
+            raise StepOrderError("state.step() was not called for a batch: call it once for each")
 
     def _set_rates(self) -> None:
         sampler = self.sampler

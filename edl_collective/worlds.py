@@ -108,13 +108,13 @@ class FixedWorld(_LocalReports):
 class HorovodrunWorlds(_LocalReports):
     """Worlds formed by horovodrun's own elastic driver, which notifies through Horovod's listener interface."""
 
-    cause = "hosts changed"
     generation: int | None = None
 
     def __init__(self) -> None:
         from horovod.common.elastic import notification_manager
 
         self._notices = 0
+        self.cause = ""
         notification_manager.init()
         notification_manager.register_listener(self)
 
@@ -122,6 +122,7 @@ class HorovodrunWorlds(_LocalReports):
         import horovod.torch as hvd
 
         hvd.init()
+        self.cause = "hosts changed" if self.cause else "start"
         self._notices = 0
 
     def exit(self) -> None:

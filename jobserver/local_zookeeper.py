@@ -34,9 +34,8 @@ DEBIAN_JAR = Path("/usr/share/java/zookeeper.jar")
 INSTALL_COMMAND = "apt-get install --no-install-recommends default-jre-headless libzookeeper-java"
 
 #: Session time-outs are rounded up to ticks, so a short tick lets a 2 s session expire after 2 s and not after 4 s.
-_TICK_MS = 250
 _ZOO_CFG = f"""\
-tickTime={_TICK_MS}
+tickTime=250
 minSessionTimeout=1000
 maxSessionTimeout=120000
 dataDir=./data
@@ -48,18 +47,12 @@ admin.enableServer=false
 autopurge.snapRetainCount=3
 autopurge.purgeInterval=1
 """
-_LOG_PROPERTIES = """\
-org.slf4j.simpleLogger.defaultLogLevel=warn
-org.slf4j.simpleLogger.showDateTime=true
-org.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS
-"""
 #: Argument 0 is our process id. The shell replaces itself only while we are still its parent: this closes the gap
 #: between the fork and the moment at which the parent-death signal is armed.
 _EXEC_UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
 _PORT_ATTEMPTS = 3
 _LOCK_WAIT_S = 3.0
 _POLL_S = 0.02
-_TAIL_LINES = 15
 
 
 class LocalZooKeeperError(Exception):
@@ -224,20 +217,17 @@ class LocalZooKeeper:
         if serving:
             self._child, self._port = child, port
             return True
-        tail = _tail(self.log_path)
-        if "BindException" in tail:
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if any("BindException" in line for line in lines):
             return False
+        fate = f"ended with exit code {child.exit_code}"
         if time.monotonic() >= deadline:
             fate = f"did not serve within startup_timeout_s={self._startup_timeout_s:g}"
-        else:
-            fate = f"ended with exit code {child.exit_code}"
-        raise StartFailedError(f"ZooKeeper on {self._dir} {fate}; the end of {self.log_path}:\n{tail}")
+        end = "\n".join(lines[-15:])
+        raise StartFailedError(f"ZooKeeper on {self._dir} {fate}; the end of {self.log_path}:\n{end}")
 
     def _write_configuration(self, port: int) -> None:
-        conf = self._dir / "conf"
-        conf.mkdir(exist_ok=True)
-        (conf / "zoo.cfg").write_text(_ZOO_CFG.format(port=port), encoding="ascii")
-        (conf / "simplelogger.properties").write_text(_LOG_PROPERTIES, encoding="ascii")
+        (self._dir / "zoo.cfg").write_text(_ZOO_CFG.format(port=port), encoding="ascii")
         if self.log_path.exists():
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
 
@@ -296,7 +286,7 @@ class _Child:
 def _command(program: Program, heap_mb: int) -> list[str]:
     guard = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", _EXEC_UNLESS_ORPHANED, str(os.getpid())]
     # The jar's manifest names what it needs, except for a logging backend, which Debian installs beside it.
-    class_path = ":".join(["conf", str(program.jar), str(program.jar.with_name("slf4j-simple.jar"))])
+    class_path = f"{program.jar}:{program.jar.with_name('slf4j-simple.jar')}"
     flags = [
         f"-Xmx{heap_mb}m",
         "-XX:+UseSerialGC",
@@ -304,11 +294,14 @@ def _command(program: Program, heap_mb: int) -> list[str]:
         "-XX:-UsePerfData",
         "-XX:+ExitOnOutOfMemoryError",
         "-Djava.net.preferIPv4Stack=true",
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+        "-Dorg.slf4j.simpleLogger.showDateTime=true",
+        "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
         "-Dzookeeper.jmx.log4j.disable=true",
         "-Dzookeeper.preAllocSize=1024",  # KiB by which the transaction log grows; the default is 64 MiB
     ]
     # QuorumPeerMain runs a standalone server too, and unlike ZooKeeperServerMain it honours autopurge.
-    main = ["org.apache.zookeeper.server.quorum.QuorumPeerMain", "./conf/zoo.cfg"]
+    main = ["org.apache.zookeeper.server.quorum.QuorumPeerMain", "./zoo.cfg"]
     return [*guard, str(program.java), *flags, "-cp", class_path, *main]
 
 
@@ -377,10 +370,6 @@ def four_letter_word(word: str, port: int, timeout_s: float = 1.0) -> str:
         while chunk := connection.recv(65536):
             answer += chunk
     return answer.decode("utf-8", "replace")
-
-
-def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,8 @@ import pytest
 
 from jobserver.local_zookeeper import LocalZooKeeper
 
+pytest_plugins = ["hdfs_fixtures"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --no-skips, which CI=true in the environment implies."""

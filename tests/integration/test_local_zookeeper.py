@@ -214,6 +214,18 @@ def test_server_that_never_serves_is_killed_at_the_deadline(tmp_path: Path) -> N
     assert not psutil.pid_exists(int(pid[1]))
 
 
+def test_port_taken_during_the_start_leads_to_another_attempt(tmp_path: Path) -> None:
+    real = find_program(os.environ)
+    unlucky_once = tmp_path / "java"
+    unlucky_once.write_text(
+        f'#!/bin/sh\n[ -e ../tried ] && exec {real.java} "$@"\ntouch ../tried\necho java.net.BindException\nexit 1\n'
+    )
+    unlucky_once.chmod(0o755)
+    with LocalZooKeeper(tmp_path / "data", program=Program(unlucky_once, real.jar)) as server:
+        assert (tmp_path / "tried").exists()
+        assert "Mode: standalone" in four_letter_word("srvr", port_of(server.hosts))
+
+
 @pytest.mark.parametrize("arguments", [{"port": 70000}, {"heap_mb": 1}, {"startup_timeout_s": 0.0}])
 def test_impossible_arguments_are_refused(tmp_path: Path, arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):

@@ -242,6 +242,17 @@ def test_loader_of_another_length_is_refused(yielded: int, problem: str) -> None
         list(_stepping(sampler, range(yielded)))
 
 
+def test_loader_of_another_sampler_or_order_is_refused() -> None:
+    sampler = _sampler()
+    for loader, knob in (
+        (DataLoader(Squares(40), batch_size=8), "batch_sampler="),
+        (DataLoader(Squares(40), batch_sampler=_sampler()), "batch_sampler="),
+        (DataLoader(Squares(40), batch_sampler=sampler, num_workers=1, in_order=False), "in_order=True"),
+    ):
+        with pytest.raises(ValueError, match=knob):
+            iterate(loader, sampler)
+
+
 def test_length_counts_global_steps_left() -> None:
     sampler = _sampler(size=41, total=8, min_local_batch=2)
     assert len(sampler) == len(list(sampler)) == 5  # the tail of one joins the last full step
@@ -333,7 +344,6 @@ def test_bad_world_and_size_are_refused() -> None:
 def test_recorded_index_is_the_one_that_was_read() -> None:
     dataset: Dataset[Any] = RecordingDataset(Squares(40))
     batch: Any = default_collate([dataset[index] for index in (3, 1)])
+    assert (batch.sample_index.tolist(), batch.item.tolist()) == ([3, 1], [9, 1])
     assert type(batch) is Recorded
-    indices, items = batch
-    assert (indices.tolist(), items.tolist()) == ([3, 1], [9, 1])
     assert len(RecordingDataset(Squares(40))) == 40
