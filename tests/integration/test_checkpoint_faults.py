@@ -100,9 +100,34 @@ def test_an_outage_while_saving_is_raised_and_the_previous_stays(tmp_path: Path)
     save(str(tmp_path / "elsewhere"), 1, clean)
     last = next(n for n, name in enumerate(clean.operations) if name.startswith("write_once"))
     for fail_at in range(last + 1):
+        driver = FaultDriver(open_driver(url), fail_at, error=outage, lasting=True)
         with pytest.raises(CheckpointUnavailable):
-            save(url, 2, FaultDriver(open_driver(url), fail_at, error=outage))
+            save(url, 2, driver)
         assert newest(url).status.global_step == 1
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("operation", ["write", "commit", "write_once"])
+def test_a_file_that_fails_while_the_file_system_answers_is_written_again(
+    tmp_path: Path, operation: str, after: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = str(tmp_path / "job")
+    clean = FaultDriver(open_driver(str(tmp_path / "elsewhere")))
+    save(str(tmp_path / "elsewhere"), 1, clean)
+    fail_at = next(n for n, name in enumerate(clean.operations) if name.split()[0] == operation)
+    with caplog.at_level(logging.WARNING):
+        save(url, 2, FaultDriver(open_driver(url), fail_at, after, error=outage))
+    assert "writing again" in caplog.text
+    assert newest(url).status.global_step == 2
+    assert [info.problem for info in verify(url)] == [None]
+
+
+def test_writing_again_ends(tmp_path: Path) -> None:
+    clean = FaultDriver(open_driver(str(tmp_path / "elsewhere")))
+    save(str(tmp_path / "elsewhere"), 1, clean)
+    fail_at = next(n for n, name in enumerate(clean.operations) if name.startswith("commit"))
+    with pytest.raises(CheckpointUnavailable):
+        save(str(tmp_path), 2, FaultDriver(open_driver(str(tmp_path)), fail_at, error=outage), retry_s=0)
 
 
 def test_failing_to_collect_does_not_fail_the_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -242,7 +267,9 @@ def test_preflight_names_the_url_and_the_knob(tmp_path: Path) -> None:
     assert str(tmp_path / "file") in str(raised.value)
     assert "EDL_CHECKPOINT_PATH" in str(raised.value)
     with pytest.raises(CheckpointPermission, match="MY_KNOB"):
-        preflight("/proc/nothing/here", driver=FaultDriver(open_driver(str(tmp_path)), 1, error=no_right), knob="MY_KNOB")
+        preflight(
+            "/proc/nothing/here", driver=FaultDriver(open_driver(str(tmp_path)), 1, error=no_right), knob="MY_KNOB"
+        )
 
 
 def no_right() -> BaseException:

@@ -25,7 +25,6 @@ from checkpoints import (
     load_checkpoint,
     preflight,
     save_checkpoint,
-    verify,
 )
 from checkpoints.drivers.hdfs_native import HdfsNativeDriver
 
@@ -33,7 +32,9 @@ pytestmark = pytest.mark.integration
 
 
 def save(url: str, step: int, driver: Any = None, size: int = 100) -> None:
-    save_checkpoint(url, TrainStatus(global_step=step), state={"model": {"w": torch.full((size,), step)}}, driver=driver)
+    save_checkpoint(
+        url, TrainStatus(global_step=step), state={"model": {"w": torch.full((size,), step)}}, driver=driver
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +70,11 @@ def test_a_dead_namenode_is_an_outage_within_seconds(frail: Any) -> None:
     frail.kill_namenode()
     try:
         for url in both.values():
-            for ask in (load_checkpoint, list_checkpoints, verify, preflight, lambda url: save(url, 2)):
+            for ask in (load_checkpoint, list_checkpoints, preflight, lambda url: save(url, 2)):
                 begun = time.monotonic()
                 with pytest.raises(CheckpointUnavailable):
                     ask(url)
-                assert time.monotonic() - begun < 10
+                assert time.monotonic() - begun < 5
     finally:
         frail.restart_namenode()
     assert [info.global_step for info in list_checkpoints(both["hdfs"])] == [1]
@@ -152,7 +153,7 @@ def test_a_saver_killed_at_any_moment_leaves_the_previous(hdfs_url: str) -> None
         "    save_checkpoint(sys.argv[1], TrainStatus(global_step=step), state=state, driver_epoch=int(sys.argv[2]))\n"
         "    print(step, flush=True)\n"
     )
-    for life, wait_s in enumerate((0.01, 0.07, 0.15)):
+    for life, wait_s in enumerate((0.02, 0.1)):
         with subprocess.Popen(
             [sys.executable, "-c", script, hdfs_url, str(life)],
             cwd=Path(__file__).parents[2],

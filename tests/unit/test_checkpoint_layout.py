@@ -88,7 +88,9 @@ def test_foreign_directories_are_not_attempts(name: str) -> None:
     assert parse_attempt(name) is None
 
 
-@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True), st.integers(0, 99_998), st.integers(1, 99_999))
+@given(
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True), st.integers(0, 99_998), st.integers(1, 99_999)
+)
 def test_shard_names_round_trip(state: str, part: int, parts: int) -> None:
     if part < parts:
         assert parse_shard(str(ShardName(state, part, parts))) == ShardName(state, part, parts)

@@ -72,7 +72,9 @@ def test_keeping_none_is_refused(keep: int) -> None:
 
 
 @given(FOUND, st.data(), st.none() | st.integers(1, 5))
-def test_the_invariants_of_retention(found: dict[AttemptName, Condition], data: st.DataObject, keep: int | None) -> None:
+def test_the_invariants_of_retention(
+    found: dict[AttemptName, Condition], data: st.DataObject, keep: int | None
+) -> None:
     ours = data.draw(st.sampled_from(sorted(found)))
     gone = {item.attempt for item in collectable(found.items(), ours, keep)}
     valid = sorted((a for a, condition in found.items() if condition is Condition.VALID), reverse=True)

@@ -156,7 +156,9 @@ def test_names_that_would_collide_are_kept_apart() -> None:
 
 
 def test_special_values_come_back() -> None:
-    found = round_trip({"inf": math.inf, "nan": math.nan, "big": 1 << 200, "count": Counter({3: 2}), "np": np.float32(2)})
+    found = round_trip(
+        {"inf": math.inf, "nan": math.nan, "big": 1 << 200, "count": Counter({3: 2}), "np": np.float32(2)}
+    )
     assert found["inf"] == math.inf
     assert math.isnan(found["nan"])
     assert found["big"] == 1 << 200
@@ -176,7 +178,16 @@ class Custom:
 
 @pytest.mark.parametrize(
     "value",
-    [Custom(), {1, 2}, {"deep": [Custom()]}, len, torch.float32, {Custom(): 1}, np.array(["text"]), np.array([Custom()])],
+    [
+        Custom(),
+        {1, 2},
+        {"deep": [Custom()]},
+        len,
+        torch.float32,
+        {Custom(): 1},
+        np.array(["text"]),
+        np.array([Custom()]),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_needs_pickle_is_refused_and_leaves_nothing(value: Any, tmp_path: Path) -> None:
