@@ -251,7 +251,7 @@ def test_ranks_of_an_uneven_world() -> None:
     }
 
 
-# ---- the driver dies before or after any of its effects ---------------------------------------------------------------
+# ---- the driver dies before or after any of its effects ----------------------------------------------------------
 
 
 def life_of_a_job(cluster: Cluster) -> None:

@@ -76,7 +76,7 @@ class Cluster:
         self.driver: Driver | None = None
         self.start_driver()
 
-    # ---- the leader and the users ----------------------------------------------------------------------------------
+    # ---- the leader and the users ---------------------------------------------------------------------------------
 
     def scale(self, want: dict[str, int], reason: str = "scale") -> None:
         """Plan so many workers on each node: the lowest ids stay, new ones start."""
@@ -101,7 +101,7 @@ class Cluster:
         if any(not self.workers[p.worker].alive or p.node not in self.nodes for p in self.plan.workers):
             self.scale(want, "replace")
 
-    # ---- faults ----------------------------------------------------------------------------------------------------
+    # ---- faults ---------------------------------------------------------------------------------------------------
 
     def kill_worker(self, name: str, detail: str = "killed by SIGKILL") -> None:
         worker = self.workers[name]
@@ -146,7 +146,7 @@ class Cluster:
     def live_nodes(self) -> dict[str, str]:
         return {name: node.incarnation for name, node in self.nodes.items()}
 
-    # ---- turns -----------------------------------------------------------------------------------------------------
+    # ---- turns ----------------------------------------------------------------------------------------------------
 
     def choices(self) -> list[Callable[[], None]]:
         """Every single thing that could happen next, faults and time apart."""
@@ -247,7 +247,7 @@ class Cluster:
                     worker.name, "killed by SIGABRT"
                 )  # a death inside Horovod's init takes the others along
 
-    # ---- the driver --------------------------------------------------------------------------------------------------
+    # ---- the driver -----------------------------------------------------------------------------------------------
 
     def _tell(self, event: object) -> None:
         if self.driver is not None:
@@ -292,7 +292,7 @@ class Cluster:
         self.version += 1
         self.history[record.generation] = record
 
-    # ---- invariants ----------------------------------------------------------------------------------------------------
+    # ---- invariants -----------------------------------------------------------------------------------------------
 
     def _form_check(self, record: Rendezvous) -> None:
         assert record.generation == self.record.generation + 1
