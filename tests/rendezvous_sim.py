@@ -118,8 +118,8 @@ async def mesh(place: Assigned, scope: str, rank: int, size: int, meeting: Meeti
     for peer in range(size):
         if peer == rank:
             continue
-        while (await ask("GET", str(peer)))[0] != 200:
-            await asyncio.sleep(POLL_S)  # noqa: ASYNC110 - the C++ client polls, and so does this one
+        while (await ask("GET", str(peer)))[0] != 200:  # noqa: ASYNC110 - the C++ client polls, and so does this one
+            await asyncio.sleep(POLL_S)
         _, got = await ask("GET", str(peer))
         assert got == bytes([peer % 256]) * ((size - 1) * PEER_BYTES), "a value of another rank or generation"
     await meeting.join()

@@ -172,8 +172,8 @@ async def test_the_driver_killed_in_a_resize(job: Job, phase: Callable[[Job], bo
     await job.until(job.whole)
     if phase is not phase_idle:
         job.plan("grow", a=2, b=2)
-    while not phase(job):
-        await asyncio.sleep(0)  # noqa: ASYNC110 - the phase is to be caught as soon as it begins
+    while not phase(job):  # noqa: ASYNC110 - the phase is to be caught as soon as it begins
+        await asyncio.sleep(0)
     job.kill_driver()
     running = {n: w.generation for n, w in job.workers().items() if w.state == "running"}
     started_s = time.monotonic()
