@@ -10,6 +10,7 @@ that left the process group come back to it. If the shim itself is killed, the c
 the JobClient kills the rest of the group. It decides nothing, retries nothing and never polls.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -28,10 +29,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _report(line: str) -> None:
-    try:
+    # When the JobClient is gone, end of file on standard input follows and says so.
+    with contextlib.suppress(BrokenPipeError):
         os.write(1, line.encode() + b"\n")
-    except BrokenPipeError:
-        pass  # the JobClient is gone; end of file on standard input follows and says so
 
 
 def _become(command: list[str], cwd: str, log: int, problem: int) -> None:
@@ -73,10 +73,9 @@ def _start(command: list[str], cwd: str, log: int) -> int:
 
 
 def _kill_group(group: int, number: int) -> None:
-    try:
+    # An empty group, or one of zombies only, has nobody to signal.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # empty, or only zombies are left: nothing to signal
 
 
 def _children() -> list[int]:
@@ -178,10 +177,9 @@ def _clear(group: int) -> None:
     _kill_group(group, signal.SIGKILL)
     while True:
         for pid in _children():
-            try:
-                os.kill(pid, signal.SIGKILL)  # ours until waited for, so the pid cannot be another process
-            except PermissionError:
-                pass  # it changed its user (sudo): the slot stays taken until it ends by itself
+            # The pid is ours until it is waited for. One that changed its user (sudo) keeps the slot until it ends.
+            with contextlib.suppress(PermissionError):
+                os.kill(pid, signal.SIGKILL)
         try:
             os.waitpid(-1, 0)  # its children, if any, are ours from now on: look again
         except ChildProcessError:

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 
 from edl_collective.coord.records import JobSpec, NodeRecord, PlannedWorker
 
-#: names inherited from the JobClient, exactly and by prefix
-INHERITED_NAMES = frozenset(
-    "HOME USER LOGNAME SHELL PATH LANG LANGUAGE TZ TERM TMPDIR VIRTUAL_ENV LD_LIBRARY_PATH LD_PRELOAD JAVA_HOME "
-    "HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy SSL_CERT_FILE SSL_CERT_DIR".split()
+#: names inherited from the JobClient
+INHERITED = re.compile(
+    r"HOME|USER|LOGNAME|SHELL|PATH|LANG|LANGUAGE|LC_\w+|TZ|TERM|TMPDIR|XDG_\w+|LD_LIBRARY_PATH|LD_PRELOAD|MALLOC_\w+"
+    r"|VIRTUAL_ENV|PYTHON\w*|CONDA_\w+|JAVA_HOME|(https?|no)_proxy|(HTTPS?|NO)_PROXY|SSL_CERT_(FILE|DIR)"
+    r"|(PADDLE_)?EDL_\w+|(CUDA|NCCL|NVIDIA|TORCH|HF|OMP|MKL|OPENBLAS|KMP|GOMP)_\w+|TORCHINDUCTOR_\w+"
+    r"|(FSSPEC|HADOOP|HDFS|AWS|GOOGLE|AZURE)_\w+"
 )
-INHERITED_PREFIXES = (
-    "EDL_ PADDLE_EDL_ LC_ XDG_ PYTHON CONDA_ CUDA_ NCCL_ NVIDIA_ TORCH HF_ FSSPEC_ HADOOP_ HDFS_ AWS_ GOOGLE_ "
-    "AZURE_ OMP_ MKL_ OPENBLAS_ KMP_ GOMP_ MALLOC_"
-).split()
 #: never passed on: a worker holds the token of its own worker id, not what the token is derived from
 WITHHELD = frozenset({"EDL_KEY_FILE", "CUDA_VISIBLE_DEVICES"})
 
@@ -48,11 +46,7 @@ class NodeEnvironment:
 
 def inherited(base: Mapping[str, str]) -> dict[str, str]:
     """The part of `base` that children get."""
-    return {
-        name: value
-        for name, value in base.items()
-        if name not in WITHHELD and (name in INHERITED_NAMES or name.startswith(tuple(INHERITED_PREFIXES)))
-    }
+    return {name: value for name, value in base.items() if INHERITED.fullmatch(name) and name not in WITHHELD}
 
 
 def job_environment(shared: NodeEnvironment, spec: JobSpec) -> dict[str, str]:
@@ -72,7 +66,7 @@ def worker_environment(
     Rank, size and rendezvous address are not in it: they change with the generation and come through the gate.
     """
     threads = str(shared.threads_per_slot)
-    defaults = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    defaults = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     defaults["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(GLOO_TIMEOUT_S)
     # on a node of CPU slots the GPUs that it may have are hidden
     defaults["CUDA_VISIBLE_DEVICES"] = str(node.gpus[planned.slot]) if node.gpus else ""

@@ -58,7 +58,7 @@ def load_or_create_key(path: Path) -> ClusterKey:
 
 
 def _create(path: Path) -> None:
-    """Write a complete file beside `path`, then link it there: nobody ever reads half a key, and the first one stays."""
+    """Write a complete file beside `path`, then link it there: nobody reads half a key, and the first one stays."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
