@@ -58,10 +58,10 @@ class Outbox:
         """Write all that waits. Raises Disconnected, keeping what was not written."""
         while (item := self._next_record()) is not None:
             path, pending = item
-            self._write(path, pending)
-            with self._lock:
-                if self._records.get(path) is pending:
-                    del self._records[path]
+            if self._written(path, pending):
+                with self._lock:
+                    if self._records.get(path) is pending:
+                        del self._records[path]
         while True:
             with self._lock:
                 event = self._events[0] if self._events else None
@@ -84,7 +84,8 @@ class Outbox:
         with self._lock:
             return next(iter(self._records.items()), None)
 
-    def _write(self, path: str, pending: _Pending) -> None:
+    def _written(self, path: str, pending: _Pending) -> bool:
+        """Whether the record needs no further try."""
         version = self._versions.get(path)
         try:
             if version is None:
@@ -97,7 +98,9 @@ class Outbox:
             # It was there before us, or a write whose answer was lost did happen: go on from what is there.
             found = self._store.get(path)
             if found is not None:
-                self._versions[path] = self._store.set(path, pending.data, found.version)
+                self._versions[path] = found.version
+            return False
+        return True
 
     def _create(self, path: str, pending: _Pending) -> None:
         """Raises NotFound if the job does not exist, VersionConflict if the record does."""
