@@ -67,11 +67,13 @@ class NodeApi:
 
     async def serve(self) -> None:
         """Serve until `close`."""
-        await self._server.serve(sockets=[self._socket])
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            self._socket.close()
 
     def close(self) -> None:
         self._server.should_exit = True
-        self._socket.close()
 
 
 class _Server(uvicorn.Server):
