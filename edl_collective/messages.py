@@ -170,9 +170,10 @@ class Puts(Message, frozen=True, kw_only=True):
 
 
 class Need(Message, frozen=True, kw_only=True):
-    """Send all keys of `generation` again: workers of this node wait for some."""
+    """Send these keys of `generation` (scope -> keys) if you have them: workers of this node wait for them."""
 
     generation: int
+    keys: dict[str, tuple[str, ...]] = {}
 
 
 ProxyMessage = NodeHello | AtGate | IsRunning | HasFinished | HasExited | Puts | Need

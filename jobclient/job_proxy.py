@@ -24,6 +24,7 @@ from edl_collective.messages import (
     IsRunning,
     Leave,
     LeaveWorker,
+    Need,
     NodeHello,
     ProxyMessage,
     Table,
@@ -233,15 +234,14 @@ class LocalWorld(Generic[T]):
         unsaid, self._unsaid = self._unsaid, {}
         return unsaid
 
-    @property
-    def own(self) -> Mapping[str, Mapping[str, bytes]]:
-        """All keys that workers of this node have put for those of others in the present generation."""
-        return self._own
-
-    @property
-    def holding(self) -> bool:
-        """Whether a request waits for a key."""
-        return bool(self._held)
+    def missing(self) -> Need | None:
+        """What requests wait for, None if none does."""
+        if not self._held:
+            return None
+        keys: dict[str, list[str]] = {}
+        for scope, key in self._held:
+            keys.setdefault(scope, []).append(key)
+        return Need(generation=self.record.generation, keys={scope: tuple(names) for scope, names in keys.items()})
 
     def drop(self, ticket: T) -> None:
         """The connection of `ticket` is closed."""

@@ -1,0 +1,76 @@
+"""The job of the end-to-end tests: a small CNN on scikit-learn's digits, with every step's samples recorded.
+
+Each worker writes what it took to <record_dir>/<worker or pid>.jsonl. `--step_s` makes a step last as long as on a
+bigger model, so that there is time to do things to the job in the middle of an epoch.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import edl_collective as edl
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=1500)
+    parser.add_argument("--step_s", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--record_dir", type=Path, default=None)
+    args = parser.parse_args()
+
+    edl.init(seed=args.seed)
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0  # [1797, 1, 8, 8]
+    labels = torch.tensor(digits.target)
+    train_set = TensorDataset(images[: args.samples], labels[: args.samples])
+    held_out = images[1500:], labels[1500:]
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sampler = edl.ElasticBatchSampler(len(train_set), edl.TotalBatch(args.batch, min_local_batch=2), seed=args.seed)
+    loader = DataLoader(edl.RecordingDataset(train_set), batch_sampler=sampler)
+    step_log = None
+    if args.record_dir is not None:
+        args.record_dir.mkdir(parents=True, exist_ok=True)
+        step_log = edl.StepLog(args.record_dir / f"{os.environ.get('EDL_WORKER', os.getpid())}.jsonl")
+    state = edl.State(
+        model=model,
+        optimizer=optimizer,
+        sampler=sampler,
+        schedule=edl.CosineLR(0.1, args.epochs),
+        checkpoint_url=edl.checkpoint_url(),
+        step_log=step_log,
+    )
+    if step_log is None:
+        loader = DataLoader(train_set, batch_sampler=sampler)
+
+    @edl.run
+    def train(state: edl.State) -> None:
+        for _epoch in state.epochs(args.epochs):
+            model.train()
+            for pixels, targets in state.batches(loader):
+                state.backward(nn.functional.cross_entropy(model(pixels), targets), len(targets))
+                state.step()
+                time.sleep(args.step_s)
+            model.eval()
+            with torch.no_grad():
+                hits = float((model(held_out[0]).argmax(1) == held_out[1]).sum())
+            state.report(accuracy=hits / len(held_out[1]))
+
+    train(state)
+
+
+if __name__ == "__main__":
+    main()
