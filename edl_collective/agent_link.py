@@ -4,6 +4,7 @@ A thread reads; notices are levels (the highest generation that was interrupted 
 early, twice or late means the same. The end of the connection means that the JobClient is dead: `gate` raises.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -83,8 +84,10 @@ class AgentLink:
         self._send(Finished(generation=generation))
 
     def close(self) -> None:
+        """End the connection; harmless when the JobClient has ended it already."""
         self._closing = True
-        self._socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._reader.join()
         self._socket.close()
 

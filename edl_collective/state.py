@@ -284,18 +284,21 @@ class State:
 
     def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
         """Write down what the dataset gave for this step; returns the batch without the record."""
-        if batch is not None and not isinstance(batch, Recorded):
-            raise StepOrderError("step_log is set: wrap the dataset of the loader in RecordingDataset")
-        indices, item = (torch.empty(0), None) if batch is None else batch
+        indices: list[int] = []
+        if batch is not None:
+            if not isinstance(batch, Recorded):
+                raise StepOrderError("step_log is set: wrap the dataset of the loader in RecordingDataset")
+            recorded, batch = tuple(batch)  # [local batch] and the collated item
+            indices = recorded.tolist()
         log.take(
             generation=self.sampler.generation,
             epoch=self.epoch,
             step=info.index,
             rank=self._reporter.rank,
             world_size=self._world_size,
-            indices=indices.tolist(),
+            indices=indices,
         )
-        return item
+        return batch
 
     def _check_stepped(self) -> None:
         if self._open is not None:
