@@ -11,17 +11,20 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.errors import CoordError, Disconnected
 from edl_collective.coord.key_file import load_or_create_key
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import NodeRecord
+from edl_collective.coord.records import NodeRecord, Rendezvous
 from edl_collective.coord.zk_store import ZkStore
+from edl_collective.messages import AgentMessage
 from jobclient.agent import Agent
 from jobclient.config import Config, ConfigError, parse
 from jobclient.node_api import NodeApi, make_app
+from jobclient.rendezvous_http import RendezvousServer
+from jobclient.rendezvous_proxy import JobProxy
 from jobclient.submit import ensure_job
 
 logger = logging.getLogger("jobclient")
@@ -42,13 +45,20 @@ def main(argv: Sequence[str]) -> int:
         print(f"jobclient: {error}", file=sys.stderr)
         return 2
     try:
-        return asyncio.run(_serve(config, key, api, store))
-    except* CoordError as group:
+        asyncio.run(_serve(config, key, api, store))
+    except (CoordError, OSError) as error:
+        print(f"jobclient: {error}", file=sys.stderr)
+        return 2
+    except ExceptionGroup as group:  # from a task beside the loop
+        _, bugs = group.split(CoordError)
+        if bugs is not None:
+            raise
         for error in group.exceptions:
             print(f"jobclient: {error}", file=sys.stderr)
         return 2
     finally:
         store.close()
+    return 0
 
 
 def _bind(config: Config, key: ClusterKey) -> NodeApi:
@@ -75,7 +85,7 @@ def _connect(config: Config) -> ZkStore:
     return attempt(config.zookeeper_wait_s - _PATIENCE_S)
 
 
-async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) -> int:
+async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) -> None:
     node = NodeRecord(
         node=config.node,
         incarnation=secrets.token_hex(8),
@@ -86,7 +96,16 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
         labels=dict(config.labels),
         started_at=time.time(),
     )
-    agent = Agent(config, node, store, key)
+    rendezvous = RendezvousServer()
+    await rendezvous.start()
+
+    def proxy(job: str, send: Callable[[str, AgentMessage], None]) -> JobProxy:
+        def world_changed(record: Rendezvous) -> None:
+            logger.info("job %s: generation %d of %d (%s)", job, record.generation, len(record.members), record.cause)
+
+        return JobProxy(job, node.node, node.incarnation, key, send, rendezvous, world_changed)
+
+    agent = Agent(config, node, store, key, proxy)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.close)
@@ -98,7 +117,7 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
     finally:
         api.close()
         await serving
-    return 0
+        await rendezvous.close()
 
 
 if __name__ == "__main__":

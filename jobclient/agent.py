@@ -59,7 +59,9 @@ class Proxy(Protocol):
 
     def driver_changed(self, driver: DriverRecord | None) -> None: ...
 
-    def close(self) -> None: ...
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 #: (job, send(worker, message)) -> the proxy of that job
@@ -114,7 +116,7 @@ class Agent:
             mirror.close()
             self._kill_all()
             for proxy in self._proxies.values():
-                proxy.close()
+                await proxy.close()
             await self._link.close()
             await self._reporting.last_flush(FINAL_FLUSH_S)
             await presence.resign()
@@ -133,7 +135,7 @@ class Agent:
             known = await self._load(mirror)
             if self._closing and not self._alive():
                 return
-            wake_at_s = self._decide() if known or self._closing else self._clock.monotonic_s() + RETRY_S
+            wake_at_s = await self._decide() if known or self._closing else self._clock.monotonic_s() + RETRY_S
             await self._wait(wake_at_s)
 
     async def _load(self, mirror: Mirror) -> bool:
@@ -151,10 +153,10 @@ class Agent:
         for job, proxy in self._proxies.items():
             if self._snapshot.drivers.get(job) != before.drivers.get(job):
                 proxy.driver_changed(self._snapshot.drivers.get(job))
-        self._forget()
+        await self._forget()
         return True
 
-    def _decide(self) -> float | None:
+    async def _decide(self) -> float | None:
         view = View(
             node=self._node,
             jobs=self._snapshot.jobs,
@@ -164,7 +166,7 @@ class Agent:
         )
         decision = decide(view, self._clock.monotonic_s())
         for action in decision.actions:
-            self._apply(action)
+            await self._apply(action)
         return decision.wake_at_s
 
     async def _wait(self, wake_at_s: float | None) -> None:
@@ -177,11 +179,11 @@ class Agent:
 
     # ---- actions ------------------------------------------------------------------------------------------------
 
-    def _apply(self, action: Action) -> None:
+    async def _apply(self, action: Action) -> None:
         match action:
             case StartWorker(job, planned, reason):
                 logger.info("job %s: start %s in slot %d (%s)", job, planned.worker, planned.slot, reason)
-                self._start_worker(action)
+                await self._start_worker(action)
             case LetLeave(job, worker, leave_by_s, reason):
                 logger.info("job %s: %s is to leave (%s)", job, worker, reason)
                 self._workers[job, worker].let_leave(leave_by_s)
@@ -200,23 +202,28 @@ class Agent:
                 logger.info("job %s: stop the driver (%s)", job, reason)
                 self._drivers[job].stop(timeout_s)
 
-    def _start_worker(self, action: StartWorker) -> None:
+    async def _start_worker(self, action: StartWorker) -> None:
         spec = self._snapshot.jobs[action.job].spec
         assert spec is not None
-        self._open_proxy(action.job)
+        await self._open_proxy(action.job)
         launch = self._launcher.worker(spec, action.planned)
-        worker = Worker(self._node, spec, action.planned, launch, self._clock.wall_s(), self._worker_changed)
+        worker = Worker(
+            *(self._node, spec, action.planned, launch, self._clock.wall_s()),
+            changed=self._worker_changed,
+            drain=self._link.drained,
+        )
         self._workers[action.job, worker.name] = worker
         self._worker_changed(worker)
         worker.start()
 
-    def _open_proxy(self, job: str) -> None:
+    async def _open_proxy(self, job: str) -> None:
         if job not in self._proxies:
 
             def send(worker: str, message: AgentMessage) -> None:
                 self._tell(job, worker, message)
 
             self._proxies[job] = self._make_proxy(job, send)
+            await self._proxies[job].start()
             self._proxies[job].driver_changed(self._snapshot.drivers.get(job))
 
     def _alive(self) -> bool:
@@ -228,7 +235,7 @@ class Agent:
         for driver in self._drivers.values():
             driver.kill()
 
-    def _forget(self) -> None:
+    async def _forget(self) -> None:
         """Drop workers that are gone and recorded so, and what is kept for jobs that have ended."""
         jobs = self._snapshot.jobs
         for name, worker in list(self._workers.items()):
@@ -242,12 +249,12 @@ class Agent:
             job = jobs.get(job_name)
             ended = job is None or job.spec is None or (job.status is not None and job.status.phase.terminal)
             if ended:
-                self._drop_job(job_name)
+                await self._drop_job(job_name)
 
-    def _drop_job(self, job: str) -> None:
+    async def _drop_job(self, job: str) -> None:
         proxy = self._proxies.pop(job, None)
         if proxy is not None:
-            proxy.close()
+            await proxy.close()
         driver = self._drivers.get(job)
         if driver is not None and not driver.view.running:
             del self._drivers[job]

@@ -60,12 +60,11 @@ class Launcher:
         options = {
             "--job": job,
             "--node": self._node.node,
-            "--address": config.address,
+            "--host": config.address,
             "--zookeeper": config.zookeeper,
-            "--zookeeper-root": config.zookeeper_root,
+            "--root": config.zookeeper_root,
             "--session-timeout": f"{config.session_timeout_s:g}",
             "--key-file": str(config.key_file),
-            "--log-level": str(config.log_level),
         }
         return Command(
             argv=[sys.executable, "-m", "edl_collective.driver", *(word for pair in options.items() for word in pair)],

@@ -4,8 +4,9 @@ Keeps the record that ZooKeeper is to show and what the worker said; every chang
 jobclient.decide says when it starts, leaves and stops.
 """
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -39,7 +40,9 @@ class Worker:
         launch: Launch,
         started_at: float,
         changed: Callable[["Worker"], None],
+        drain: Callable[[str, str], Awaitable[None]],
     ) -> None:
+        """`drain(job, worker)` returns when everything that the worker said before its end has been heard."""
         self.job = spec.job
         self.name = planned.worker
         self.record = WorkerRecord(
@@ -60,6 +63,8 @@ class Worker:
         self._stop_timeout_s: float | None = None
         self._launch = launch
         self._changed = changed
+        self._drain = drain
+        self._ending: asyncio.Task[None] | None = None
         self._process: Process | None = None
 
     def view(self) -> LocalWorker:
@@ -150,12 +155,17 @@ class Worker:
         self._set_gone()
 
     def _main_changed(self, process: Process) -> None:
-        if process.exited.done():
-            self._end(process.exited.result(), process.problem or "")
+        if process.exited.done() and self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._finish(process))
         elif process.pid is not None and self.record.pid is None:
             self._update(pid=process.pid)
-        if process.gone.done():
-            self._set_gone()
+
+    async def _finish(self, process: Process) -> None:
+        """The exit may be known before the last words are: Finished decides how others take it."""
+        await self._drain(self.job, self.name)
+        self._end(process.exited.result(), process.problem or "")
+        await process.gone
+        self._set_gone()
 
     def _end(self, code: int, problem: str) -> None:
         """Record the exit, once."""

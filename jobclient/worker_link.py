@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 * 1024
 HELLO_TIMEOUT_S = 10.0
+#: the connection of a dead worker ends as soon as what it left behind is killed; nobody waits longer for that
+DRAIN_TIMEOUT_S = 1.0
 #: (job, worker)
 Name = tuple[str, str]
 
@@ -39,6 +41,8 @@ class WorkerLink:
         self._expected = expected
         self._received = received
         self._writers: dict[Name, asyncio.StreamWriter] = {}
+        #: done when the connection of that worker has been read to its end
+        self._ended: dict[Name, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -54,6 +58,12 @@ class WorkerLink:
             return False
         writer.write(encode_line(message))
         return True
+
+    async def drained(self, job: str, worker: str) -> None:
+        """Return when all that a dead worker has sent was received."""
+        ended = self._ended.get((job, worker))
+        if ended is not None:
+            await asyncio.wait([ended], timeout=DRAIN_TIMEOUT_S)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -83,6 +93,7 @@ class WorkerLink:
         finally:
             if name is not None and self._writers.get(name) is writer:
                 del self._writers[name]
+                self._ended.pop(name).set_result(None)
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
@@ -100,7 +111,9 @@ class WorkerLink:
         before = self._writers.get(name)
         if before is not None:
             before.close()
+            self._ended.pop(name).set_result(None)
         self._writers[name] = writer
+        self._ended[name] = asyncio.get_running_loop().create_future()
         self._received(*name, hello)
         return name
 

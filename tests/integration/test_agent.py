@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -33,7 +34,7 @@ from edl_collective.coord.records import (
     decode,
     encode,
 )
-from edl_collective.messages import AgentMessage, Assigned, Interrupt, Leave
+from edl_collective.messages import AgentMessage, Interrupt, Leave, decode_agent_line
 from jobclient.agent import Agent
 from jobclient.config import Config, parse
 from jobclient.node_api import NodeApi, make_app
@@ -101,7 +102,10 @@ class FakeProxy:
     def driver_changed(self, driver: DriverRecord | None) -> None:
         self.driver = driver
 
-    def close(self) -> None:
+    async def start(self) -> None:
+        self.said.append(("start",))
+
+    async def close(self) -> None:
         self.closed = True
 
 
@@ -177,8 +181,12 @@ class Cluster:
         await until(lambda: self.proxy is not None and words in self.proxy.said)
 
     def assign(self, name: str, generation: int, rank: int = 0) -> None:
-        place = {"local_rank": 0, "local_size": 1, "cross_rank": 0, "cross_size": 1}
-        message = Assigned(generation=generation, epoch=1, rank=rank, size=1, rendezvous="r", **place)
+        one = {"size": 1, "local_size": 1, "cross_size": 1, "local_rank": 0, "cross_rank": 0}
+        message = decode_agent_line(
+            msgspec.json.encode(
+                {"type": "Assigned", "epoch": 1, "generation": generation, "rank": rank, "rendezvous": "r"} | one
+            )
+        )
         assert self.proxy is not None
         self.proxy.send(name, message)
 
@@ -226,7 +234,7 @@ async def test_worker_from_start_to_finish(cluster: Cluster) -> None:
     ended = await cluster.state("w1", WorkerState.EXITED)
     assert (ended.outcome, ended.exit_code, ended.generation, ended.log_tail) == (Outcome.FINISHED, 0, 5, "")
     assert cluster.proxy is not None
-    assert cluster.proxy.said[1:] == [("running", "w1", 5), ("finished", "w1"), ("exited", "w1", "exit code 0")]
+    assert cluster.proxy.said[2:] == [("running", "w1", 5), ("finished", "w1"), ("exited", "w1", "exit code 0")]
     await until(lambda: cluster.server.get(PATHS.progress("j")) is not None)
     progress = cluster.server.get(PATHS.progress("j"))
     assert progress is not None
@@ -412,7 +420,7 @@ async def test_wrong_token_is_refused(cluster: Cluster, caplog: pytest.LogCaptur
     await cluster.state("w1", WorkerState.EXITED)
     assert "wrong token" in caplog.text
     assert cluster.proxy is not None
-    assert [said[0] for said in cluster.proxy.said] == ["exited"]
+    assert [said[0] for said in cluster.proxy.said] == ["start", "exited"]
 
 
 def test_killed_jobclient_leaves_nothing(tmp_path: Path) -> None:

@@ -273,8 +273,8 @@ def nodes(draw: st.DrawFn) -> SimulatedNode:
     node = SimulatedNode(jobs, closing=draw(st.booleans()))
     for slot in draw(st.sets(st.integers(0, 1))):
         name = (draw(st.sampled_from("jk")), draw(st.sampled_from(NAMES)))
-        fields = {"cold": draw(st.booleans()), "stopping": draw(st.booleans())}
-        node.workers[name] = LocalWorker(*name, slot, **fields)
+        cold, stopping = draw(st.booleans()), draw(st.booleans())
+        node.workers[name] = LocalWorker(*name, slot, cold=cold, stopping=stopping)
         node.started.add(name)
     for job in draw(st.sets(st.sampled_from("jk"))):
         node.drivers[job] = LocalDriver(job, running=draw(st.booleans()))
