@@ -64,6 +64,11 @@ class Session(Enum):
     LOST = "lost"
 
 
+#: A one-shot watch: called once with the path, from a thread of the store, when the answer may have become another or
+#: the session changed. It must return at once; to go on watching, look again. Mirror does that for a whole subtree.
+Wake = Callable[[str], None]
+
+
 class Store(Protocol):
     """A tree of small versioned values with ephemeral paths, transactions and watches."""
 
@@ -74,11 +79,11 @@ class Store(Protocol):
     def session_id(self) -> int | None:
         """Identity of the current session, as Versioned.owner shows it; None while there is none."""
 
-    def get(self, path: str) -> Versioned | None:
-        """Value of `path`, None if it does not exist."""
+    def get(self, path: str, wake: Wake | None = None) -> Versioned | None:
+        """Value of `path`, None if it does not exist; `wake` is left as a watch if it exists (see Wake)."""
 
-    def children(self, path: str) -> list[str]:
-        """Sorted names below `path`, empty if it does not exist."""
+    def children(self, path: str, wake: Wake | None = None) -> list[str]:
+        """Sorted names below `path`, empty if it does not exist; `wake` watches them, or its creation."""
 
     def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False) -> None:
         """Create `path` and missing (persistent, empty) parents. Raises Exists."""
@@ -97,12 +102,6 @@ class Store(Protocol):
 
     def transact(self, ops: Sequence[Op]) -> None:
         """Apply all or nothing. Raises the error of the first operation that fails."""
-
-    def watch(self, path: str, wake: Callable[[str], None]) -> Callable[[], None]:
-        """Call `wake(changed_path)` on every change at or below `path`, and `wake(path)` after a reconnect.
-
-        `wake` runs on a thread of the store and must return at once. Returns a function that ends the watch.
-        """
 
     def on_session(self, listener: Callable[[Session], None]) -> Callable[[], None]:
         """Call `listener(state)` on each change of session; returns a function that ends it."""

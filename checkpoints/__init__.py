@@ -1,0 +1,92 @@
+"""Checkpoints of a training job on any file system: committed by a manifest, verified by checksums, newest valid wins.
+
+Useful alone, with plain PyTorch: it imports nothing else of this project. Importing the package loads neither torch nor
+a file system client; each public name is loaded when it is first used. What it does not do: decide when to save.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from checkpoints.errors import (
+        CheckpointDamaged,
+        CheckpointError,
+        CheckpointExists,
+        CheckpointNotFound,
+        CheckpointPermission,
+        CheckpointQuota,
+        CheckpointTimeout,
+        CheckpointUnavailable,
+        CheckpointUnsupported,
+        InvalidStatus,
+        StateNotSupported,
+    )
+    from checkpoints.layout import DEFAULT_FOLDER
+    from checkpoints.loader import LoadedCheckpoint, list_checkpoints, load_checkpoint, verify
+    from checkpoints.saver import preflight, save_checkpoint
+    from checkpoints.store import CheckpointInfo, Skipped
+    from checkpoints.train_status import TrainStatus
+
+_HOME = {
+    "CheckpointDamaged": "errors",
+    "CheckpointError": "errors",
+    "CheckpointExists": "errors",
+    "CheckpointInfo": "store",
+    "CheckpointNotFound": "errors",
+    "CheckpointPermission": "errors",
+    "CheckpointQuota": "errors",
+    "CheckpointTimeout": "errors",
+    "CheckpointUnavailable": "errors",
+    "CheckpointUnsupported": "errors",
+    "DEFAULT_FOLDER": "layout",
+    "InvalidStatus": "errors",
+    "LoadedCheckpoint": "loader",
+    "Skipped": "store",
+    "StateNotSupported": "errors",
+    "TrainStatus": "train_status",
+    "list_checkpoints": "loader",
+    "load_checkpoint": "loader",
+    "preflight": "saver",
+    "save_checkpoint": "saver",
+    "verify": "loader",
+}
+
+__all__ = [
+    "DEFAULT_FOLDER",
+    "CheckpointDamaged",
+    "CheckpointError",
+    "CheckpointExists",
+    "CheckpointInfo",
+    "CheckpointNotFound",
+    "CheckpointPermission",
+    "CheckpointQuota",
+    "CheckpointTimeout",
+    "CheckpointUnavailable",
+    "CheckpointUnsupported",
+    "InvalidStatus",
+    "LoadedCheckpoint",
+    "Skipped",
+    "StateNotSupported",
+    "TrainStatus",
+    "list_checkpoints",
+    "load_checkpoint",
+    "preflight",
+    "save_checkpoint",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that `import checkpoints` stays free of heavy packages."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'checkpoints' has no attribute {name!r}")
+    value = getattr(import_module(f"checkpoints.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

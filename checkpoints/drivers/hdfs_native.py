@@ -1,0 +1,233 @@
+"""The driver for HDFS without a JVM, on the hdfs-native package.
+
+    hdfs://host:8020/dir      a NameNode by its address
+    hdfs://nameservice/dir    a name that HADOOP_CONF_DIR explains (high availability, Kerberos)
+    hdfs:///dir               fs.defaultFS of HADOOP_CONF_DIR
+
+The user is HADOOP_USER_NAME (else the login name); the client reads it and HADOOP_CONF_DIR itself.
+
+Invariants:
+- A call ends: a dead NameNode fails within a second (the client's own default is three minutes), and one that is
+  silent fails after CALL_TIMEOUT_S.
+- The client lives in one process. After a fork the child makes its own, because the parent's hangs there.
+- A file under a write-once name is renamed there when it is complete and synced.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from checkpoints.drivers.base import Entry, translated
+from checkpoints.errors import CheckpointError, CheckpointUnavailable, CheckpointUnsupported
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Longest wait for one call; a chunk of a write passes a pipeline of DataNodes that may have to be rebuilt.
+CALL_TIMEOUT_S = 90.0
+
+#: Strings, as in hdfs-site.xml. The defaults (15 attempts, sleeping up to 15 s) are for daemons that cannot give up.
+FAIL_FAST = {
+    "dfs.client.failover.max.attempts": "4",
+    "dfs.client.failover.sleep.base.millis": "50",
+    "dfs.client.failover.sleep.max.millis": "500",
+}
+
+
+class HdfsNativeDriver:
+    """A folder on HDFS.
+
+    Args:
+        url: see above.
+        call_timeout_s: longest wait for one call.
+
+    Raises:
+        CheckpointUnsupported: if the package is missing.
+    """
+
+    def __init__(self, url: str, call_timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self.url = url
+        parts = urlsplit(url)
+        self._address = f"hdfs://{parts.netloc}" if parts.netloc else None
+        self._root = parts.path.rstrip("/")
+        self._call_timeout_s = call_timeout_s
+        self._native = _package(url)
+        self._client: Any = None
+        self._pid = -1
+        self._inherited: list[Any] = []  # clients of a parent process, which must not even be dropped here
+
+    def _path(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else (self._root or "/")
+
+    def _here(self) -> Any:
+        """The client of this process."""
+        if self._pid != os.getpid():
+            if self._client is not None:
+                self._inherited.append(self._client)
+            try:
+                self._client = self._native.Client(self._address, FAIL_FAST)
+            except RuntimeError as error:
+                raise CheckpointUnavailable(
+                    f"cannot use {self.url}: {error} (give host:port, or set HADOOP_CONF_DIR to the cluster's "
+                    "configuration)",
+                    url=self.url,
+                ) from error
+            self._pid = os.getpid()
+        return self._client
+
+    def _call(self, operation: str, path: str, what: Callable[[Any, str], T]) -> T:
+        full = self._path(path)
+        with translated(operation, f"{self._address or 'hdfs://'}{full}"):
+            client = self._here()
+            return _within(self._call_timeout_s, lambda: what(client, full))
+
+    def list_dir(self, path: str) -> list[Entry]:
+        """See Driver."""
+        return self._call("list", path, lambda c, p: [_entry(status) for status in c.list_status(p, False)])
+
+    def info(self, path: str) -> Entry:
+        """See Driver."""
+        return self._call("look at", path, lambda c, p: _entry(c.get_file_info(p)))
+
+    def open_read(self, path: str) -> HdfsReader:
+        """See Driver."""
+        file = self._call("read", path, lambda c, p: c.read(p))
+        return HdfsReader(file, self._path(path), self._call_timeout_s)
+
+    def open_write(self, path: str) -> HdfsWriter:
+        """See Driver."""
+        options = self._native.WriteOptions(overwrite=False, create_parent=False)
+        file = self._call("write", path, lambda c, p: c.create(p, options))
+        return HdfsWriter(file, self._path(path), lambda: self.remove(path), self._call_timeout_s)
+
+    def write_once(self, path: str, data: bytes) -> None:
+        """See Driver."""
+        folder, _, name = path.rpartition("/")
+        whole = f"{folder}/.{name}.{secrets.token_hex(4)}".lstrip("/")
+        writer = self.open_write(whole)
+        try:
+            writer.write(memoryview(data))
+            writer.commit()
+            self._call("write", path, lambda c, p: c.rename(self._path(whole), p, False))
+        except BaseException:
+            writer.abort()
+            raise
+
+    def make_dirs(self, path: str) -> None:
+        """See Driver."""
+        self._call("make the folder", path, lambda c, p: c.mkdirs(p, 0o755, True))
+
+    def remove(self, path: str) -> None:
+        """See Driver."""
+        self._call("remove", path, lambda c, p: c.delete(p, False))
+
+    def remove_tree(self, path: str) -> None:
+        """See Driver."""
+        self._call("remove", path, lambda c, p: c.delete(p, True))
+
+    def close(self) -> None:
+        """See Driver."""
+        self._client, self._pid = None, -1
+
+
+class HdfsWriter:
+    """A new file on HDFS; see Writer. It is not used as a context manager: leaving one publishes a cut file."""
+
+    def __init__(self, file: Any, path: str, remove: Callable[[], None], call_timeout_s: float) -> None:
+        self._file = file
+        self._path = path
+        self._remove = remove
+        self._call_timeout_s = call_timeout_s
+
+    def write(self, data: memoryview) -> None:
+        """See Writer."""
+        with translated("write", self._path):
+            _within(self._call_timeout_s, lambda: self._file.write(data))
+
+    def commit(self) -> None:
+        """See Writer."""
+        with translated("write", self._path):
+            _within(self._call_timeout_s, self._sync)
+            _within(self._call_timeout_s, self._file.close)
+
+    def abort(self) -> None:
+        """See Writer."""
+        # The file is removed under its writer: closing it afterwards fails, and that is the point.
+        with suppress(CheckpointError):
+            self._remove()
+
+    def _sync(self) -> None:
+        """To the disks of the DataNodes, not only to their memory; erasure-coded files cannot, closing must do."""
+        try:
+            self._file.hsync()
+        except (RuntimeError, NotImplementedError) as error:
+            if "nsupported" not in str(error):
+                raise
+            logger.debug("%s is closed without hsync: %s", self._path, error)
+
+
+class HdfsReader:
+    """A file on HDFS being read; see Reader."""
+
+    def __init__(self, file: Any, path: str, call_timeout_s: float) -> None:
+        self._file = file
+        self._path = path
+        self._call_timeout_s = call_timeout_s
+
+    def readinto(self, buffer: memoryview) -> int:
+        """See Reader."""
+        with translated("read", self._path):
+            data: bytes = _within(self._call_timeout_s, lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """See Reader."""
+        self._file = None
+
+
+def _entry(status: Any) -> Entry:
+    return Entry(status.path.rstrip("/").rpartition("/")[2], status.isdir, 0 if status.isdir else status.length)
+
+
+def _within(timeout_s: float, what: Callable[[], T]) -> T:
+    """Run a call that has no timeout of its own; if it does not come back, it is left to its thread.
+
+    Raises:
+        TimeoutError: after timeout_s.
+    """
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(what())
+        except BaseException as error:  # handed to the caller below
+            failure.append(error)
+
+    # A daemon, so that a call that never returns does not keep the process from ending.
+    thread = threading.Thread(target=run, name="hdfs-call", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise TimeoutError(f"no answer within {timeout_s:.0f} s")
+    return outcome[0]
+
+
+def _package(url: str) -> Any:
+    try:
+        import hdfs_native
+    except ImportError as error:
+        raise CheckpointUnsupported(
+            f"{url} needs the hdfs-native package: pip install 'edl-elastic[hdfs]' (or use webhdfs://)", url=url
+        ) from error
+    return hdfs_native

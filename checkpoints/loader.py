@@ -1,0 +1,162 @@
+"""Loading: the newest checkpoint that passes every check, and what was passed over to reach it.
+
+Invariant: nothing is returned that was not verified byte by byte. Damage leads to the next older checkpoint and is
+reported; an outage is raised; "no checkpoint" is said only of a folder that was listed and has none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from checkpoints import store
+from checkpoints.drivers import Driver, open_driver
+from checkpoints.errors import CheckpointDamaged, CheckpointNotFound
+from checkpoints.layout import Manifest, parse_shard
+from checkpoints.policy import Condition
+from checkpoints.shard_file import check_shard, read_shard
+from checkpoints.store import CheckpointInfo, Examined, Skipped
+from checkpoints.train_status import TrainStatus
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        status: where the training stood.
+        state: by name, what was saved; give each to the `load_state_dict` of its object.
+        info: which checkpoint it is.
+        skipped: newer ones that were passed over, newest first, each with its reason.
+    """
+
+    status: TrainStatus
+    state: dict[str, Any]
+    info: CheckpointInfo
+    skipped: tuple[Skipped, ...]
+
+
+def load_checkpoint(
+    url: str,
+    *,
+    checkpoint_no: int | None = None,
+    map_location: str = "cpu",
+    driver: str | Driver | None = None,
+) -> LoadedCheckpoint | None:
+    """Load the newest valid checkpoint, or one by its number.
+
+    Args:
+        url: the checkpoint folder.
+        checkpoint_no: load this one and no other; None takes the newest that is valid.
+        map_location: device for the tensors, such as "cpu" or "cuda:0".
+        driver: which driver to use, by default the one of the URL's scheme.
+
+    Returns:
+        The checkpoint, or None if the folder has none (a save that never finished does not count).
+
+    Raises:
+        CheckpointNotFound: if there is no checkpoint of that number.
+        CheckpointDamaged: if the one asked for is damaged, or if there are checkpoints and every one is.
+        CheckpointUnavailable: if the file system cannot answer.
+    """
+    with _opened(url, driver) as source:
+        skipped: list[Skipped] = []
+        lost = False
+        for examined in _newest_first(source, checkpoint_no):
+            try:
+                loaded = _load(source, examined, map_location)
+            except CheckpointDamaged as error:
+                lost = lost or examined.condition is not Condition.UNFINISHED
+                skipped.append(Skipped(str(examined.attempt), str(error)))
+                logger.warning("checkpoint %s in %s is not used: %s", examined.attempt, url, error)
+                continue
+            return LoadedCheckpoint(loaded[0].status, loaded[1], examined.info(url), tuple(skipped))
+    _explain_nothing(url, checkpoint_no, skipped, lost)
+    return None
+
+
+def _explain_nothing(url: str, checkpoint_no: int | None, skipped: list[Skipped], lost: bool) -> None:
+    """Raise if having found nothing is more than an empty folder."""
+    reasons = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:3])
+    if checkpoint_no is not None:
+        if skipped:
+            raise CheckpointDamaged(f"checkpoint {checkpoint_no} in {url} cannot be used: {reasons}", url=url)
+        raise CheckpointNotFound(f"there is no checkpoint {checkpoint_no} in {url}; `edl ckpt ls` shows them", url=url)
+    if lost:
+        raise CheckpointDamaged(
+            f"none of the {len(skipped)} checkpoints in {url} can be used ({reasons}); "
+            "to start over, choose an empty folder",
+            url=url,
+        )
+
+
+def list_checkpoints(url: str, *, driver: str | Driver | None = None) -> list[CheckpointInfo]:
+    """Every attempt in the folder, newest first, each with its condition; sizes are compared, contents are not read.
+
+    Raises:
+        CheckpointUnavailable: if the file system cannot answer; an outage is never an empty list.
+    """
+    with _opened(url, driver) as source:
+        return [examined.info(url) for examined in _newest_first(source, None)]
+
+
+def verify(url: str, *, checkpoint_no: int | None = None, driver: str | Driver | None = None) -> list[CheckpointInfo]:
+    """As `list_checkpoints`, and every byte of every shard is read and compared with its checksum.
+
+    Args:
+        checkpoint_no: verify only the checkpoints of this number.
+
+    Raises:
+        CheckpointNotFound: if there is no checkpoint of that number.
+        CheckpointUnavailable: if the file system cannot answer.
+    """
+    with _opened(url, driver) as source:
+        found = [_verified(source, examined).info(url) for examined in _newest_first(source, checkpoint_no)]
+    if checkpoint_no is not None and not found:
+        _explain_nothing(url, checkpoint_no, [], lost=False)
+    return found
+
+
+@contextmanager
+def _opened(url: str, driver: str | Driver | None) -> Iterator[Driver]:
+    source = open_driver(url, driver)
+    try:
+        yield source
+    finally:
+        if source is not driver:
+            source.close()
+
+
+def _newest_first(driver: Driver, checkpoint_no: int | None) -> Iterator[Examined]:
+    for attempt in store.attempts(driver):
+        if checkpoint_no is None or attempt.number == checkpoint_no:
+            yield store.examine(driver, attempt)
+
+
+def _load(driver: Driver, examined: Examined, device: str) -> tuple[Manifest, dict[str, Any]]:
+    manifest = examined.manifest
+    if manifest is None or examined.problem is not None:
+        raise CheckpointDamaged(examined.problem or "no manifest")
+    state = {}
+    for shard in manifest.shards:
+        name = parse_shard(shard.name)
+        if name is None or name.parts != 1:
+            raise CheckpointDamaged(f"{shard.name} is a part of a sharded state, which this version does not read")
+        state[name.state] = read_shard(driver, f"{examined.attempt}/{shard.name}", shard, device)
+    return manifest, state
+
+
+def _verified(driver: Driver, examined: Examined) -> Examined:
+    if examined.condition is not Condition.VALID or examined.manifest is None:
+        return examined
+    try:
+        for shard in examined.manifest.shards:
+            check_shard(driver, f"{examined.attempt}/{shard.name}", shard)
+    except CheckpointDamaged as error:
+        return replace(examined, condition=Condition.DAMAGED, problem=str(error))
+    return examined

@@ -1,0 +1,136 @@
+"""Saving: a fresh attempt directory, the shards, and the manifest last.
+
+Invariant: until the manifest is there the save never happened, whatever step it stopped at; afterwards the checkpoint
+is whole. Two savers never touch each other's files. It does not decide when to save, and blocks until all is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from checkpoints import store
+from checkpoints.drivers import Driver, open_driver
+from checkpoints.drivers.base import read_file
+from checkpoints.errors import CheckpointError, CheckpointUnavailable, StateNotSupported
+from checkpoints.layout import MANIFEST, TOKEN_DIGITS, AttemptName, Manifest, ShardName
+from checkpoints.policy import Condition
+from checkpoints.shard_file import write_shard
+from checkpoints.store import CheckpointInfo, Examined
+from checkpoints.train_status import TrainStatus
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    url: str,
+    status: TrainStatus,
+    *,
+    state: Mapping[str, Any],
+    driver_epoch: int = 0,
+    keep: int | None = 3,
+    driver: str | Driver | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> CheckpointInfo:
+    """Save a checkpoint and collect what is no longer kept; one process of the job calls it.
+
+    Args:
+        url: the job's checkpoint folder on any file system; made if it is not there.
+        status: where the training stands; its global_step is the checkpoint's order within a driver epoch.
+        state: by name, objects with `state_dict()` or what such a method returns: nested dicts and lists of tensors,
+            numpy arrays, numbers, strings and None.
+        driver_epoch: epoch of the driver that this worker belongs to; a worker of an older driver never wins over one
+            of a newer.
+        keep: valid checkpoints to keep, at least 1; None keeps all.
+        driver: which driver to use, by default the one of the URL's scheme.
+        now: the wall clock, for the time shown to people.
+
+    Returns:
+        What was committed.
+
+    Raises:
+        StateNotSupported: if the state holds something that cannot be stored without pickling.
+        ValueError: if keep, driver_epoch or a state's name is out of range.
+        CheckpointPermission, CheckpointQuota, CheckpointUnavailable: if the file system refuses or fails; the previous
+            checkpoint is untouched then.
+    """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep must be at least 1, or None to keep all; it is {keep}")
+    if driver_epoch < 0:
+        raise ValueError(f"driver_epoch must not be negative; it is {driver_epoch}")
+    shards = {ShardName(name): _state_of(value) for name, value in state.items()}
+    target = open_driver(url, driver)
+    try:
+        attempt = _next_attempt(target, status, driver_epoch)
+        manifest = _write(target, attempt, status, shards, now())
+        _collect(target, attempt, keep)
+    finally:
+        if target is not driver:
+            target.close()
+    return Examined(attempt, Condition.VALID, manifest, None).info(url)
+
+
+def _state_of(value: Any) -> Any:
+    method = getattr(value, "state_dict", None)
+    return method() if callable(method) else value
+
+
+def _next_attempt(driver: Driver, status: TrainStatus, driver_epoch: int) -> AttemptName:
+    present = store.attempts(driver)
+    number = max((attempt.number for attempt in present), default=0) + 1
+    return AttemptName(driver_epoch, status.global_step, number, secrets.token_hex(TOKEN_DIGITS // 2))
+
+
+def _write(
+    driver: Driver, attempt: AttemptName, status: TrainStatus, states: Mapping[ShardName, Any], now: datetime
+) -> Manifest:
+    driver.make_dirs(str(attempt))
+    try:
+        shards = tuple(write_shard(driver, f"{attempt}/{name}", str(name), value) for name, value in states.items())
+        manifest = Manifest(attempt, status, shards, now.isoformat(timespec="seconds"))
+        driver.write_once(f"{attempt}/{MANIFEST}", manifest.to_bytes())
+    except StateNotSupported:
+        driver.remove_tree(str(attempt))  # a mistake in the script, not in the file system: leave nothing behind
+        raise
+    return manifest
+
+
+def _collect(driver: Driver, attempt: AttemptName, keep: int | None) -> None:
+    """The save is done; that old checkpoints could not be removed is worth a warning, not a failed save."""
+    try:
+        store.collect(driver, attempt, keep)
+    except CheckpointError as error:
+        logger.warning("saved %s, but could not remove older checkpoints: %s", attempt, error)
+
+
+def preflight(url: str, *, driver: str | Driver | None = None, knob: str = "EDL_CHECKPOINT_PATH") -> None:
+    """Prove before training that checkpoints can be written here: write, read and remove a small file.
+
+    Args:
+        url: the checkpoint folder; it is made if it is not there.
+        driver: as in `save_checkpoint`.
+        knob: what the user sets to choose the folder, named in the message.
+
+    Raises:
+        CheckpointError: of the kind of the cause, with one sentence that names the URL and the knob.
+    """
+    probe = f".edl-probe-{secrets.token_hex(6)}"
+    written = secrets.token_bytes(64)
+    try:
+        target = open_driver(url, driver)
+        try:
+            target.make_dirs("")
+            target.write_once(probe, written)
+            found = read_file(target, probe, len(written))
+            target.remove(probe)
+        finally:
+            if target is not driver:
+                target.close()
+    except CheckpointError as error:
+        message = f"checkpoints cannot be kept at {url} (set by {knob}): {error}"
+        raise type(error)(message, url=url, operation="preflight") from error
+    if found != written:
+        raise CheckpointUnavailable(f"{url} (set by {knob}) gives back other bytes than were written", url=url)

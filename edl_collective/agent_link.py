@@ -1,0 +1,118 @@
+"""A worker's connection to the JobClient of its node: asks for a place in the world, hears notices, reports.
+
+A thread reads; notices are levels (the highest generation that was interrupted or aborted), so that one which comes
+early, twice or late means the same. The end of the connection means that the JobClient is dead: `gate` raises.
+"""
+
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable
+
+from edl_collective.context import Membership
+from edl_collective.errors import AgentLost
+from edl_collective.messages import (
+    Abort,
+    Assigned,
+    Finished,
+    Gate,
+    Happened,
+    Interrupt,
+    Leave,
+    Message,
+    Report,
+    Running,
+    WorkerHello,
+    decode_agent_line,
+    encode_line,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class AgentLink:
+    """Connected from construction to `close`. Raises AgentLost when nobody listens at the socket.
+
+    on_notice: called from the reading thread after a level rose.
+    """
+
+    def __init__(self, membership: Membership, on_notice: Callable[[], None] = lambda: None) -> None:
+        self._path = membership.agent_socket
+        self._on_notice = on_notice
+        self._send_lock = threading.Lock()
+        self._answers: queue.SimpleQueue[Assigned | Leave | None] = queue.SimpleQueue()
+        #: highest generation that should stop at its next step boundary, and that has lost a member
+        self.interrupted_generation = 0
+        self.aborted_generation = 0
+        self._closing = False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(self._path)
+        except OSError as error:
+            self._socket.close()
+            raise AgentLost(self._path) from error
+        self._send(
+            WorkerHello(job=membership.job, worker=membership.worker, token=membership.token, pid=os.getpid()),
+        )
+        self._reader = threading.Thread(target=self._read, name="edl-agent-link", daemon=True)
+        self._reader.start()
+
+    def gate(self, last_generation: int) -> Assigned | Leave:
+        """Wait for the world after `last_generation`. Raises AgentLost."""
+        self._send(Gate(last_generation=last_generation))
+        while True:
+            answer = self._answers.get()
+            if answer is None:
+                raise AgentLost(self._path)
+            # An answer may come twice, and the second one after we have used the first.
+            if isinstance(answer, Leave) or answer.generation > last_generation:
+                return answer
+
+    def running(self, generation: int) -> None:
+        self._send(Running(generation=generation))
+
+    def report(self, report: Report) -> None:
+        self._send(report)
+
+    def happened(self, event: Happened) -> None:
+        self._send(event)
+
+    def finished(self, generation: int) -> None:
+        self._send(Finished(generation=generation))
+
+    def close(self) -> None:
+        self._closing = True
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+        self._socket.close()
+
+    def _send(self, message: Message) -> None:
+        try:
+            with self._send_lock:
+                self._socket.sendall(encode_line(message))
+        except OSError as error:
+            raise AgentLost(self._path) from error
+
+    def _read(self) -> None:
+        try:
+            with self._socket.makefile("rb") as lines:
+                for line in lines:
+                    self._hear(decode_agent_line(line))
+        except OSError as error:
+            if not self._closing:
+                logger.warning("reading from the JobClient failed: %s", error)
+        finally:
+            self._answers.put(None)
+
+    def _hear(self, message: Assigned | Leave | Interrupt | Abort) -> None:
+        match message:
+            case Interrupt(generation=generation):
+                self.interrupted_generation = max(self.interrupted_generation, generation)
+                self._on_notice()
+            case Abort(generation=generation):
+                self.aborted_generation = max(self.aborted_generation, generation)
+                self._on_notice()
+            case Assigned() | Leave():
+                self._answers.put(message)

@@ -1,0 +1,85 @@
+"""Where this process runs: what its JobClient, or horovodrun, said in the environment. [pure]
+
+The only place of the training library that knows names of environment variables; jobclient/worker_env.py sets those
+that begin with EDL_.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Launcher(Enum):
+    """Who started this process, and so who decides which world it is in."""
+
+    JOBCLIENT = "jobclient"
+    HOROVODRUN_ELASTIC = "horovodrun elastic"
+    #: horovodrun -np N, mpirun, or nobody: the world never changes
+    FIXED = "fixed"
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A worker of a JobClient: whose it is and how it reaches the JobClient."""
+
+    job: str
+    worker: str
+    node: str
+    slot: int
+    token: str
+    agent_socket: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """`membership` is set exactly when `launcher` is JOBCLIENT."""
+
+    launcher: Launcher
+    membership: Membership | None
+    #: index of the CUDA device this process should use among the visible ones
+    device_index: int
+    #: threads for torch; None leaves torch's own choice
+    threads: int | None
+    checkpoint_url: str | None
+
+
+def read_context(environ: Mapping[str, str]) -> Context:
+    """The context that `environ` describes. Raises ValueError when it is incomplete or malformed."""
+    checkpoint_url = environ.get("EDL_CHECKPOINT_URL") or None
+    threads = _number(environ, "OMP_NUM_THREADS")
+    if "EDL_AGENT_SOCKET" in environ:
+        membership = _membership(environ)
+        # A JobClient makes exactly one device visible to each slot.
+        return Context(Launcher.JOBCLIENT, membership, 0, threads, checkpoint_url)
+    elastic = environ.get("HOROVOD_ELASTIC") == "1" and "HOROVOD_GLOO_RENDEZVOUS_ADDR" in environ
+    local_rank = _number(environ, "HOROVOD_LOCAL_RANK") or _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK") or 0
+    launcher = Launcher.HOROVODRUN_ELASTIC if elastic else Launcher.FIXED
+    return Context(launcher, None, local_rank, threads, checkpoint_url)
+
+
+def _membership(environ: Mapping[str, str]) -> Membership:
+    names = ("EDL_JOB", "EDL_WORKER", "EDL_NODE", "EDL_SLOT", "EDL_WORKER_TOKEN")
+    missing = [name for name in names if not environ.get(name)]
+    if missing:
+        raise ValueError(
+            f"EDL_AGENT_SOCKET is set but {', '.join(missing)} is not: start workers through a JobClient, "
+            "or unset EDL_AGENT_SOCKET to run the script alone"
+        )
+    return Membership(
+        job=environ["EDL_JOB"],
+        worker=environ["EDL_WORKER"],
+        node=environ["EDL_NODE"],
+        slot=_number(environ, "EDL_SLOT") or 0,
+        token=environ["EDL_WORKER_TOKEN"],
+        agent_socket=environ["EDL_AGENT_SOCKET"],
+    )
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name, "")
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}: it must be a whole number") from None

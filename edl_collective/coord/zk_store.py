@@ -1,0 +1,199 @@
+"""The store on a real ZooKeeper ensemble, through kazoo (server 3.5 or newer).
+
+kazoo reconnects and opens a new session by itself; this class translates its exceptions and its session states and adds
+nothing that has to be remembered. Operations are tried once: whoever loops looks again anyway.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kazoo import exceptions as kazoo_errors
+from kazoo.client import KazooClient
+from kazoo.handlers.threading import KazooTimeoutError
+from kazoo.interfaces import IAsyncResult
+from kazoo.protocol.states import KazooState, WatchedEvent
+
+from edl_collective.coord.errors import CoordError, Disconnected, Exists, NotEmpty, NotFound, VersionConflict
+from edl_collective.coord.store import Check, Create, Delete, Op, Session, Set, Versioned, Wake
+
+logger = logging.getLogger(__name__)
+
+_SESSIONS = {
+    KazooState.CONNECTED: Session.CONNECTED,
+    KazooState.SUSPENDED: Session.SUSPENDED,
+    KazooState.LOST: Session.LOST,
+}
+_UNREACHABLE = (
+    kazoo_errors.ConnectionLoss,
+    kazoo_errors.ConnectionClosedError,
+    kazoo_errors.SessionExpiredError,
+    kazoo_errors.SessionMovedError,
+    kazoo_errors.OperationTimeoutError,
+    KazooTimeoutError,
+)
+
+
+class ZkStore:
+    """A session with the ensemble at `hosts` ("host:port,host:port").
+
+    session_timeout_s: how long the ensemble keeps ephemeral paths of a client that is silent; the server bounds it.
+    operation_timeout_s: how long one operation may take before it raises Disconnected.
+    """
+
+    def __init__(self, hosts: str, *, session_timeout_s: float = 10.0, operation_timeout_s: float = 10.0) -> None:
+        self._hosts = hosts
+        self._operation_timeout_s = operation_timeout_s
+        self._client = KazooClient(hosts=hosts, timeout=session_timeout_s)
+        self._listeners: list[Callable[[Session], None]] = []
+        self._listeners_lock = threading.Lock()
+        self._client.add_listener(self._session_changed)
+
+    def start(self, timeout_s: float = 10.0) -> "ZkStore":
+        """Connect. Raises Disconnected when no server answers within `timeout_s`."""
+        try:
+            self._client.start(timeout=timeout_s)
+        except KazooTimeoutError as error:
+            self._client.stop()
+            self._client.close()
+            raise Disconnected(self._hosts, f"no answer within {timeout_s:g} s") from error
+        return self
+
+    @property
+    def session(self) -> Session:
+        return _SESSIONS[self._client.state]
+
+    @property
+    def session_id(self) -> int | None:
+        client_id = self._client.client_id
+        return client_id[0] if client_id and client_id[0] else None
+
+    def get(self, path: str, wake: Wake | None = None) -> Versioned | None:
+        try:
+            with self._translated(path):
+                data, stat = self._finish(self._client.get_async(path, watch=_watcher(path, wake)))
+        except NotFound:
+            return None
+        return Versioned(data, stat.version, stat.ephemeralOwner or None)
+
+    def children(self, path: str, wake: Wake | None = None) -> list[str]:
+        watch = _watcher(path, wake)
+        while True:
+            try:
+                with self._translated(path):
+                    return sorted(self._finish(self._client.get_children_async(path, watch=watch)))
+            except NotFound:
+                with self._translated(path):
+                    if watch is None or self._finish(self._client.exists_async(path, watch=watch)) is None:
+                        return []
+
+    def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False) -> None:
+        with self._translated(path):
+            self._finish(self._client.create_async(path, data, ephemeral=ephemeral, makepath=True))
+
+    def append(self, prefix: str, data: bytes) -> str:
+        with self._translated(prefix):
+            created: str = self._finish(self._client.create_async(prefix, data, sequence=True, makepath=True))
+        return created
+
+    def set(self, path: str, data: bytes, version: int | None) -> int:
+        if version is None:
+            try:
+                self.create(path, data)
+            except Exists as error:
+                raise VersionConflict(path) from error
+            return 0
+        with self._translated(path):
+            stat = self._finish(self._client.set_async(path, data, version))
+        return int(stat.version)
+
+    def delete(self, path: str, version: int | None = None, *, recursive: bool = False) -> None:
+        try:
+            if recursive:
+                for name in self.children(path):
+                    self.delete(f"{path}/{name}", recursive=True)
+            with self._translated(path):
+                self._finish(self._client.delete_async(path, -1 if version is None else version))
+        except NotFound:
+            return
+
+    def transact(self, ops: Sequence[Op]) -> None:
+        transaction = self._client.transaction()
+        for op in ops:
+            match op:
+                case Create(path, data, ephemeral):
+                    transaction.create(path, data, ephemeral=ephemeral)
+                case Set(path, data, version):
+                    transaction.set_data(path, data, version)
+                case Delete(path, version):
+                    transaction.delete(path, version)
+                case Check(path, version):
+                    transaction.check(path, version)
+        with self._translated(ops[0].path):
+            results = self._finish(transaction.commit_async())
+        for op, result in zip(ops, results, strict=True):
+            # Operations around the one that failed carry RolledBack or RuntimeInconsistency.
+            if isinstance(result, Exception) and not isinstance(
+                result, kazoo_errors.RolledBackError | kazoo_errors.RuntimeInconsistency
+            ):
+                with self._translated(op.path):
+                    raise result
+
+    def on_session(self, listener: Callable[[Session], None]) -> Callable[[], None]:
+        with self._listeners_lock:
+            self._listeners.append(listener)
+
+        def end() -> None:
+            with self._listeners_lock:
+                self._listeners.remove(listener)
+
+        return end
+
+    def close(self) -> None:
+        self._client.stop()
+        self._client.close()
+
+    def _session_changed(self, state: str) -> None:
+        logger.info("ZooKeeper session with %s is %s", self._hosts, state.lower())
+        with self._listeners_lock:
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener(_SESSIONS[state])
+
+    def _finish(self, pending: IAsyncResult) -> Any:
+        return pending.get(timeout=self._operation_timeout_s)
+
+    @contextmanager
+    def _translated(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except kazoo_errors.NodeExistsError as error:
+            raise Exists(path) from error
+        except kazoo_errors.NoNodeError as error:
+            raise NotFound(path) from error
+        except kazoo_errors.BadVersionError as error:
+            raise VersionConflict(path) from error
+        except kazoo_errors.NotEmptyError as error:
+            raise NotEmpty(path) from error
+        except _UNREACHABLE as error:
+            raise Disconnected(self._hosts, type(error).__name__) from error
+        except kazoo_errors.KazooException as error:
+            raise CoordError(f"{path}: {type(error).__name__} {error}".rstrip()) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Watcher:
+    """What kazoo calls; equal for the same wake and path, so that looking twice leaves one watch."""
+
+    path: str
+    wake: Wake
+
+    def __call__(self, _event: WatchedEvent) -> None:
+        self.wake(self.path)
+
+
+def _watcher(path: str, wake: Wake | None) -> _Watcher | None:
+    return None if wake is None else _Watcher(path, wake)

@@ -1,0 +1,91 @@
+"""The process-local part of the library: init(), the device, and rank and size while there is a world."""
+
+import logging
+import os
+import random
+from typing import Any
+
+import torch
+
+from edl_collective.context import Context, read_context
+from edl_collective.errors import NotInitialised, NotInWorld
+
+logger = logging.getLogger(__name__)
+
+
+class _Local:
+    """What init() found out; one per process."""
+
+    context: Context | None = None
+    in_world: bool = False
+
+
+def init(*, seed: int | None = None) -> None:
+    """Prepare this process, alone: threads, device, seeds. No other process is waited for; that is run()'s gate.
+
+    seed: seeds torch, and Python's random, the same on every worker, so that all begin with equal parameters; None
+    leaves them. (Parameters are made equal at the first step in any case.)
+    Raises ValueError when the environment of a JobClient is incomplete.
+    """
+    from edl_collective.shadowing import check_not_shadowed
+
+    check_not_shadowed()
+    context = read_context(os.environ)
+    if context.threads is not None:
+        torch.set_num_threads(context.threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(context.device_index)
+    if seed is not None:
+        torch.manual_seed(seed)
+        random.seed(seed)
+    _Local.context = context
+    logger.debug("initialised: %s", context)
+
+
+def context() -> Context:
+    """What init() read. Raises NotInitialised."""
+    if _Local.context is None:
+        raise NotInitialised
+    return _Local.context
+
+
+def device() -> torch.device:
+    """The device of this worker: the GPU of its slot, else the CPU. Raises NotInitialised."""
+    index = context().device_index
+    return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def checkpoint_url() -> str | None:
+    """The checkpoint URL of the job's spec, None if it has none. Raises NotInitialised."""
+    return context().checkpoint_url
+
+
+def enter_world() -> None:
+    _Local.in_world = True
+
+
+def exit_world() -> None:
+    _Local.in_world = False
+
+
+def rank() -> int:
+    """This worker's rank in the present world. Raises NotInWorld before the gate."""
+    return int(_horovod("rank()").rank())
+
+
+def size() -> int:
+    """Workers in the present world. Raises NotInWorld before the gate."""
+    return int(_horovod("size()").size())
+
+
+def local_rank() -> int:
+    """This worker's rank among those of its node. Raises NotInWorld before the gate."""
+    return int(_horovod("local_rank()").local_rank())
+
+
+def _horovod(what: str) -> Any:
+    if not _Local.in_world:
+        raise NotInWorld(what)
+    import horovod.torch as hvd
+
+    return hvd

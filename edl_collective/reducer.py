@@ -1,0 +1,74 @@
+"""One optimizer step over all ranks: Horovod's DistributedOptimizer, the vote to stop, and the mark of a torn step.
+
+Parameters change only after every gradient was reduced, so a rank that fails before holds the previous step whole; a
+rank that fails while they change is torn and says so. Knows Horovod's private fields, and is the only module that does.
+"""
+
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+
+class Reducer:
+    """Wraps `optimizer` for the worlds of this process; construct it inside the first world.
+
+    Gradients are summed (op=Sum): the caller divides each loss by the global number of samples.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: "torch.amp.GradScaler | None",
+        clip_norm: float | None,
+    ) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, named_parameters=named, op=hvd.Sum)
+        if optimizer.state:
+            self.optimizer.load_state_dict(optimizer.state_dict())
+        self._scaler = scaler
+        self._clip_norm = clip_norm
+        self._vote: int | None = None
+        #: True while parameters change: this rank's state is then of no step
+        self.torn = False
+
+    def open_step(self, stop: bool) -> None:
+        """Vote on stopping after this step; the vote travels with the gradients that follow."""
+        self._vote = hvd.allreduce_async(torch.tensor([float(stop)]), op=hvd.Sum, name="edl.vote")
+
+    def backward(self, loss: torch.Tensor) -> None:
+        torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
+
+    def step(self) -> bool:
+        """Reduce, update, clear the gradients. True when some rank voted to stop.
+
+        Raises HorovodInternalError when a member died before all gradients were reduced; nothing has changed then.
+        """
+        self.optimizer.synchronize()
+        stop = bool(hvd.synchronize(self._vote)[0] > 0)
+        self._vote = None
+        if self._clip_norm is not None:
+            if self._scaler is not None:
+                self._scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+        self.torn = True
+        with self.optimizer.skip_synchronize():
+            if self._scaler is None:
+                self.optimizer.step()
+            else:
+                self._scaler.step(self.optimizer)
+                self._scaler.update()
+        self.torn = False
+        self.optimizer.zero_grad()
+        return stop
+
+    def forget_step(self) -> None:
+        """Drop a step that failed half-way; call after Horovod was shut down, when its handles mean nothing."""
+        self._vote = None
+        self.optimizer._handles.clear()
+        self.optimizer._synchronized = False
+        for parameter in self.optimizer._allreduce_delay:
+            self.optimizer._allreduce_delay[parameter] = self.optimizer.backward_passes_per_step
+        self.optimizer.zero_grad()

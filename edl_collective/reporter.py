@@ -1,0 +1,150 @@
+"""What people see of a training: a progress report a few times a second, a line per epoch, a line per resize.
+
+Only rank 0 speaks; every rank counts, since any may become rank 0. Never changes what is trained.
+"""
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from checkpoints import LoadedCheckpoint
+from edl_collective import collectives
+from edl_collective.batches import ElasticBatchSampler
+from edl_collective.messages import Happened, Report
+from edl_collective.worlds import Worlds
+
+logger = logging.getLogger(__name__)
+
+REPORT_INTERVAL_S = 0.2
+#: a job is near its end, and is not resized, when this part of its samples is left
+NEAR_END_FRACTION = 0.1
+
+
+class Reporter:
+    """Counters of one process. Clock: monotonic for durations, wall time only for people."""
+
+    def __init__(self) -> None:
+        self.rank = 0
+        self._worlds: Worlds | None = None
+        self._generation = 0
+        self._size = 0
+        self._size_before = 0
+        self._epochs_total: int | None = None
+        self._metrics: dict[str, float] = {}
+        self._loss_sum: torch.Tensor | float = 0.0
+        self._loss_count = 0
+        self._epoch_samples = 0
+        self._epoch_seconds = 0.0
+        self._mark: float | None = None
+        self._last_step: float | None = None
+        self._resize_pending = False
+        self._reported = 0.0
+        self._latest: Report | None = None
+
+    def enter(self, worlds: Worlds, generation: int, rank: int, size: int) -> None:
+        """A new world begins; its resize is told when its first step is done."""
+        self._worlds = worlds
+        self._size_before = self._size
+        self._generation, self.rank, self._size = generation, rank, size
+        self._resize_pending = True
+
+    def resumed(self, loaded: LoadedCheckpoint) -> None:
+        for skipped in loaded.skipped:
+            self._tell("checkpoint", f"skipped checkpoint {skipped.name}: {skipped.reason}")
+        epoch = loaded.status.next()
+        self._tell("resume", f"resumed from a checkpoint at epoch {epoch}", epoch=epoch, step=loaded.status.global_step)
+
+    def begin_epoch(self, total: int) -> None:
+        self._epochs_total = total
+        self._metrics = {}
+
+    def begin_steps(self) -> None:
+        self._mark = time.monotonic()
+
+    def add_loss(self, loss: torch.Tensor, samples: int) -> None:
+        # Kept on the loss's device: reading it here would wait for the device at every step.
+        self._loss_sum = self._loss_sum + loss.to(torch.float32) * samples
+        self._loss_count += samples
+
+    def add_metrics(self, metrics: dict[str, float]) -> None:
+        self._metrics.update({name: float(value) for name, value in metrics.items()})
+
+    def step_done(self, sampler: ElasticBatchSampler, samples: int) -> None:
+        now = time.monotonic()
+        if self._mark is not None:
+            self._epoch_seconds += now - self._mark
+            self._epoch_samples += samples
+        if self._resize_pending:
+            self._tell_resize(now)
+        self._mark = self._last_step = now
+        if self.rank == 0 and now - self._reported >= REPORT_INTERVAL_S:
+            self._reported = now
+            self._send(self._report(sampler))
+
+    def close_epoch(self) -> None:
+        """Average the loss over all ranks; every rank calls it. Raises HorovodInternalError."""
+        total, count = collectives.sum_across([float(self._loss_sum), float(self._loss_count)])
+        if count:
+            self._metrics.setdefault("loss", total / count)
+
+    def saved(self, epoch: int, seconds: float) -> None:
+        self._tell("checkpoint", f"saved epoch {epoch} in {seconds:.2f} s", epoch=epoch, seconds=round(seconds, 3))
+
+    def epoch_done(self, epoch: int) -> None:
+        """The epoch's line; counters begin again."""
+        speed = self._samples_per_s()
+        metrics = {name: round(value, 6) for name, value in self._metrics.items()}
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self._tell(
+            "epoch",
+            f"epoch {epoch}: {self._size} workers, {speed or 0:.0f} samples/s, {shown}",
+            epoch=epoch,
+            workers=self._size,
+            samples_per_s=speed,
+            **metrics,
+        )
+        self._loss_sum, self._loss_count = 0.0, 0
+        self._epoch_samples, self._epoch_seconds = 0, 0.0
+
+    def _tell_resize(self, now: float) -> None:
+        self._resize_pending = False
+        pause_s = None if self._last_step is None else round(now - self._last_step, 4)
+        cause = self._worlds.cause if self._worlds is not None else ""
+        pause = "" if pause_s is None else f", pause {pause_s:.2f} s"
+        self._tell(
+            "resize",
+            f"{self._size_before} -> {self._size} workers: {cause}{pause}",
+            **{"from": self._size_before, "to": self._size},
+            cause=cause,
+            pause_s=pause_s,
+            generation=self._generation,
+        )
+
+    def _report(self, sampler: ElasticBatchSampler) -> Report:
+        total = self._epochs_total
+        left = None if total is None else 1.0 - sampler.samples_seen / (total * sampler.dataset_size)
+        return Report(
+            generation=self._generation,
+            world_size=self._size,
+            epoch=sampler.epoch,
+            step=sampler.step,
+            epochs_total=total,
+            samples_per_s=self._samples_per_s(),
+            loss=self._metrics.get("loss"),
+            accuracy=self._metrics.get("accuracy"),
+            near_end=left is not None and left <= NEAR_END_FRACTION,
+            last_step_at=time.time(),
+        )
+
+    def _samples_per_s(self) -> float | None:
+        return round(self._epoch_samples / self._epoch_seconds, 2) if self._epoch_seconds > 0 else None
+
+    def _tell(self, kind: str, text: str, **fields: Any) -> None:
+        if self.rank == 0 and self._worlds is not None:
+            self._worlds.happened(Happened(kind=kind, text=text, fields=fields))
+
+    def _send(self, report: Report) -> None:
+        if self._worlds is not None:
+            self._worlds.report(report)

@@ -1,0 +1,71 @@
+"""run: the loop that carries a training function from one world to the next.
+
+A call of the function lasts as long as its world. It ends by returning (the job is done), by WorldChanged at a step
+boundary, or by HorovodInternalError inside a collective; after the last two the world is re-formed, the state made
+equal and the function called again.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from edl_collective import local
+from edl_collective.errors import WorldChanged
+from edl_collective.worlds import Worlds, worlds_of
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Elastic(Protocol):
+    """A state that run() can carry from world to world."""
+
+    def enter(self, worlds: Worlds) -> None: ...
+
+    def leave_world(self) -> None: ...
+
+
+S = TypeVar("S", bound=Elastic)
+
+
+def run(train: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Make `train(state, ...)` elastic: called in each world anew, with the state equal on every rank.
+
+    The call blocks at the gate until this worker has a place. It returns what `train` returns; a worker that is told
+    to leave exits with status 0 instead. Raises NotInitialised before init(), and whatever `train` raises.
+    """
+
+    @functools.wraps(train)
+    def through_worlds(state: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        worlds = worlds_of(local.context())
+        try:
+            while True:
+                worlds.enter()
+                local.enter_world()
+                try:
+                    state.enter(worlds)
+                    result = train(state, *args, **kwargs)
+                    worlds.finish()
+                    return result
+                except WorldChanged:
+                    logger.info("the world changes at a step boundary")
+                except _collective_failure() as error:
+                    logger.warning("a collective failed, re-forming the world: %s", str(error).splitlines()[0])
+                local.exit_world()
+                worlds.exit()
+                state.leave_world()
+        finally:
+            local.exit_world()
+            worlds.exit()
+
+    return through_worlds
+
+
+def _collective_failure() -> type[Exception]:
+    from horovod.common.exceptions import HorovodInternalError
+
+    failure: type[Exception] = HorovodInternalError
+    return failure

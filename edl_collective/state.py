@@ -1,0 +1,294 @@
+"""What a training job knows and does between two steps, the same on every rank: model, optimizer, position in the data.
+
+Invariants: the live state is the commit, since parameters change only after a completed reduction; progress moves only
+with a completed step; after `synchronize` every rank holds the state of the rank that completed the most steps.
+The training function uses epochs(), batches(), backward(), step() and report(); everything else is for run().
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from checkpoints import TrainStatus, load_checkpoint, preflight, save_checkpoint
+from edl_collective import collectives
+from edl_collective.batches import ElasticBatchSampler, StepInfo, iterate
+from edl_collective.errors import ProgressError, StepOrderError, WorldChanged
+from edl_collective.reducer import Reducer
+from edl_collective.reporter import Reporter
+from edl_collective.scaling import Schedule, lr_at
+from edl_collective.worlds import Worlds
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: Called on each resize with (state, workers before, workers now); workers before is 0 at the start.
+Adjust = Callable[["State", int, int], None]
+
+#: A rank that has trained nothing in this process.
+_FRESH = -1
+
+
+class State:
+    """The elastic state of one training job.
+
+    Arguments:
+        model, optimizer: as a plain PyTorch script makes them, on their device; the optimizer's parameters are the
+            model's. run() wraps the optimizer, so step through `State.step`, not through `optimizer`.
+        sampler: the ElasticBatchSampler that the DataLoader was given as batch_sampler.
+        schedule: learning rate on samples; each param group's "lr_scale" (default 1) multiplies it. None keeps each
+            group's own rate, times the factor of the batch policy.
+        scaler: a GradScaler for fp16, or None.
+        clip_norm: largest norm of all gradients together, or None.
+        checkpoint_url: where each completed epoch is saved and where a new attempt resumes; None saves nothing.
+        keep: how many checkpoints remain.
+        user: JSON values of the script that travel with the state and into checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sampler: ElasticBatchSampler,
+        schedule: Schedule | None = None,
+        scaler: "torch.amp.GradScaler | None" = None,
+        clip_norm: float | None = None,
+        checkpoint_url: str | None = None,
+        keep: int = 3,
+        user: dict[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.sampler = sampler
+        self.user = dict(user or {})
+        self._schedule = schedule
+        self._scaler = scaler
+        self._clip_norm = clip_norm
+        self._checkpoint_url = checkpoint_url
+        self._keep = keep
+        self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._adjusts: list[Adjust] = []
+        self._reducer: Reducer | None = None
+        self._worlds: Worlds | None = None
+        self._reporter = Reporter()
+        self._trained = False
+        self._world_size = 0
+        self._open: StepInfo | None = None
+        self._backward_done = False
+        #: some rank voted, in the last step, to stop at this boundary
+        self._stop = False
+
+    # ---- for the training function --------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs, which is the number of the one under way."""
+        return self.sampler.epoch
+
+    @property
+    def global_step(self) -> int:
+        """Completed steps since the job began."""
+        return self.sampler.step
+
+    def on_resize(self, adjust: Adjust) -> Adjust:
+        """Register a function that runs on every rank after each change of the world; usable as a decorator."""
+        self._adjusts.append(adjust)
+        return adjust
+
+    def epochs(self, total: int) -> Iterator[int]:
+        """The epochs left of `total`. An epoch is completed, reported and saved when its body ends."""
+        while self.epoch < total:
+            epoch = self.epoch
+            self._reporter.begin_epoch(total)
+            yield epoch
+            if self.sampler.position < self.sampler.dataset_size:
+                raise ProgressError(
+                    f"epoch {epoch} ended at sample {self.sampler.position} of {self.sampler.dataset_size}: let the "
+                    "loop over state.batches() run to its end"
+                )
+            self._complete_epoch(epoch)
+
+    def batches(self, loader: Iterable[T]) -> Iterator[T]:
+        """This rank's batches of the rest of the epoch; call backward() and step() once for each.
+
+        Steps in which this rank has no sample are taken here, unseen. Raises WorldChanged between two steps when the
+        world is to change, for run() to catch.
+        """
+        reducer = self._in_world()
+        self._reporter.begin_steps()
+        for info, batch in iterate(loader, self.sampler):
+            self._set_rates()
+            reducer.open_step(self._worlds is not None and self._worlds.interrupted())
+            self._open, self._backward_done = info, False
+            if batch is None:
+                self._backward_done = True
+                self.step()
+            else:
+                yield batch
+            self._check_stepped()
+            if self._stop:
+                raise WorldChanged
+
+    def backward(self, loss: torch.Tensor, samples: int) -> None:
+        """Backpropagate `loss`, the MEAN over this rank's `samples` samples of the batch (a scalar tensor).
+
+        The gradients add up over all ranks to those of the mean over the global batch, however it is divided.
+        """
+        info = self._open
+        if info is None or self._backward_done:
+            raise StepOrderError("state.backward() belongs once between a batch of state.batches() and state.step()")
+        if samples != info.local_count:
+            raise ValueError(f"samples is {samples} but this batch has {info.local_count}: pass the batch's length")
+        self._in_world().backward(loss * (samples / info.global_count))
+        self._reporter.add_loss(loss.detach(), samples)
+        self._backward_done = True
+
+    def step(self) -> None:
+        """Reduce the gradients over all ranks and update the parameters; on return the step is completed."""
+        info = self._open
+        if info is None or not self._backward_done:
+            raise StepOrderError("state.step() belongs after state.backward(), once for each batch of state.batches()")
+        self._stop = self._in_world().step()
+        self.sampler.advance(info.global_count)
+        self._open = None
+        self._trained = True
+        self._reporter.step_done(self.sampler, info.global_count)
+
+    def report(self, **metrics: float) -> None:
+        """Numbers for the epoch's line (accuracy=..., ...); `loss` replaces the mean training loss."""
+        self._reporter.add_metrics(metrics)
+
+    def status(self) -> TrainStatus:
+        """Where the training stands, as checkpoints record it."""
+        return TrainStatus(
+            epoch_no=self.epoch - 1,
+            position=self.sampler.position,
+            global_step=self.global_step,
+            samples=self.sampler.samples_seen,
+            total_batch_size=self.sampler.global_batch,
+            world_size=self._world_size,
+            user=self.user,
+        )
+
+    # ---- for run() --------------------------------------------------------------------------------------------------
+
+    def enter(self, worlds: Worlds) -> None:
+        """Become equal on all ranks of a new world. Raises HorovodInternalError when a member dies meanwhile."""
+        import horovod.torch as hvd
+
+        self._worlds = worlds
+        if self._reducer is None:
+            self._reducer = Reducer(self.model, self.optimizer, self._scaler, self._clip_norm)
+            self.optimizer = self._reducer.optimizer
+        before = self._world_size
+        generation = self._synchronize(worlds.generation)
+        self.sampler.set_world(hvd.rank(), hvd.size(), generation)
+        self._world_size = hvd.size()
+        self._reporter.enter(worlds, generation, hvd.rank(), hvd.size())
+        for adjust in self._adjusts:
+            adjust(self, before, self._world_size)
+
+    def leave_world(self) -> None:
+        """Forget what was in flight; call after Horovod was shut down."""
+        self._open = None
+        if self._reducer is not None:
+            self._reducer.forget_step()
+
+    def _synchronize(self, generation: int | None) -> int:
+        """Take the state of the rank that is furthest; returns the generation that all agree on."""
+        import horovod.torch as hvd
+
+        reducer = self._in_world()
+        whole = self._trained and not reducer.torn
+        mine = [self.global_step if whole else _FRESH, self.sampler.generation if generation is None else generation]
+        rows = collectives.gather_rows(mine)
+        furthest = max(step for step, _ in rows)
+        source = next(rank for rank, (step, _) in enumerate(rows) if step == furthest)
+        if furthest == _FRESH and hvd.rank() == source:
+            self._resume()
+        if all(step == furthest for step, _ in rows) and furthest != _FRESH:
+            # Only what differs between ranks that completed the same step: running statistics, the script's values.
+            collectives.broadcast_tensors(list(self.model.buffers()), source)
+            self.user = collectives.broadcast_json(self.user, source)
+        else:
+            self._take_from(source)
+        self._trained = True
+        return max(number for _, number in rows) + (generation is None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that has to be equal on all ranks, by name; what a checkpoint holds."""
+        reducer = self._in_world()
+        parts: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": reducer.optimizer.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "user": self.user,
+        }
+        if self._scaler is not None:
+            parts["scaler"] = self._scaler.state_dict()
+        return parts
+
+    def load_state_dict(self, parts: dict[str, Any]) -> None:
+        """Take what state_dict() gave. Raises ValueError or KeyError when it is of another model or dataset."""
+        self.model.load_state_dict(parts["model"])
+        self._in_world().optimizer.load_state_dict(parts["optimizer"])
+        self.sampler.load_state_dict(parts["sampler"])
+        self.user = dict(parts["user"])
+        if self._scaler is not None and "scaler" in parts:
+            self._scaler.load_state_dict(parts["scaler"])
+
+    def _take_from(self, source: int) -> None:
+        """Receive the whole state; a rank whose source dies meanwhile holds a mixture, and knows it."""
+        import horovod.torch as hvd
+
+        reducer = self._in_world()
+        reducer.torn = hvd.rank() != source
+        parts = collectives.broadcast_state(self.state_dict(), source, self._model_tensors())
+        if hvd.rank() != source:
+            self.load_state_dict(parts)
+        reducer.torn = False
+
+    def _model_tensors(self) -> dict[str, torch.Tensor]:
+        return {f"model.{name}": value for name, value in self.model.state_dict().items()}
+
+    def _resume(self) -> None:
+        """On the rank that every other will copy: continue from the newest valid checkpoint, if there is one."""
+        if self._checkpoint_url is None:
+            return
+        preflight(self._checkpoint_url)
+        loaded = load_checkpoint(self._checkpoint_url)
+        if loaded is None:
+            return
+        self.load_state_dict(loaded.state)
+        self._reporter.resumed(loaded)
+
+    def _complete_epoch(self, epoch: int) -> None:
+        self._reporter.close_epoch()
+        self.sampler.set_epoch(epoch + 1)
+        if self._checkpoint_url is not None and self._reporter.rank == 0:
+            began = time.monotonic()
+            save_checkpoint(self._checkpoint_url, self.status(), state=self.state_dict(), keep=self._keep)
+            self._reporter.saved(epoch, time.monotonic() - began)
+        self._reporter.epoch_done(epoch)
+
+    def _check_stepped(self) -> None:
+        if self._open is not None:
+            raise StepOrderError("state.step() was not called for a batch: call it once for each")
+
+    def _set_rates(self) -> None:
+        sampler = self.sampler
+        groups = self._in_world().optimizer.param_groups
+        for group, base_rate in zip(groups, self._base_rates, strict=True):
+            if self._schedule is None:
+                group["lr"] = base_rate * sampler.lr_scale
+            else:
+                rate = lr_at(self._schedule, sampler.samples_seen, sampler.dataset_size, sampler.lr_scale)
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def _in_world(self) -> Reducer:
+        if self._reducer is None:
+            raise StepOrderError("use the state inside the function that edl_collective.run wraps")
+        return self._reducer

@@ -1,0 +1,196 @@
+"""How a worker enters a world, learns that it is to change, and leaves it; one class for each launcher.
+
+`enter` returns with Horovod initialised and `exit` shuts it down, so between them rank and size hold. Notices are
+levels: `interrupted` stays true until the next `enter`. Nothing here knows about models or data.
+"""
+
+import logging
+import os
+from typing import Any, Protocol
+
+from edl_collective.agent_link import AgentLink
+from edl_collective.context import Context, Launcher
+from edl_collective.messages import Happened, Leave, Report
+
+logger = logging.getLogger(__name__)
+
+#: exit status of a worker that was told to leave; its JobClient knows that it was told
+LEFT_STATUS = 0
+
+
+class Worlds(Protocol):
+    """The worlds that this process is in, one after another."""
+
+    #: why the present world was formed, for people
+    cause: str
+
+    @property
+    def generation(self) -> int | None:
+        """Number of the present world; None where nobody counts (horovodrun): the members then agree on one."""
+
+    def enter(self) -> None:
+        """Wait for a place in the next world and initialise Horovod. Raises SystemExit when told to leave."""
+
+    def exit(self) -> None:
+        """Shut Horovod down; harmless when a collective has failed."""
+
+    def interrupted(self) -> bool:
+        """True when the world should change at the next step boundary. Costs nothing: called on each step."""
+
+    def finish(self) -> None:
+        """The training function returned: what follows is no failure."""
+
+    def report(self, report: Report) -> None: ...
+
+    def happened(self, event: Happened) -> None: ...
+
+
+def worlds_of(context: Context) -> Worlds:
+    """The worlds that the launcher of this process offers."""
+    if context.membership is not None:
+        return GatedWorlds(AgentLink(context.membership))
+    return HorovodrunWorlds() if context.launcher is Launcher.HOROVODRUN_ELASTIC else FixedWorld()
+
+
+def warm() -> None:
+    """Do before the gate what a worker would otherwise do while the others wait for it."""
+    import horovod.torch  # noqa: F401
+    import torch
+
+    # The first optimizer of a process imports about a second's worth of modules.
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+
+
+class _LocalReports:
+    """For launchers without a JobClient: what happens is logged by rank 0."""
+
+    def report(self, report: Report) -> None:
+        logger.debug("%s", report)
+
+    def happened(self, event: Happened) -> None:
+        logger.info("%s", event.text)
+
+
+class FixedWorld(_LocalReports):
+    """One world that never changes: the script alone, or under horovodrun -np N or mpirun."""
+
+    cause = "start"
+    generation: int | None = 1
+
+    def __init__(self) -> None:
+        self._entered = False
+
+    def enter(self) -> None:
+        import horovod.torch as hvd
+
+        if self._entered:
+            raise SystemExit(
+                "a collective failed and this job's world is fixed: start it under a JobClient or "
+                "horovodrun --min-np --max-np to survive that"
+            )
+        self._entered = True
+        hvd.init()
+
+    def exit(self) -> None:
+        import horovod.torch as hvd
+
+        hvd.shutdown()
+
+    def interrupted(self) -> bool:
+        return False
+
+    def finish(self) -> None:
+        return None
+
+
+class HorovodrunWorlds(_LocalReports):
+    """Worlds formed by horovodrun's own elastic driver, which notifies through Horovod's listener interface."""
+
+    cause = "hosts changed"
+    generation: int | None = None
+
+    def __init__(self) -> None:
+        from horovod.common.elastic import notification_manager
+
+        self._notices = 0
+        notification_manager.init()
+        notification_manager.register_listener(self)
+
+    def enter(self) -> None:
+        import horovod.torch as hvd
+
+        hvd.init()
+        self._notices = 0
+
+    def exit(self) -> None:
+        import horovod.torch as hvd
+
+        hvd.shutdown()
+
+    def interrupted(self) -> bool:
+        return self._notices > 0
+
+    def on_hosts_updated(self, _timestamp: float, _result: Any) -> None:
+        """Called by Horovod from a thread of its own."""
+        self._notices += 1
+
+    def finish(self) -> None:
+        from horovod.common.elastic import notification_manager
+
+        notification_manager.remove_listener(self)
+
+
+class GatedWorlds:
+    """Worlds formed by the driver of the job; this worker waits for them at the gate of its JobClient."""
+
+    def __init__(self, link: AgentLink) -> None:
+        self._link = link
+        self._generation = 0
+        self.cause = ""
+
+    @property
+    def generation(self) -> int | None:
+        return self._generation
+
+    def enter(self) -> None:
+        import horovod.torch as hvd
+
+        warm()
+        answer = self._link.gate(self._generation)
+        if isinstance(answer, Leave):
+            logger.info("leaving the job: %s", answer.reason or "its plan has no place for this worker")
+            self._link.close()
+            raise SystemExit(LEFT_STATUS)
+        # Horovod's C++ reads these at each init and appends ":<port>" to the address, here to the end of a path.
+        os.environ.update(
+            HOROVOD_RANK=str(answer.rank),
+            HOROVOD_SIZE=str(answer.size),
+            HOROVOD_LOCAL_RANK=str(answer.local_rank),
+            HOROVOD_LOCAL_SIZE=str(answer.local_size),
+            HOROVOD_CROSS_RANK=str(answer.cross_rank),
+            HOROVOD_CROSS_SIZE=str(answer.cross_size),
+            HOROVOD_GLOO_RENDEZVOUS_ADDR=answer.rendezvous,
+            HOROVOD_GLOO_RENDEZVOUS_PORT="0",
+        )
+        hvd.init()
+        self._generation, self.cause = answer.generation, answer.cause
+        self._link.running(self._generation)
+
+    def exit(self) -> None:
+        import horovod.torch as hvd
+
+        hvd.shutdown()
+
+    def interrupted(self) -> bool:
+        return self._link.interrupted_generation >= self._generation
+
+    def finish(self) -> None:
+        self._link.finished(self._generation)
+
+    def report(self, report: Report) -> None:
+        self._link.report(report)
+
+    def happened(self, event: Happened) -> None:
+        self._link.happened(event)

@@ -1,0 +1,488 @@
+"""A real HDFS on this machine: one NameNode and some DataNodes in a directory of its own, for tests and trials.
+
+    python scripts/local_hdfs.py up --dir DIR      prints the URL; Ctrl-C stops it
+    python scripts/local_hdfs.py fetch             fills the cache only
+
+Hadoop 2.7.4 comes from public packages: the pyspark 3.0.0 source archive, the last to carry the server's classes, and
+four small Debian packages. 27 MB of jars are kept in ${EDL_CACHE_DIR:-~/.cache/edl}; nothing is installed.
+
+Invariants: everything listens on 127.0.0.1; no JVM outlives the process that started it; a cache folder is there
+complete and verified, or not at all. It proves the protocol of Hadoop 2, not Hadoop 3, high availability or Kerberos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PYSPARK = "pyspark==3.0.0"
+PYSPARK_SHA256 = "8c6e5cc51d91eb8d43e81d0b7093292b5e144ac81445491d5f887d2cf4fe121f"
+DEBIAN_PACKAGES = ("libjersey1-core-java", "libjersey1-server-java", "libjersey1-servlet-java", "libjsr311-api-java")
+#: Debian's jars by the name that the package gives them; its version is Debian's business.
+DEBIAN_JARS = ("jersey1-core.jar", "jersey1-server.jar", "jersey1-servlet.jar", "jsr311-api.jar")
+SPARK_JARS = (
+    "commons-cli-1.2.jar",
+    "commons-codec-1.10.jar",
+    "commons-collections-3.2.2.jar",
+    "commons-configuration-1.6.jar",
+    "commons-io-2.4.jar",
+    "commons-lang-2.6.jar",
+    "commons-logging-1.1.3.jar",
+    "guava-14.0.1.jar",
+    "hadoop-auth-2.7.4.jar",
+    "hadoop-common-2.7.4.jar",
+    "hadoop-hdfs-2.7.4.jar",
+    "htrace-core-3.1.0-incubating.jar",
+    "httpclient-4.5.6.jar",
+    "httpcore-4.4.12.jar",
+    "jackson-core-asl-1.9.13.jar",
+    "jackson-mapper-asl-1.9.13.jar",
+    "javax.servlet-api-3.1.0.jar",
+    "jaxb-api-2.2.2.jar",
+    "jetty-6.1.26.jar",
+    "jetty-sslengine-6.1.26.jar",
+    "jetty-util-6.1.26.jar",
+    "log4j-1.2.17.jar",
+    "netty-all-4.1.47.Final.jar",
+    "protobuf-java-2.5.0.jar",
+    "slf4j-api-1.7.30.jar",
+    "slf4j-log4j12-1.7.30.jar",
+    "xmlenc-0.52.jar",
+)
+JAVA_FLAGS = (
+    "-Xmx192m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Djava.net.preferIPv4Stack=true",
+    "-Djava.security.egd=file:/dev/./urandom",
+    "-XX:-UsePerfData",
+)
+NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
+DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
+DFSADMIN = "org.apache.hadoop.hdfs.tools.DFSAdmin"
+WEB_XML = '<web-app version="2.4" xmlns="http://java.sun.com/xml/ns/j2ee"></web-app>\n'
+LOG4J = """log4j.rootLogger=WARN,out
+log4j.appender.out=org.apache.log4j.ConsoleAppender
+log4j.appender.out.target=System.err
+log4j.appender.out.layout=org.apache.log4j.PatternLayout
+log4j.appender.out.layout.ConversionPattern=%d{ISO8601} %p %c: %m%n
+"""
+POLL_S = 0.1
+
+Say = Callable[[str], None]
+
+
+class LocalHdfsError(Exception):
+    """Raised when the local HDFS cannot be fetched or started; the message says what to do."""
+
+
+def default_cache_dir() -> Path:
+    """${EDL_CACHE_DIR:-~/.cache/edl}."""
+    return Path(os.environ.get("EDL_CACHE_DIR") or "~/.cache/edl").expanduser()
+
+
+def fetch_hadoop(cache_dir: Path, say: Say) -> Path:
+    """The folder of jars, fetched on the first call: 206 MB over the network, 27 MB kept.
+
+    Raises:
+        LocalHdfsError: if a download fails or is not what it should be.
+    """
+    target = cache_dir / f"hadoop-2.7.4-{PYSPARK_SHA256[:12]}"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(cache_dir / "hadoop.lock"):
+        if _is_complete(target):
+            return target
+        shutil.rmtree(target, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix="hadoop-fetch-") as scratch:
+            jars = Path(scratch) / "jars"
+            jars.mkdir()
+            _fetch_spark_jars(Path(scratch), jars, say)
+            _fetch_debian_jars(Path(scratch), jars, say)
+            sums = {jar.name: _sha256(jar) for jar in sorted(jars.glob("*.jar"))}
+            (jars / "SHA256.json").write_text(json.dumps(sums, indent=1))
+            jars.rename(target)
+    say(f"kept {sum(f.stat().st_size for f in target.iterdir()) >> 20} MB in {target}")
+    return target
+
+
+def _is_complete(target: Path) -> bool:
+    """Whether every jar is there and unaltered; 0.1 s for 27 MB."""
+    index = target / "SHA256.json"
+    if not index.is_file():
+        return False
+    sums: dict[str, str] = json.loads(index.read_text())
+    wanted = {*SPARK_JARS, *DEBIAN_JARS}
+    return wanted <= set(sums) and all((target / n).is_file() and _sha256(target / n) == s for n, s in sums.items())
+
+
+def _fetch_spark_jars(scratch: Path, jars: Path, say: Say) -> None:
+    say(f"fetching {PYSPARK} (205 MB, once) for the HDFS server in it")
+    requirement = scratch / "requirements.txt"
+    requirement.write_text(f"{PYSPARK} --hash=sha256:{PYSPARK_SHA256}\n")
+    # `download`, never `install`: pip compares the hash before it looks inside.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation", "--require-hashes"]
+    command += ["--no-cache-dir", "--no-binary", "pyspark", "--progress-bar", "raw", "-d", str(scratch)]
+    _run_with_progress([*command, "-r", str(requirement)], scratch, say)
+    archive = next(scratch.glob("pyspark-*.tar.gz"))
+    if _sha256(archive) != PYSPARK_SHA256:
+        raise LocalHdfsError(f"{archive.name} has another sha256 than {PYSPARK_SHA256}")
+    say(f"unpacking {len(SPARK_JARS)} jars")
+    missing = set(SPARK_JARS)
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = Path(member.name).name
+            if name in missing and member.isfile() and (source := tar.extractfile(member)):
+                with source, (jars / name).open("wb") as out:
+                    shutil.copyfileobj(source, out)
+                missing.discard(name)
+    if missing:
+        raise LocalHdfsError(f"{archive.name} lacks {sorted(missing)}")
+
+
+def _run_with_progress(command: list[str], cwd: Path, say: Say) -> None:
+    """Run pip and turn its "Progress 1 of 2" lines into one line per tenth."""
+    told = 0
+    last_lines: list[str] = []
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            words = line.split()
+            if len(words) == 4 and words[0] == "Progress" and words[1].isdigit() and words[3].isdigit():
+                done, whole = int(words[1]), max(int(words[3]), 1)
+                if done * 10 // whole > told:
+                    told = done * 10 // whole
+                    say(f"  {done >> 20} of {whole >> 20} MB")
+            else:
+                last_lines = [*last_lines[-9:], line.rstrip()]
+    if pip.returncode != 0:
+        raise LocalHdfsError("pip could not download it; its last lines:\n" + "\n".join(last_lines))
+
+
+def _fetch_debian_jars(scratch: Path, jars: Path, say: Say) -> None:
+    say(f"fetching {', '.join(DEBIAN_PACKAGES)} (1.2 MB)")
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise LocalHdfsError(f"{tool} is missing: the local HDFS is set up on Debian or Ubuntu")
+    _run(["apt-get", "-o", "APT::Sandbox::User=root", "download", *DEBIAN_PACKAGES], scratch)
+    for package in scratch.glob("*.deb"):
+        _run(["dpkg", "-x", str(package), str(scratch / "debian")], scratch)
+    for name in DEBIAN_JARS:
+        found = scratch / "debian/usr/share/java" / name
+        if not found.exists():
+            raise LocalHdfsError(f"the Debian packages lack {name}")
+        shutil.copyfile(found, jars / name)
+
+
+def _run(command: list[str], cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LocalHdfsError(f"{' '.join(command[:4])} ... failed:\n{done.stderr.strip()[-2000:]}")
+    return done.stdout
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Jvm:
+    """A Java process that dies with us."""
+
+    def __init__(self, main: str, class_path: str, log: Path, arguments: tuple[str, ...] = ()) -> None:
+        self.main = main.rpartition(".")[2]
+        self.log = log
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                ["java", *JAVA_FLAGS, "-cp", class_path, main, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=log.parent,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
+            )
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End it and wait until it is gone."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+
+    def check(self) -> None:
+        """Raise if it has ended by itself."""
+        if self.process.poll() is not None:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+            raise LocalHdfsError(f"{self.main} ended with code {self.process.returncode}; {self.log} ends:\n{tail}")
+
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class LocalHdfs:
+    """A NameNode and some DataNodes below one directory.
+
+    Args:
+        base_dir: data, configuration and logs; made if it is not there, formatted if it is new.
+        cache_dir: where the jars are kept; None is `default_cache_dir()`.
+        datanodes: how many DataNodes; two let one be killed in mid-write.
+        say: where progress goes, by default standard error.
+    """
+
+    def __init__(
+        self, base_dir: str | Path, cache_dir: str | Path | None = None, datanodes: int = 2, say: Say | None = None
+    ) -> None:
+        if datanodes < 1:
+            raise ValueError(f"datanodes must be at least 1; it is {datanodes}")
+        self.base_dir = Path(base_dir).absolute()
+        self._cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self._count = datanodes
+        self._say = say or _say_to_stderr
+        self._namenode: _Jvm | None = None
+        self._datanodes: list[_Jvm] = []
+        self._class_path = ""
+        self._rpc_port = self._http_port = 0
+
+    @property
+    def url(self) -> str:
+        """hdfs://127.0.0.1:PORT"""
+        return f"hdfs://127.0.0.1:{self._rpc_port}"
+
+    @property
+    def webhdfs_url(self) -> str:
+        """webhdfs://127.0.0.1:PORT"""
+        return f"webhdfs://127.0.0.1:{self._http_port}"
+
+    def __enter__(self) -> LocalHdfs:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, timeout_s: float = 60.0) -> None:
+        """Fetch what is missing, start everything, and return when files can be written.
+
+        Raises:
+            LocalHdfsError: if Java is missing, or it is not ready in time; a lost race for a port is retried once.
+        """
+        if shutil.which("java") is None:
+            raise LocalHdfsError("java is missing: apt-get install default-jre-headless")
+        self._class_path = f"{self._webapps()}:{fetch_hadoop(self._cache_dir, self._say)}/*"
+        try:
+            self._start_all(timeout_s)
+        except LocalHdfsError as error:
+            self.stop()
+            if "BindException" not in str(error) and "in use" not in str(error):
+                raise
+            self._say("a port was taken meanwhile; trying once more with others")
+            self._start_all(timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every process; the data stays."""
+        for jvm in [*self._datanodes, *([self._namenode] if self._namenode else [])]:
+            jvm.kill()
+        self._datanodes, self._namenode = [], None
+
+    def kill_datanode(self, index: int) -> None:
+        """SIGKILL one DataNode; the NameNode notices after some 11 s."""
+        self._datanodes[index].kill()
+
+    def kill_namenode(self) -> None:
+        """SIGKILL the NameNode."""
+        assert self._namenode is not None, "start() comes first"
+        self._namenode.kill()
+
+    def restart_namenode(self, timeout_s: float = 60.0) -> None:
+        """Start the NameNode again on its port, and wait until it serves."""
+        self.kill_namenode()
+        alive = sum(jvm.process.poll() is None for jvm in self._datanodes)
+        self._namenode = self._start_jvm(NAMENODE, "namenode")
+        self._wait_ready(alive, timeout_s)
+
+    def set_safe_mode(self, on: bool) -> None:
+        """Enter or leave safe mode, as an administrator does."""
+        _run(["java", *JAVA_FLAGS, "-cp", self._classes("namenode"), DFSADMIN, "-safemode", "enter" if on else "leave"],
+             self.base_dir)  # fmt: skip
+
+    def _start_all(self, timeout_s: float) -> None:
+        ports = _free_ports(2 + 3 * self._count)
+        self._rpc_port, self._http_port = ports[:2]
+        self._write_config("namenode", {})
+        if not (self.base_dir / "name/current").exists():
+            self._say("formatting a new HDFS")
+            log = self.base_dir / "format.log"
+            arguments = ("-format", "-force", "-nonInteractive")
+            if _Jvm(NAMENODE, self._classes("namenode"), log, arguments).process.wait() != 0:
+                raise LocalHdfsError(f"formatting failed; see {log}")
+        self._say(f"starting a NameNode and {self._count} DataNodes")
+        self._namenode = self._start_jvm(NAMENODE, "namenode")
+        for index in range(self._count):
+            self._write_config(f"datanode{index}", self._datanode_config(index, ports[2 + 3 * index :][:3]))
+            self._datanodes.append(self._start_jvm(DATANODE, f"datanode{index}"))
+        self._wait_ready(self._count, timeout_s)
+        self._say(f"HDFS is ready at {self.url}")
+
+    def _start_jvm(self, main: str, name: str) -> _Jvm:
+        log = self.base_dir / f"{name}.log"
+        log.unlink(missing_ok=True)
+        return _Jvm(main, self._classes(name), log)
+
+    def _classes(self, name: str) -> str:
+        return f"{self.base_dir / 'conf' / name}:{self._class_path}"
+
+    def _wait_ready(self, datanodes: int, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for jvm in [*self._datanodes, *([self._namenode] if self._namenode else [])]:
+                if jvm.process.returncode != -signal.SIGKILL:  # one that was killed on purpose is no surprise
+                    jvm.check()
+            state = self._namesystem_state()
+            if state.get("FSState") == "Operational" and state.get("NumLiveDataNodes", 0) >= datanodes:
+                return
+            if time.monotonic() > deadline:
+                raise LocalHdfsError(f"HDFS was not ready after {timeout_s:.0f} s ({state or 'no answer'})")
+            time.sleep(POLL_S)
+
+    def _namesystem_state(self) -> dict[str, Any]:
+        query = f"http://127.0.0.1:{self._http_port}/jmx?qry=Hadoop:service=NameNode,name=FSNamesystemState"
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(query, timeout=5) as answer:
+                beans: list[dict[str, Any]] = json.load(answer)["beans"]
+        except (OSError, ValueError, KeyError):
+            return {}  # not up yet; the deadline decides
+        return beans[0] if beans else {}
+
+    def _webapps(self) -> Path:
+        root = self.base_dir / "classes"
+        for app in ("hdfs", "datanode"):
+            (root / "webapps" / app / "WEB-INF").mkdir(parents=True, exist_ok=True)
+            (root / "webapps" / app / "WEB-INF/web.xml").write_text(WEB_XML)
+        return root
+
+    def _write_config(self, name: str, extra: dict[str, object]) -> None:
+        folder = self.base_dir / "conf" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        core = {"fs.defaultFS": self.url, "hadoop.tmp.dir": self.base_dir / "tmp" / name}
+        hdfs = {
+            "dfs.replication": min(2, self._count),
+            "dfs.webhdfs.enabled": "true",
+            "dfs.namenode.name.dir": f"file://{self.base_dir / 'name'}",
+            "dfs.namenode.http-address": f"127.0.0.1:{self._http_port}",
+            "dfs.namenode.rpc-bind-host": "127.0.0.1",
+            "dfs.namenode.datanode.registration.ip-hostname-check": "false",
+            "dfs.namenode.safemode.extension": 0,
+            "dfs.namenode.safemode.min.datanodes": 1,
+            "dfs.namenode.edits.noeditlogchannelflush": "true",  # a test's data need not survive a power cut
+            "dfs.namenode.fs-limits.min-block-size": 4096,
+            "dfs.heartbeat.interval": 1,
+            "dfs.namenode.heartbeat.recheck-interval": 1000,
+            "dfs.namenode.replication.interval": 1,
+            "dfs.datanode.directoryscan.throttle.limit.ms.per.sec": 1000,
+            **extra,
+        }
+        (folder / "core-site.xml").write_text(_xml(core))
+        (folder / "hdfs-site.xml").write_text(_xml(hdfs))
+        (folder / "log4j.properties").write_text(LOG4J)
+
+    def _datanode_config(self, index: int, ports: list[int]) -> dict[str, object]:
+        data, http, ipc = (f"127.0.0.1:{port}" for port in ports)
+        return {
+            "dfs.datanode.data.dir": f"file://{self.base_dir / f'data{index}'}",
+            "dfs.datanode.address": data,
+            "dfs.datanode.http.address": http,
+            "dfs.datanode.ipc.address": ipc,
+        }
+
+
+def _xml(values: dict[str, object]) -> str:
+    rows = "".join(f"<property><name>{k}</name><value>{v}</value></property>\n" for k, v in values.items())
+    return f'<?xml version="1.0"?>\n<configuration>\n{rows}</configuration>\n'
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now; another process may take one before we do."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _say_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="A real HDFS on this machine, for tests and trials.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="start it, print its URL, run until Ctrl-C")
+    up.add_argument("--dir", required=True, help="data, configuration and logs")
+    up.add_argument("--datanodes", type=int, default=2)
+    fetch = commands.add_parser("fetch", help="fill the cache only")
+    for command in (up, fetch):
+        command.add_argument("--cache-dir", default=None, help="default: ${EDL_CACHE_DIR:-~/.cache/edl}")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if arguments.command == "fetch":
+            fetch_hadoop(Path(arguments.cache_dir or default_cache_dir()), _say_to_stderr)
+            return 0
+        with LocalHdfs(arguments.dir, arguments.cache_dir, arguments.datanodes) as cluster:
+            print(cluster.url, flush=True)
+            print(cluster.webhdfs_url, flush=True)
+            signal.pause()
+    except (LocalHdfsError, ValueError) as error:
+        print(f"local_hdfs: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

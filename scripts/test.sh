@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Sets up what the tests need, then runs the linters and all tests. Arguments go to pytest:
+#   scripts/test.sh                       everything
+#   scripts/test.sh tests/unit            one folder
+#   scripts/test.sh -k zookeeper -x       pytest's own options
+# With CI=true in the environment a skipped test is a failure (elsewhere: --no-skips).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+scripts/setup.sh --extras test,hdfs,webhdfs,example
+scripts/lint.sh
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,94 @@
+"""Packaging of the distribution `edl-elastic`.
+
+Invariant: packages are listed by hand, so that tests, examples and scripts are never installed
+(tests/unit/test_packaging.py compares the list with the tree). The version is read from jobserver/__init__.py.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+
+PACKAGES = [
+    "jobserver",
+    "jobserver.cli",
+    "jobclient",
+    "edl_collective",
+    "edl_collective.coord",
+    "edl_collective.driver",
+    "checkpoints",
+    "checkpoints.drivers",
+]
+
+#: Files besides modules that are installed; patterns are relative to each package.
+DATA_PATTERNS = ["py.typed", "*.html", "*.css", "*.js", "*.svg"]
+
+INSTALL_REQUIRES = [
+    "click>=8.1",
+    "fastapi>=0.115",
+    "fsspec>=2024.6",
+    "httptools>=0.6",
+    "httpx>=0.27",
+    "kazoo>=2.10",
+    "msgspec>=0.19",
+    "numpy>=2.0",
+    "psutil>=6.0",
+    "rich>=13.7",
+    "uvicorn>=0.30",
+    "xxhash>=3.4",
+]
+
+HDFS = ["hdfs-native>=0.13"]
+WEBHDFS = ["requests>=2.31"]
+EXAMPLE = ["pillow>=11.0", "scikit-learn>=1.5"]
+
+EXTRAS = {
+    "train": ["torch>=2.1"],
+    # Horovod compiles against the torch that is already installed, so pip cannot build it in its isolated build
+    # environment: `pip install edl-elastic[horovod]` works only after a wheel of it was installed.
+    # scripts/setup.sh builds that wheel.
+    "horovod": ["horovod==0.28.1"],
+    "hdfs": HDFS,
+    "webhdfs": WEBHDFS,
+    "hdfs3": ["hdfs3>=0.3.1"],
+    "example": EXAMPLE,
+    "bench": EXAMPLE,
+    "test": [
+        "hypothesis>=6.100",
+        "mypy>=1.13",
+        "pytest>=8.3",
+        "pytest-asyncio>=0.24",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.8",
+        *HDFS,
+        *WEBHDFS,
+        *EXAMPLE,
+    ],
+}
+
+
+def read_version() -> str:
+    """Return the version that jobserver/__init__.py states, without importing it."""
+    text = (ROOT / "jobserver" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise ValueError('jobserver/__init__.py must contain a line like: __version__ = "0.1.0"')
+    return found[1]
+
+
+setup(
+    name="edl-elastic",
+    version=read_version(),
+    description="Elastic PyTorch training on Horovod and ZooKeeper: jobs that keep training while workers come and go",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=PACKAGES,
+    package_data=dict.fromkeys(PACKAGES, DATA_PATTERNS),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["edl = jobserver.cli.main:main"]},
+)

@@ -1,0 +1,62 @@
+"""A real HDFS for the tests: one for the whole run, started when a test first asks for it, a fresh folder per test.
+
+Tests that kill a part of it start one of their own with `new_hdfs`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+def _script() -> ModuleType:
+    """scripts/local_hdfs.py as a module."""
+    path = Path(__file__).parents[1] / "scripts" / "local_hdfs.py"
+    spec = importlib.util.spec_from_file_location("local_hdfs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault("local_hdfs", importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def new_hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
+    """Starts one more LocalHdfs at each call; all are stopped at the end of the run."""
+    script = _script()
+    started: list[Any] = []
+
+    def start() -> Any:
+        cluster = script.LocalHdfs(tmp_path_factory.mktemp("hdfs"), say=lambda text: print(text, file=sys.stderr))
+        started.append(cluster)
+        cluster.start()
+        return cluster
+
+    yield start
+    for cluster in started:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def hdfs(new_hdfs: Callable[[], Any]) -> Any:
+    """The LocalHdfs that all tests share; do not kill its parts."""
+    return new_hdfs()
+
+
+@pytest.fixture
+def hdfs_url(hdfs: Any) -> str:
+    """A folder of this test alone, as hdfs://127.0.0.1:PORT/..."""
+    return f"{hdfs.url}/test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def webhdfs_url(hdfs: Any) -> str:
+    """A folder of this test alone, as webhdfs://127.0.0.1:PORT/..."""
+    return f"{hdfs.webhdfs_url}/test-{secrets.token_hex(6)}"
