@@ -17,14 +17,13 @@ from starlette.exceptions import HTTPException
 
 from edl_collective.coord.auth import same
 from edl_collective.coord.clock import Clock
-from edl_collective.coord.errors import CoordError, Disconnected, NotFound, VersionConflict
+from edl_collective.coord.errors import CoordError, Disconnected, NotFound, RecordTooLarge, VersionConflict
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, encode
 from edl_collective.coord.store import Store
 from jobserver.api_models import (
     MAX_BODY_BYTES,
     ApiError,
-    Changing,
     Json,
     convert_spec,
     differences,
@@ -37,6 +36,7 @@ from jobserver.api_models import (
     parse_spec,
     pods,
 )
+from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.snapshot import Job, Snapshot
 
@@ -222,6 +222,14 @@ def _add_errors(app: FastAPI, token: str) -> None:
     @app.exception_handler(Disconnected)
     async def no_store(_: Request, error: Disconnected) -> Response:
         return _refusal(503, str(error))
+
+    @app.exception_handler(RecordTooLarge)
+    async def too_large(_: Request, error: RecordTooLarge) -> Response:
+        return _refusal(413, str(error))
+
+    @app.exception_handler(Exception)
+    async def bug(_: Request, error: Exception) -> Response:  # the server logs it with its traceback
+        return _refusal(500, f"the JobServer failed: {type(error).__name__}: {error}")
 
     @app.exception_handler(CoordError)
     async def refused_write(_: Request, error: CoordError) -> Response:

@@ -6,22 +6,20 @@ Invariant: a body that is not understood becomes an ApiError with one sentence a
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from edl_collective.coord.records import (
-    ChangeRule,
     Event,
     JobKind,
     JobSpec,
     NodeRecord,
-    Schedule,
     WorkerRecord,
     WorkerState,
     decode,
 )
+from jobserver.changing import Changing, fill_in
 from jobserver.job_state import is_over
 from jobserver.schedule import check_schedule
 from jobserver.snapshot import Job, Snapshot, StoredEvent
@@ -47,14 +45,6 @@ class ApiError(Exception):
         return self.error
 
 
-@dataclass(frozen=True, slots=True)
-class Changing:
-    """The changing script of the start script, for jobs that say neither np nor schedule."""
-
-    rule: ChangeRule
-    max_np: int
-
-
 def parse_body(body: bytes) -> Json:
     """The JSON object in `body`. Raises ApiError 400."""
     try:
@@ -77,10 +67,10 @@ def parse_spec(body: bytes, changing: Changing | None, now_s: float) -> JobSpec:
     for name in ("job", "command"):
         if name not in values:
             raise ApiError(422, f"{name} is missing", name)
-    if changing is not None and values.get("np") is None and values.get("schedule") is None:
-        values = {**values, "max_np": max(changing.max_np, values.get("min_np", 1))}
-        values["schedule"] = msgspec.to_builtins(Schedule(change=changing.rule))
-    return convert_spec({**values, "submitted_at": now_s})
+    if "max_np" not in values:  # room for what the job says, else for what the changing script describes
+        least = max((n for n in (values.get("min_np"), values.get("np")) if isinstance(n, int)), default=1)
+        values = {**values, "max_np": max(least, changing.max_np if changing else 1)}
+    return fill_in(convert_spec({**values, "submitted_at": now_s}), changing)
 
 
 def convert_spec(values: Mapping[str, Any]) -> JobSpec:

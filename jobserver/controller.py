@@ -26,7 +26,16 @@ from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import Record, encode
 from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
-from jobserver.reconcile import Action, Decision, ForgetEvent, ForgetWorker, ReconcileConfig, UpdateJob, reconcile
+from jobserver.reconcile import (
+    Action,
+    Decision,
+    FillInSpec,
+    ForgetEvent,
+    ForgetWorker,
+    ReconcileConfig,
+    UpdateJob,
+    reconcile,
+)
 from jobserver.snapshot import Snapshot, build
 
 logger = logging.getLogger(__name__)
@@ -153,6 +162,9 @@ class Controller:
         match action:
             case UpdateJob():
                 self._update(action)
+            case FillInSpec():
+                path = self._paths.spec(action.job)
+                self._store.transact([self._leadership.fence(), _write(path, action.spec, action.version)])
             case ForgetWorker():
                 path = self._paths.worker(action.job, action.worker)
                 self._store.transact([self._leadership.fence(), Delete(path, action.version)])

@@ -9,8 +9,9 @@ between two calls.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from edl_collective.coord.records import Event, JobKind, JobStatus, Phase, Plan, PlannedWorker
+from edl_collective.coord.records import Event, JobKind, JobSpec, JobStatus, Phase, Plan, PlannedWorker
 from jobserver.allocate import Grant, Request, Room, allocate, worker_number
+from jobserver.changing import Changing, fill_in
 from jobserver.job_state import crew_of, is_over
 from jobserver.judge import Case, enter, judge, near_end, with_
 from jobserver.snapshot import At, Slot, Snapshot
@@ -31,6 +32,8 @@ class ReconcileConfig:
     max_deletions: int = 50
     #: stamped into plans
     leader_epoch: int = 0
+    #: for jobs that leave their size open
+    changing: Changing | None = None
 
     def __post_init__(self) -> None:
         if self.finish_timeout_s <= 0:
@@ -53,6 +56,15 @@ class UpdateJob:
 
 
 @dataclass(frozen=True, slots=True)
+class FillInSpec:
+    """Write what a new job left open into its spec; it is decided about after that."""
+
+    job: str
+    spec: JobSpec
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetWorker:
     """Delete the record of a worker that ended."""
 
@@ -70,7 +82,7 @@ class ForgetEvent:
     version: int
 
 
-Action = UpdateJob | ForgetWorker | ForgetEvent
+Action = UpdateJob | FillInSpec | ForgetWorker | ForgetEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +97,13 @@ class Decision:
 def reconcile(snapshot: Snapshot, now_s: float, config: ReconcileConfig) -> Decision:
     """Decide. `now_s` is wall time in seconds, because what it is compared with survives a change of leader."""
     order = sorted(snapshot.jobs.values(), key=lambda j: (j.spec.value.submitted_at, j.name))
+    open_jobs = [action for job in order for action in _fill_in(job, config)]
+    left_open = {action.job for action in open_jobs}
+    order = [job for job in order if job.name not in left_open]
     cases = [judge(job, crew_of(job, snapshot), now_s, config.finish_timeout_s) for job in order]
     asking = [case for case in cases if case.clear is None]
     grants = allocate([_request(case) for case in asking], _room(cases, snapshot, config))
-    actions: list[Action] = []
+    actions: list[Action] = [*open_jobs]
     final: list[Case] = []
     for case in cases:
         case, plan = _settle(case, grants.get(case.job.name), snapshot, now_s, config)
@@ -99,6 +114,12 @@ def reconcile(snapshot: Snapshot, now_s: float, config: ReconcileConfig) -> Deci
     reasons = [f"{case.job.name}: {case.status.phase}, {case.status.reason}" for case in final]
     wakes = [case.wake_at for case in final if case.wake_at is not None]
     return Decision(tuple(actions), "; ".join(reasons) or "no jobs", min(wakes, default=None))
+
+
+def _fill_in(job: Job, config: ReconcileConfig) -> list[FillInSpec]:
+    spec = job.spec.value
+    filled = spec if job.status else fill_in(spec, config.changing)
+    return [] if filled == spec else [FillInSpec(job.name, filled, job.spec.version)]
 
 
 # ---- what all jobs get ---------------------------------------------------------------------------------------------

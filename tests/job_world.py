@@ -21,7 +21,16 @@ from edl_collective.coord.records import (
     WorkerState,
     encode,
 )
-from jobserver.reconcile import Action, Decision, ForgetEvent, ForgetWorker, ReconcileConfig, UpdateJob, reconcile
+from jobserver.reconcile import (
+    Action,
+    Decision,
+    FillInSpec,
+    ForgetEvent,
+    ForgetWorker,
+    ReconcileConfig,
+    UpdateJob,
+    reconcile,
+)
 from jobserver.snapshot import At, Job, Slot, Snapshot, StoredEvent
 
 CONFIG = ReconcileConfig(finish_timeout_s=60.0, leader_epoch=7)
@@ -156,6 +165,9 @@ class World:
         match action:
             case UpdateJob(job=job):
                 self._update(job, action)
+            case FillInSpec(job=job, spec=spec, version=version):
+                assert self.jobs[job].spec.version == version
+                self._change(job, spec=At(spec, version + 1))
             case ForgetWorker(job=job, worker=worker, version=version):
                 workers = dict(self.jobs[job].workers)
                 assert workers.pop(worker).version == version

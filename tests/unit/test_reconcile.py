@@ -7,6 +7,7 @@ import pytest
 from job_world import CONFIG, World, running
 
 from edl_collective.coord.records import (
+    ChangeRule,
     EpochStep,
     Event,
     JobKind,
@@ -15,6 +16,7 @@ from edl_collective.coord.records import (
     TimeStep,
     WorkerState,
 )
+from jobserver.changing import Changing
 from jobserver.job_state import TRANSITIONS
 from jobserver.reconcile import ReconcileConfig
 from jobserver.snapshot import Slot
@@ -115,6 +117,23 @@ def test_a_schedule_by_epoch() -> None:
         world.settle()
         sizes.append(len(world.ids()))
     assert sizes == [1, 1, 2, 2, 4, 4]
+
+
+def test_the_changing_script_is_written_into_new_jobs_that_leave_their_size_open() -> None:
+    world = World(replace(CONFIG, changing=Changing(ChangeRule(900.0, 1, 2), 3)))
+    world.join("a", 8)
+    world.submit("open", max_np=1024)
+    world.submit("closed", np=1)
+    started = world.settle()
+    spec = world.jobs["open"].spec.value
+    assert spec.schedule is not None
+    assert (spec.schedule.change, spec.max_np) == (ChangeRule(900.0, 1, 2), 3)
+    assert [len(world.ids(j)) for j in ("open", "closed")] == [3, 1]
+    assert started.wake_at == world.now_s + 900
+    world.now_s += 900
+    world.settle()
+    assert world.ids("open") == ["w1"]
+    assert world.jobs["closed"].spec.value.schedule is None
 
 
 def test_a_schedule_by_time_wakes_itself() -> None:

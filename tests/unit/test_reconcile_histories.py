@@ -11,34 +11,8 @@ from edl_collective.coord.records import (
 )
 from jobserver.reconcile import ForgetEvent, ForgetWorker
 
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            [
-                "join",
-                "lose",
-                "drain",
-                "submit",
-                "scale",
-                "run",
-                "run",
-                "fail",
-                "fail_all",
-                "finish",
-                "leave",
-                "let_go",
-                "let_go",
-                "epoch",
-                "near_end",
-                "stop",
-                "wait",
-            ]
-        ),
-        st.integers(0, 5),
-        st.integers(1, 4),
-    ),
-    max_size=25,
-)
+WHAT = "join lose drain submit scale run run fail fail_all finish leave let_go let_go epoch near_end stop wait"
+STEPS = st.lists(st.tuples(st.sampled_from(WHAT.split()), st.integers(0, 5), st.integers(1, 4)), max_size=25)
 
 
 def happen(world: World, what: str, which: int, count: int) -> None:
