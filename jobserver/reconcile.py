@@ -14,7 +14,7 @@ from jobserver.allocate import Grant, Request, Room, allocate, worker_number
 from jobserver.changing import Changing, fill_in
 from jobserver.job_state import crew_of, is_over
 from jobserver.judge import Case, enter, judge, near_end, with_
-from jobserver.snapshot import At, Slot, Snapshot
+from jobserver.snapshot import At, Job, Slot, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
