@@ -53,7 +53,7 @@ def test_safe_mode_is_an_outage_and_reading_still_works(frail: Any) -> None:
     frail.set_safe_mode(True)
     try:
         for url in both.values():
-            with pytest.raises(CheckpointUnavailable, match="afe ?[mM]ode"):
+            with pytest.raises(CheckpointUnavailable, match=r"afe ?[mM]ode"):
                 save(url, 2)
             loaded = load_checkpoint(url)
             assert loaded is not None
