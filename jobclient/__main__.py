@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = parse(argv, os.environ)
         logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
-        logging.getLogger("kazoo").setLevel(max(config.log_level, logging.WARNING))
+        for chatty in ("kazoo", "uvicorn"):
+            logging.getLogger(chatty).setLevel(max(config.log_level, logging.WARNING))
         key = load_or_create_key(config.key_file)
         api = _bind(config, key)
         store = _connect(config)
@@ -53,8 +54,8 @@ def main(argv: Sequence[str]) -> int:
         _, bugs = group.split(CoordError)
         if bugs is not None:
             raise
-        for error in group.exceptions:
-            print(f"jobclient: {error}", file=sys.stderr)
+        for known in group.exceptions:
+            print(f"jobclient: {known}", file=sys.stderr)
         return 2
     finally:
         store.close()
