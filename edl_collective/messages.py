@@ -28,7 +28,11 @@ class WorkerHello(Message, frozen=True, kw_only=True):
 
 
 class Gate(Message, frozen=True, kw_only=True):
-    """The worker is warm and waits for the world after `last_generation` (0: it has not been in one)."""
+    """The worker is warm and waits for the world after `last_generation`.
+
+    That is the newest generation it was Assigned to, whether or not Horovod came up in it; 0 if it never was. (A member
+    that comes with an older one than the record's has lost the answer, and gets it again.)
+    """
 
     last_generation: int
 
@@ -128,7 +132,10 @@ class NodeHello(Message, frozen=True, kw_only=True):
     running: dict[str, int] = {}
     #: workers that were assigned to `generation` and have not reported running
     assigned: tuple[str, ...] = ()
-    exits: tuple[str, ...] = ()
+    #: worker -> detail of those that exited and were members of the newest record, or still may be
+    exits: dict[str, str] = {}
+    #: workers whose training function returned, exited or not
+    finished: tuple[str, ...] = ()
     #: scope -> key -> value: what workers of this node have put in `generation`
     puts: dict[str, dict[str, bytes]] = {}
 
@@ -149,6 +156,12 @@ class HasExited(Message, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class HasFinished(Message, frozen=True, kw_only=True):
+    """The training function of `worker` returned: its exit is no loss."""
+
+    worker: str
+
+
 class Puts(Message, frozen=True, kw_only=True):
     """Rendezvous keys that workers of this node have put."""
 
@@ -157,12 +170,13 @@ class Puts(Message, frozen=True, kw_only=True):
 
 
 class Need(Message, frozen=True, kw_only=True):
-    """Send all keys of `generation` again: workers of this node wait for some."""
+    """Send these keys of `generation` (scope -> keys) if you have them: workers of this node wait for them."""
 
     generation: int
+    keys: dict[str, tuple[str, ...]] = {}
 
 
-ProxyMessage = NodeHello | AtGate | IsRunning | HasExited | Puts | Need
+ProxyMessage = NodeHello | AtGate | IsRunning | HasFinished | HasExited | Puts | Need
 
 # ---- driver -> JobClient's proxy ------------------------------------------------------------------------------------
 

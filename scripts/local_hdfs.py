@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -92,6 +93,10 @@ Say = Callable[[str], None]
 
 class LocalHdfsError(Exception):
     """Raised when the local HDFS cannot be fetched or started; the message says what to do."""
+
+
+class PortTaken(LocalHdfsError):
+    """Raised when another process took a port between our choice and its use."""
 
 
 def default_cache_dir() -> Path:
@@ -240,8 +245,10 @@ class _Jvm:
     def check(self) -> None:
         """Raise if it has ended by itself."""
         if self.process.poll() is not None:
-            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise LocalHdfsError(f"{self.main} ended with code {self.process.returncode}; {self.log} ends:\n{tail}")
+            text = self.log.read_text(errors="replace")
+            tail = "\n".join(text.splitlines()[-15:])
+            kind = PortTaken if "BindException" in text else LocalHdfsError
+            raise kind(f"{self.main} ended with code {self.process.returncode}; {self.log} ends:\n{tail}")
 
 
 _PR_SET_PDEATHSIG = 1
@@ -303,13 +310,12 @@ class LocalHdfs:
             raise LocalHdfsError("java is missing: apt-get install default-jre-headless")
         self._class_path = f"{self._webapps()}:{fetch_hadoop(self._cache_dir, self._say)}/*"
         try:
-            self._start_all(timeout_s)
-        except LocalHdfsError as error:
-            self.stop()
-            if "BindException" not in str(error) and "in use" not in str(error):
-                raise
-            self._say("a port was taken meanwhile; trying once more with others")
-            self._start_all(timeout_s)
+            try:
+                self._start_all(timeout_s)
+            except PortTaken:
+                self.stop()
+                self._say("a port was taken meanwhile; trying once more with others")
+                self._start_all(timeout_s)
         except BaseException:
             self.stop()
             raise
@@ -437,14 +443,23 @@ def _xml(values: dict[str, object]) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now; another process may take one before we do."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports that are free now; another process may take one before we do.
+
+    They lie below the range from which the kernel takes the ports of outgoing connections.
+    """
+    taken: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        while len(taken) < count:
+            candidate = socket.socket()
+            try:
+                candidate.bind(("127.0.0.1", random.randint(20_000, 32_000)))
+            except OSError:
+                candidate.close()
+            else:
+                taken.append(candidate)
+        return [int(each.getsockname()[1]) for each in taken]
     finally:
-        for each in sockets:
+        for each in taken:
             each.close()
 
 

@@ -1,5 +1,6 @@
 """A worker's side of the conversation with its JobClient, over a real Unix socket."""
 
+import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -92,12 +93,14 @@ def test_gate_may_answer_leave(agent: Agent, link: AgentLink) -> None:
 
 def test_notices_are_levels(agent: Agent) -> None:
     rose = threading.Semaphore(0)
-    link = AgentLink(agent.membership, rose.release)
+    aborted: queue.SimpleQueue[int] = queue.SimpleQueue()
+    link = AgentLink(agent.membership, rose.release, aborted.put)
     agent.accept()
     agent.say(Interrupt(generation=5), Interrupt(generation=3), Abort(generation=4))
-    for _ in range(3):
-        assert rose.acquire(timeout=10)
-    assert (link.interrupted_generation, link.aborted_generation) == (5, 4)
+    assert rose.acquire(timeout=10)
+    assert rose.acquire(timeout=10)
+    assert link.interrupted_generation == 5
+    assert aborted.get(timeout=10) == 4
     link.close()
     agent.die()
 

@@ -1,0 +1,334 @@
+"""The world of a generation: who is in it, and when the next one is formed. [pure]
+
+`decide` is a function of the State that `state.observe` builds, the time and the Config. Invariants:
+- a record is written (compare-and-set) before anybody hears of its generation, and generations only rise;
+- a generation is formed only when each member of the one before waits at the gate or is gone for certain: its JobClient
+  said so, does not know it, or the node's ephemeral has vanished;
+- all but the record is soft state: a successor that knows the record and hears the hellos decides the same.
+This module does not read the store or hold connections (__main__ does) and relays no keys (relay does).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from edl_collective.coord.records import Member, Plan, PlannedWorker, Rendezvous
+from edl_collective.driver.state import Seen, State, Told, Where
+from edl_collective.messages import AbortGeneration, DriverMessage, InterruptWorker, LeaveWorker, World
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`min_np`: no world is smaller. The graces are in seconds.
+
+    form: how long a first world waits for all planned workers before min_np of them suffice.
+    join: how long the first newcomer at the gate waits for the other planned ones, while training goes on.
+    suspect: how long after one member's collective failed the others may take to fail, before they are interrupted.
+    """
+
+    min_np: int = 1
+    form_grace_s: float = 10.0
+    join_grace_s: float = 2.0
+    suspect_grace_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.min_np < 1:
+            raise ValueError(f"min_np is {self.min_np}: it must be at least 1")
+        for name in ("form_grace_s", "join_grace_s", "suspect_grace_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+
+
+# ---- effects --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRecord:
+    """Compare-and-set the record at `version`; answer with RecordWritten or WriteConflict."""
+
+    record: Rendezvous
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    node: str
+    message: DriverMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """This driver has been replaced: end without another word."""
+
+
+Effect = WriteRecord | Send | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`state` takes the effects as done; `wake_at` (monotonic seconds): decide again then even if nothing happens."""
+
+    state: State
+    effects: tuple[Effect, ...]
+    reason: str
+    wake_at: float | None = None
+
+
+# ---- decide ---------------------------------------------------------------------------------------------------------
+
+
+def decide(state: State, now_s: float, config: Config) -> Decision:
+    """What is to be done now. Applying it twice, or stopping half-way and deciding again, reaches the same end."""
+    if state.fenced:
+        return Decision(state, (Stop(),), "another driver leads this job")
+    if state.writing is not None:
+        return Decision(state, (), f"writing generation {state.writing.generation}")
+    plan, nodes = state.plan, state.nodes
+    if plan is None or nodes is None:
+        return Decision(state, (), "waiting for the first plan")
+    state, answers = _answer(state, plan)
+    view = _View(state, plan, nodes)
+    state, aborts = _abort(state, view)
+    if view.unheard:
+        reason = f"waiting for the JobClient of node {', '.join(view.unheard)}"
+        return Decision(state, (*answers, *aborts), reason)
+    state, interrupts, reason, wake_at = _form(state, view, now_s, config)
+    return Decision(state, (*answers, *aborts, *interrupts), reason, wake_at)
+
+
+class _View:
+    """What the state says about the members of the record and the planned workers; computed once per decision."""
+
+    def __init__(self, state: State, plan: Plan, nodes: Mapping[str, str]) -> None:
+        self.state, self.plan, self.nodes = state, plan, nodes
+        members = state.record.members
+        #: nodes of members that are alive but have not said yet what they know
+        self.unheard = sorted({m.node for m in members if m.node in nodes and not self.heard(m.node)})
+        self.done = [m for m in members if m.worker in state.finished]
+        self.gone = [m for m in members if m.worker not in state.finished and self._is_gone(m)]
+        out = {m.worker for m in (*self.done, *self.gone)}
+        self.live = [m.worker for m in members if m.worker not in out]
+        planned = [p for p in plan.workers if p.worker not in out and p.worker not in state.finished]
+        ids = {p.worker for p in planned}
+        self.removed = [w for w in self.live if w not in ids]
+        #: at the gate, wanted and not members; none while the job is ending
+        self.newcomers = [p for p in planned if p.worker not in self.live and not self.done and self._at_gate(p)]
+        newcomers = {p.worker for p in self.newcomers}
+        #: planned workers that may still come to the gate
+        self.awaited = [
+            p.worker
+            for p in planned
+            if p.worker not in self.live
+            and p.worker not in newcomers
+            and p.worker not in state.exits
+            and p.node in nodes
+        ]
+        self.survivors = [w for w in self.live if w in ids]
+        self.back = [w for w in self.live if state.seen[w].where is Where.GATE] if not self.unheard else []
+
+    def heard(self, node: str) -> bool:
+        return node in self.state.heard and self.state.heard[node] == self.nodes.get(node)
+
+    def _is_gone(self, member: Member) -> bool:
+        """Certainly: its node is gone, or heard and does not know it (any more)."""
+        if member.node not in self.nodes:
+            return True
+        seen = self.state.seen.get(member.worker)
+        return self.heard(member.node) and (seen is None or seen.node != member.node)
+
+    def _at_gate(self, planned: PlannedWorker) -> bool:
+        seen = self.state.seen.get(planned.worker)
+        return seen is not None and seen.node == planned.node and seen.where is Where.GATE and self.heard(seen.node)
+
+    @property
+    def ready(self) -> int:
+        return len(self.survivors) + len(self.newcomers)
+
+    def enough(self, min_np: int) -> bool:
+        """Those that have finished count: the rest of a world that is ending may end in a smaller one."""
+        return self.ready > 0 and self.ready + len(self.done) >= min_np
+
+    @property
+    def losses(self) -> list[Member]:
+        return [m for m in self.gone if m.worker not in self.state.leaving]
+
+
+def _tell(state: State, told: Sequence[tuple[Told, DriverMessage]]) -> tuple[State, tuple[Effect, ...]]:
+    """Send what was not sent yet on the present connections."""
+    new = [(key, message) for key, message in told if key not in state.told and key[0] in state.heard]
+    if not new:
+        return state, ()
+    state = replace(state, told=state.told | {key for key, _ in new})
+    return state, tuple(Send(key[0], message) for key, message in new)
+
+
+def _answer(state: State, plan: Plan) -> tuple[State, tuple[Effect, ...]]:
+    """Repeat the record to whom it concerns, and let go those at the gate that the plan has no place for."""
+    record = state.record
+    members = {m.worker for m in record.members}
+    planned = {p.worker for p in plan.workers}
+    told: list[tuple[Told, DriverMessage]] = []
+    if record.generation:
+        told += [((node, "world", "", record.generation), World(record=record)) for node in state.heard]
+    seen = dict(state.seen)
+    leaving = set(state.leaving)
+    for worker, s in state.seen.items():
+        if s.where is not Where.GATE:
+            continue
+        if worker in members and s.generation < record.generation:
+            seen[worker] = Seen(s.node, Where.ASSIGNED, record.generation)
+        elif worker not in planned and (s.generation or _number(worker) < plan.next_worker):
+            reason = f"plan {plan.revision}: {plan.reason}"
+            told.append(((s.node, "leave", worker, s.generation), LeaveWorker(worker=worker, reason=reason)))
+            leaving.add(worker)
+    state, effects = _tell(state, told)
+    return replace(state, seen=seen, leaving=frozenset(leaving)), effects
+
+
+def _number(worker: str) -> float:
+    """Worker ids are w<number>, rising: one below next_worker that is not planned has been planned away.
+
+    Above it, a JobClient has seen a newer plan than we have: infinity for what cannot be compared.
+    """
+    return int(worker[1:]) if worker[:1] == "w" and worker[1:].isdecimal() else float("inf")
+
+
+def _abort(state: State, view: _View) -> tuple[State, tuple[Effect, ...]]:
+    """Collectives of a generation that lost a member cannot complete, nor those of a world that others left behind."""
+    generation = state.record.generation
+    told: list[tuple[Told, DriverMessage]] = []
+    if view.losses:
+        told += [((node, "abort", "", generation), AbortGeneration(generation=generation)) for node in state.heard]
+    else:
+        stale = {s.node for s in state.seen.values() if s.where is not Where.GATE and s.generation < generation}
+        told += [((n, "abort", "", generation - 1), AbortGeneration(generation=generation - 1)) for n in stale]
+    return _tell(state, told)
+
+
+def _form(
+    state: State, view: _View, now_s: float, config: Config
+) -> tuple[State, tuple[Effect, ...], str, float | None]:
+    """Form the next generation, or ask its members to the gate, or say what is waited for."""
+    state, pressing, wake_at = _pressing(state, view, now_s, config)
+    if not pressing:
+        return state, (), _calm(state, view), wake_at
+    told: list[tuple[Told, DriverMessage]] = []
+    generation = state.record.generation
+    away = [w for w in view.live if state.seen[w].where is not Where.GATE]
+    for worker in away:
+        message = InterruptWorker(worker=worker, generation=generation)
+        told.append(((state.seen[worker].node, "interrupt", worker, generation), message))
+    state, effects = _tell(state, told)
+    if away:
+        return state, effects, f"{pressing}: waiting for {', '.join(away)} at the gate", wake_at
+    if not view.enough(config.min_np):
+        reason = f"{pressing}: holding with {view.ready} of at least {config.min_np} workers"
+        return state, effects, reason, wake_at
+    if not view.survivors and view.awaited:
+        deadline = (state.waiting_since or 0.0) + config.form_grace_s
+        if now_s < deadline:
+            reason = f"{pressing}: waiting for {', '.join(view.awaited)} to get ready"
+            return state, effects, reason, deadline
+    record = _next(state, view)
+    reason = f"generation {record.generation} with {len(record.members)} workers: {record.cause}"
+    return replace(state, writing=record), (*effects, WriteRecord(record, state.version)), reason, None
+
+
+def _pressing(state: State, view: _View, now_s: float, config: Config) -> tuple[State, str, float | None]:
+    """Why a new generation must be formed now, empty if it need not; with the time to look again."""
+    state = _since(state, view, now_s)
+    everybody_back = bool(view.back) and len(view.back) == len(view.live)
+    if view.done:
+        pressed = view.live and (view.gone or everybody_back)
+        return state, "collectives failed while others had finished" if pressed else "", None
+    if view.gone:
+        return state, _loss_text(view, view.gone), None
+    if view.removed:
+        return state, f"plan {view.plan.revision} removes {', '.join(view.removed)}", None
+    asked = any(kind == "interrupt" for _, kind, _, _ in state.told)
+    waits = []
+    if state.suspect_since is not None:
+        waits.append(state.suspect_since + config.suspect_grace_s)
+        if asked or everybody_back or now_s >= waits[-1]:
+            return state, f"{', '.join(view.back)} left generation {state.record.generation}", None
+    if state.waiting_since is not None and (view.enough(config.min_np) or not view.live):
+        waits.append(state.waiting_since + config.join_grace_s)
+        if not view.live or not view.awaited or asked or now_s >= waits[-1]:
+            return state, f"{', '.join(p.worker for p in view.newcomers)} ready", None
+    return state, "", min(waits, default=None)
+
+
+def _since(state: State, view: _View, now_s: float) -> State:
+    """Start or clear the two waits."""
+    known = view.gone or view.removed or not view.back
+    waiting = (now_s if state.waiting_since is None else state.waiting_since) if view.newcomers else None
+    suspect = None if known else now_s if state.suspect_since is None else state.suspect_since
+    return replace(state, waiting_since=waiting, suspect_since=suspect)
+
+
+def _calm(state: State, view: _View) -> str:
+    generation = state.record.generation
+    if view.done:
+        return f"generation {generation}: training has finished on {len(view.done)} workers"
+    joining = [w for w in view.live if state.seen[w].where is Where.ASSIGNED]
+    if joining:
+        return f"generation {generation}: {', '.join(joining)} joining"
+    if not view.live:
+        return f"waiting for {', '.join(view.awaited) or 'planned workers'} to get ready"
+    return f"generation {generation}: {len(view.live)} workers running"
+
+
+def _next(state: State, view: _View) -> Rendezvous:
+    """The record of the next generation: survivors keep the lowest ranks, then newcomers; grouped by node."""
+    planned = {p.worker: p.node for p in view.plan.workers}
+    # of those who were in some world before, the one that saw the newest holds the most recent state
+    newcomers = sorted(view.newcomers, key=lambda p: -state.seen[p.worker].generation)
+    order = [*view.survivors, *(p.worker for p in newcomers)]
+    return Rendezvous(
+        generation=state.record.generation + 1,
+        epoch=state.epoch,
+        members=rank([(worker, planned[worker]) for worker in order]),
+        cause=_cause(state, view),
+        plan_revision=view.plan.revision,
+    )
+
+
+def rank(order: Sequence[tuple[str, str]]) -> tuple[Member, ...]:
+    """Places of (worker, node) pairs in Horovod's terms; the nodes in order of appearance, their workers in order.
+
+    Horovod wants the ranks of a node to be contiguous. cross_rank counts, among the nodes that have a worker of the
+    same local_rank, the nodes before this one.
+    """
+    by_node: dict[str, list[str]] = {}
+    for worker, node in order:
+        by_node.setdefault(node, []).append(worker)
+    members: list[Member] = []
+    for node, workers in by_node.items():
+        for local_rank, worker in enumerate(workers):
+            peers = [n for n, others in by_node.items() if len(others) > local_rank]
+            place = (len(members), local_rank, len(workers), peers.index(node), len(peers))
+            members.append(Member(worker, node, *place))
+    return tuple(members)
+
+
+def _cause(state: State, view: _View) -> str:
+    """Why the world changes, for people."""
+    if not state.record.members:
+        return "start"
+    parts = [_loss_text(view, view.losses)] if view.losses else []
+    if not view.survivors:
+        return "restart: " + (", ".join(parts) or "no member was left")
+    gone_by_plan = len(view.gone) > len(view.losses)
+    if view.newcomers or view.removed or gone_by_plan:
+        parts.append(f"plan: {view.plan.reason}")
+    return ", ".join(parts) or f"a collective failed on worker {', '.join(view.back)}, no loss known"
+
+
+def _loss_text(view: _View, lost: Sequence[Member]) -> str:
+    parts = {}
+    for member in lost:
+        if member.node not in view.nodes:
+            parts[f"node {member.node} is gone"] = True
+        else:
+            detail = view.state.exits.get(member.worker) or "is gone"
+            parts[f"worker {member.worker} {detail}"] = True
+    return ", ".join(parts)

@@ -1,0 +1,344 @@
+"""A whole job without processes: the real driver decisions and the real node state machines, with simulated workers.
+
+Messages travel in order on one connection per node. Faults are methods: kill_worker, lose_node, crash_driver,
+disconnect. `settle` delivers everything and lets time pass until nothing changes; `check` holds the invariants.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edl_collective.coord.records import Plan, PlannedWorker, Rendezvous
+from edl_collective.driver import world
+from edl_collective.driver.state import (
+    Disconnected,
+    NodesRead,
+    PlanRead,
+    RecordWritten,
+    Said,
+    State,
+    WriteConflict,
+    observe,
+)
+from edl_collective.messages import Abort, Assigned, DriverMessage, Interrupt, Leave, ProxyMessage
+from jobclient.job_proxy import LocalWorld, ToDriver, ToWorker
+
+
+class DriverCrashed(Exception):
+    """Raised inside the driver's turn when a planned crash strikes."""
+
+
+@dataclass
+class Worker:
+    """`state`: starting, gate, init, running, left, dead."""
+
+    name: str
+    node: str
+    state: str = "starting"
+    generation: int = 0
+    place: Assigned | None = None
+    finished: bool = False
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in ("left", "dead")
+
+
+class Node:
+    def __init__(self, name: str, incarnation: str) -> None:
+        self.incarnation = incarnation
+        self.world: LocalWorld[int] = LocalWorld(name, incarnation, lambda w, g: f"addr/{w}/{g}")
+        self.connected = False
+        self.to_driver: deque[ProxyMessage] = deque()
+        self.from_driver: deque[DriverMessage] = deque()
+
+
+class Driver:
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.reason = ""
+        self.wake_at: float | None = None
+
+
+class Cluster:
+    """A job on some nodes; `crash_at` counts effects of all drivers: before that one the driver dies."""
+
+    def __init__(self, nodes: tuple[str, ...] = ("a", "b"), config: world.Config | None = None) -> None:
+        self.config = config or world.Config()
+        self.now_s = 0.0
+        self.record, self.version = Rendezvous.EMPTY, 0
+        self.history: dict[int, Rendezvous] = {0: Rendezvous.EMPTY}
+        self.nodes = {name: Node(name, f"{name}-1") for name in nodes}
+        self.workers: dict[str, Worker] = {}
+        self.plan = Plan(revision=1, workers=(), driver_node=nodes[0], reason="start", next_worker=1, leader_epoch=1)
+        self.effects = 0
+        self.crash_at: set[int] = set()
+        self.driver: Driver | None = None
+        self.start_driver()
+
+    # ---- the leader and the users ---------------------------------------------------------------------------------
+
+    def scale(self, want: dict[str, int], reason: str = "scale") -> None:
+        """Plan so many workers on each node: the lowest ids stay, new ones start."""
+        number = self.plan.next_worker
+        planned: list[PlannedWorker] = []
+        for node, count in want.items():
+            kept = [p for p in self.plan.workers if p.node == node and self.workers[p.worker].alive][:count]
+            planned += kept
+            for _ in range(count - len(kept) if node in self.nodes else 0):
+                planned.append(PlannedWorker(f"w{number}", node, 0))
+                self.workers[f"w{number}"] = Worker(f"w{number}", node)
+                number += 1
+        self.plan = replace_plan(self.plan, tuple(planned), number, reason)
+        self._tell(PlanRead(self.plan))
+
+    def replace_dead(self) -> None:
+        """What the leader does about workers that died: new ones in their slots, on nodes that live."""
+        want: dict[str, int] = {}
+        for p in self.plan.workers:
+            if p.node in self.nodes:
+                want[p.node] = want.get(p.node, 0) + 1
+        if any(not self.workers[p.worker].alive or p.node not in self.nodes for p in self.plan.workers):
+            self.scale(want, "replace")
+
+    # ---- faults ---------------------------------------------------------------------------------------------------
+
+    def kill_worker(self, name: str, detail: str = "killed by SIGKILL") -> None:
+        worker = self.workers[name]
+        if worker.alive:
+            worker.state = "dead"
+            self._act(worker.node, self.nodes[worker.node].world.exited(name, detail))
+
+    def lose_node(self, name: str) -> None:
+        del self.nodes[name]
+        for worker in self.workers.values():
+            if worker.node == name and worker.alive:
+                worker.state = "dead"
+        self._tell(Disconnected(name))
+        self._tell(NodesRead(self.live_nodes()))
+
+    def return_node(self, name: str) -> None:
+        self.nodes[name] = Node(name, f"{name}-{self.version}-{self.effects}")
+        self._tell(NodesRead(self.live_nodes()))
+
+    def disconnect(self, name: str) -> None:
+        node = self.nodes[name]
+        node.connected = False
+        node.to_driver.clear()
+        node.from_driver.clear()
+        self._tell(Disconnected(name))
+
+    def crash_driver(self) -> None:
+        self.driver = None
+        for node in self.nodes.values():
+            node.connected = False
+            node.to_driver.clear()
+            node.from_driver.clear()
+
+    def start_driver(self) -> None:
+        """A successor: takes the record with the next epoch, knows nothing else."""
+        epoch = self.record.epoch + 1
+        self._write(_with_epoch(self.record, epoch))
+        self.driver = Driver(State(epoch=epoch, record=self.record, version=self.version))
+        self._tell(NodesRead(self.live_nodes()))
+        self._tell(PlanRead(self.plan))
+
+    def live_nodes(self) -> dict[str, str]:
+        return {name: node.incarnation for name, node in self.nodes.items()}
+
+    # ---- turns ----------------------------------------------------------------------------------------------------
+
+    def choices(self) -> list[Callable[[], None]]:
+        """Every single thing that could happen next, faults and time apart."""
+        found: list[Callable[[], None]] = []
+        if self.driver is None:
+            found.append(self.start_driver)
+        for name, node in self.nodes.items():
+            if not node.connected and self.driver is not None:
+                found.append(lambda n=name: self._connect(n))
+            if node.to_driver:
+                found.append(lambda n=name: self._to_driver(n))
+            if node.from_driver:
+                found.append(lambda n=name: self._from_driver(n))
+        for worker in self.workers.values():
+            if worker.state == "starting":
+                found.append(lambda w=worker: self._gate(w))
+            if worker.state == "init" and self._all_assigned(worker.generation):
+                found.append(lambda w=worker: self._runs(w))
+        return found
+
+    def settle(self) -> None:
+        """Let everything happen that can happen without further faults."""
+        for _ in range(10_000):
+            found = self.choices()
+            if found:
+                found[0]()
+                continue
+            if self.driver is not None and self.driver.wake_at is not None:
+                self.now_s = max(self.now_s, self.driver.wake_at)
+                self._turn()
+                continue
+            before = self.plan.revision
+            self.replace_dead()
+            if self.plan.revision == before and not self.choices():
+                return
+        raise AssertionError(f"no end: {self.driver and self.driver.reason}")
+
+    def _connect(self, name: str) -> None:
+        node = self.nodes[name]
+        node.connected = True
+        node.to_driver.append(node.world.hello())
+
+    def _to_driver(self, name: str) -> None:
+        self._tell(Said(name, self.nodes[name].to_driver.popleft()))
+
+    def _from_driver(self, name: str) -> None:
+        self._act(name, self.nodes[name].world.heard(self.nodes[name].from_driver.popleft()))
+
+    def _gate(self, worker: Worker) -> None:
+        worker.state = "gate"
+        self._act(worker.node, self.nodes[worker.node].world.gate(worker.name, worker.generation))
+
+    def _runs(self, worker: Worker) -> None:
+        worker.state = "running"
+        self._act(worker.node, self.nodes[worker.node].world.running(worker.name, worker.generation))
+
+    def _all_assigned(self, generation: int) -> bool:
+        members = [self.workers[m.worker] for m in self.history[generation].members]
+        return all(w.generation == generation and w.state in ("init", "running") for w in members)
+
+    def finish(self, name: str) -> None:
+        """The training function of a running worker returns."""
+        worker = self.workers[name]
+        worker.finished = True
+        self._act(worker.node, self.nodes[worker.node].world.finished(name))
+
+    def leave_by_itself(self, name: str) -> None:
+        """A collective failed in a running worker though nobody died: it comes to the gate."""
+        self._gate(self.workers[name])
+
+    def _act(self, name: str, actions: list) -> None:  # type: ignore[type-arg]
+        node = self.nodes[name]
+        for action in actions:
+            match action:
+                case ToDriver(message) if node.connected:
+                    node.to_driver.append(message)
+                case ToWorker(worker, message):
+                    self._hear(self.workers[worker], message)
+
+    def _hear(self, worker: Worker, message: object) -> None:
+        match message:
+            case Assigned():
+                assert worker.state == "gate"
+                expected = self.history[message.generation]
+                member = next(m for m in expected.members if m.worker == worker.name)
+                assert (message.rank, message.size) == (member.rank, len(expected.members))
+                worker.state, worker.generation, worker.place = "init", message.generation, message
+            case Leave():
+                assert worker.state == "gate"
+                worker.state = "left"
+                self._act(worker.node, self.nodes[worker.node].world.exited(worker.name, "left"))
+            case Interrupt(generation=g) if worker.state == "running" and worker.generation <= g:
+                self._gate(worker)
+            case Abort(generation=g) if worker.state == "running" and worker.generation <= g:
+                self._gate(worker)
+            case Abort(generation=g) if worker.state == "init" and worker.generation <= g:
+                self.kill_worker(
+                    worker.name, "killed by SIGABRT"
+                )  # a death inside Horovod's init takes the others along
+
+    # ---- the driver -----------------------------------------------------------------------------------------------
+
+    def _tell(self, event: object) -> None:
+        if self.driver is not None:
+            self.driver.state = observe(self.driver.state, event)  # type: ignore[arg-type]
+            self._turn()
+
+    def _turn(self) -> None:
+        driver = self.driver
+        assert driver is not None
+        decision = world.decide(driver.state, self.now_s, self.config)
+        driver.state, driver.reason, driver.wake_at = decision.state, decision.reason, decision.wake_at
+        try:
+            for effect in decision.effects:
+                self._apply(effect)
+        except DriverCrashed:
+            self.crash_driver()
+
+    def _apply(self, effect: world.Effect) -> None:
+        assert self.driver is not None
+        self.effects += 1
+        if self.effects in self.crash_at:
+            raise DriverCrashed
+        match effect:
+            case world.Send(node, message):
+                if node in self.nodes and self.nodes[node].connected:
+                    self.nodes[node].from_driver.append(message)
+            case world.WriteRecord(record, version):
+                if version != self.version:
+                    self._tell(WriteConflict())
+                    return
+                self._form_check(record)
+                self._write(record)
+                self.effects += 1
+                if self.effects in self.crash_at:
+                    raise DriverCrashed
+                self._tell(RecordWritten(self.version))
+
+    def _write(self, record: Rendezvous) -> None:
+        assert record.generation >= self.record.generation
+        assert record.epoch >= self.record.epoch
+        self.record = record
+        self.version += 1
+        self.history[record.generation] = record
+
+    # ---- invariants -----------------------------------------------------------------------------------------------
+
+    def _form_check(self, record: Rendezvous) -> None:
+        assert record.generation == self.record.generation + 1
+        assert len(record.members) >= self.config.min_np or self.driver.state.finished  # type: ignore[union-attr]
+        assert [m.rank for m in record.members] == list(range(len(record.members)))
+        for m in record.members:
+            assert m.worker in self.driver.state.seen, "a world contains a lost worker"  # type: ignore[union-attr]
+        before = [m.worker for m in self.record.members]
+        survivors = [w for w in before if w in {m.worker for m in record.members}]
+        if survivors:
+            assert record.members[0].worker == survivors[0]
+        for node in {m.node for m in record.members}:
+            mine = [m.worker for m in record.members if m.node == node]
+            assert [w for w in survivors if w in mine] == mine[: len([w for w in mine if w in survivors])]
+        # no member of the world before may still be in it, unless it is lost
+        for name in before:
+            worker = self.workers[name]
+            assert worker.state in ("gate", "left", "dead") or worker.finished, f"{name} is {worker.state}"
+
+    def check(self) -> None:
+        """Every live planned worker runs in the newest generation, and nobody else."""
+        planned = {p.worker for p in self.plan.workers}
+        assert {m.worker for m in self.record.members} == planned, self.driver and self.driver.reason
+        for name, worker in self.workers.items():
+            if name in planned:
+                assert (worker.state, worker.generation) == ("running", self.record.generation), (name, worker)
+            else:
+                assert not worker.alive, (name, worker)
+
+
+def replace_plan(plan: Plan, workers: tuple[PlannedWorker, ...], next_worker: int, reason: str) -> Plan:
+    return Plan(
+        revision=plan.revision + 1,
+        workers=workers,
+        driver_node=plan.driver_node,
+        reason=reason,
+        next_worker=next_worker,
+        leader_epoch=plan.leader_epoch,
+    )
+
+
+def _with_epoch(record: Rendezvous, epoch: int) -> Rendezvous:
+    return Rendezvous(
+        generation=record.generation,
+        epoch=epoch,
+        members=record.members,
+        cause=record.cause,
+        plan_revision=record.plan_revision,
+    )
