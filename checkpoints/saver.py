@@ -7,22 +7,30 @@ is whole. Two savers never touch each other's files. It does not decide when to 
 from __future__ import annotations
 
 import logging
+import random
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from checkpoints import store
 from checkpoints.drivers import Driver, open_driver
 from checkpoints.drivers.base import read_file
-from checkpoints.errors import CheckpointError, CheckpointUnavailable, StateNotSupported
-from checkpoints.layout import MANIFEST, TOKEN_DIGITS, AttemptName, Manifest, ShardName
+from checkpoints.errors import CheckpointError, CheckpointExists, CheckpointUnavailable, StateNotSupported
+from checkpoints.layout import MANIFEST, MANIFEST_LIMIT_BYTES, TOKEN_DIGITS, AttemptName, Manifest, Shard, ShardName
 from checkpoints.policy import Condition
 from checkpoints.shard_file import write_shard
 from checkpoints.store import CheckpointInfo, Examined
 from checkpoints.train_status import TrainStatus
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 3.0
 
 
 def save_checkpoint(
@@ -33,6 +41,7 @@ def save_checkpoint(
     driver_epoch: int = 0,
     keep: int | None = 3,
     driver: str | Driver | None = None,
+    retry_s: float = 60.0,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> CheckpointInfo:
     """Save a checkpoint and collect what is no longer kept; one process of the job calls it.
@@ -46,6 +55,8 @@ def save_checkpoint(
             of a newer.
         keep: valid checkpoints to keep, at least 1; None keeps all.
         driver: which driver to use, by default the one of the URL's scheme.
+        retry_s: how long a file is written again when writing it fails although the file system answers: a dead
+            HDFS DataNode is offered to writers until its NameNode notices. An outage is raised at once.
         now: the wall clock, for the time shown to people.
 
     Returns:
@@ -65,7 +76,7 @@ def save_checkpoint(
     target = open_driver(url, driver)
     try:
         attempt = _next_attempt(target, status, driver_epoch)
-        manifest = _write(target, attempt, status, shards, now())
+        manifest = _write(target, attempt, status, shards, now(), _Retry(target, str(attempt), retry_s))
         _collect(target, attempt, keep)
     finally:
         if target is not driver:
@@ -85,17 +96,65 @@ def _next_attempt(driver: Driver, status: TrainStatus, driver_epoch: int) -> Att
 
 
 def _write(
-    driver: Driver, attempt: AttemptName, status: TrainStatus, states: Mapping[ShardName, Any], now: datetime
+    driver: Driver,
+    attempt: AttemptName,
+    status: TrainStatus,
+    states: Mapping[ShardName, Any],
+    now: datetime,
+    retry: _Retry,
 ) -> Manifest:
     driver.make_dirs(str(attempt))
+    shards: list[Shard] = []
     try:
-        shards = tuple(write_shard(driver, f"{attempt}/{name}", str(name), value) for name, value in states.items())
-        manifest = Manifest(attempt, status, shards, now.isoformat(timespec="seconds"))
-        driver.write_once(f"{attempt}/{MANIFEST}", manifest.to_bytes())
+        for name, value in states.items():
+            path = f"{attempt}/{name}"
+            shards.append(retry.until_done(partial(write_shard, driver, path, str(name), value)))
     except StateNotSupported:
         driver.remove_tree(str(attempt))  # a mistake in the script, not in the file system: leave nothing behind
         raise
+    manifest = Manifest(attempt, status, tuple(shards), now.isoformat(timespec="seconds"))
+    retry.until_done(partial(_write_manifest, driver, f"{attempt}/{MANIFEST}", manifest.to_bytes()))
     return manifest
+
+
+def _write_manifest(driver: Driver, path: str, data: bytes) -> None:
+    try:
+        driver.write_once(path, data)
+    except CheckpointExists:
+        # An earlier try may have arrived although its answer was lost. Anything else there is not ours.
+        if read_file(driver, path, MANIFEST_LIMIT_BYTES) != data:
+            raise
+
+
+class _Retry:
+    """Repeats the writing of one file while the file system itself answers.
+
+    Args:
+        driver: asked between two tries whether the folder still answers; an outage then ends the save.
+        folder: the attempt's directory.
+        retry_s: seconds from the first failure of a file until the last try.
+    """
+
+    def __init__(self, driver: Driver, folder: str, retry_s: float) -> None:
+        self._driver = driver
+        self._folder = folder
+        self._retry_s = retry_s
+
+    def until_done(self, write: Callable[[], T]) -> T:
+        """The result of the first try that succeeds, or the error of the last."""
+        deadline: float | None = None
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return write()
+            except CheckpointUnavailable as error:
+                deadline = deadline or time.monotonic() + self._retry_s
+                if time.monotonic() + pause_s > deadline:
+                    raise
+                self._driver.list_dir(self._folder)
+                logger.warning("writing again after: %s", error)
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _collect(driver: Driver, attempt: AttemptName, keep: int | None) -> None:

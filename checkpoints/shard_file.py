@@ -160,6 +160,8 @@ def _bytes_of(tensor: Any) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(b"")
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)  # [numel]
+    if flat.stride(0) != 1:  # one element cut out of more counts as contiguous and keeps its stride
+        flat = flat.as_strided((flat.numel(),), (1,))
     return memoryview(flat.view(torch.uint8).numpy())  # [numel * width]
 
 

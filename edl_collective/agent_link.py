@@ -1,9 +1,10 @@
 """A worker's connection to the JobClient of its node: asks for a place in the world, hears notices, reports.
 
-A thread reads; notices are levels (the highest generation that was interrupted or aborted), so that one which comes
-early, twice or late means the same. The end of the connection means that the JobClient is dead: `gate` raises.
+A thread reads; notices are levels (the highest generation that is meant), so that one which comes early, twice or
+late means the same. The end of the connection means that the JobClient is dead: `gate` raises.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -35,17 +36,23 @@ logger = logging.getLogger(__name__)
 class AgentLink:
     """Connected from construction to `close`. Raises AgentLost when nobody listens at the socket.
 
-    on_notice: called from the reading thread after a level rose.
+    on_interrupt: called from the reading thread after `interrupted_generation` rose.
+    on_abort: called from the reading thread with the generation that lost a member.
     """
 
-    def __init__(self, membership: Membership, on_notice: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        on_interrupt: Callable[[], None] = lambda: None,
+        on_abort: Callable[[int], None] = lambda _generation: None,
+    ) -> None:
         self._path = membership.agent_socket
-        self._on_notice = on_notice
+        self._on_interrupt = on_interrupt
+        self._on_abort = on_abort
         self._send_lock = threading.Lock()
         self._answers: queue.SimpleQueue[Assigned | Leave | None] = queue.SimpleQueue()
-        #: highest generation that should stop at its next step boundary, and that has lost a member
+        #: highest generation that should stop at its next step boundary
         self.interrupted_generation = 0
-        self.aborted_generation = 0
         self._closing = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -83,8 +90,10 @@ class AgentLink:
         self._send(Finished(generation=generation))
 
     def close(self) -> None:
+        """End the connection; harmless when the JobClient has ended it already."""
         self._closing = True
-        self._socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._reader.join()
         self._socket.close()
 
@@ -110,9 +119,8 @@ class AgentLink:
         match message:
             case Interrupt(generation=generation):
                 self.interrupted_generation = max(self.interrupted_generation, generation)
-                self._on_notice()
+                self._on_interrupt()
             case Abort(generation=generation):
-                self.aborted_generation = max(self.aborted_generation, generation)
-                self._on_notice()
+                self._on_abort(generation)
             case Assigned() | Leave():
                 self._answers.put(message)

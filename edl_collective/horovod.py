@@ -16,7 +16,6 @@ from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrup
 from horovod.runner.elastic.worker import HostUpdateResult
 
 from edl_collective import local
-from edl_collective.agent_link import AgentLink
 from edl_collective.worlds import GatedWorlds
 
 
@@ -53,7 +52,7 @@ def init(*args: Any, **kwargs: Any) -> None:
         _hvd.init(*args, **kwargs)
         return
     if _gate.worlds is None:
-        _gate.worlds = GatedWorlds(AgentLink(membership, _gate.notice))
+        _gate.worlds = GatedWorlds(membership, _gate.notice)
     _gate.worlds.enter()
 
 

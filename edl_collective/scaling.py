@@ -109,9 +109,9 @@ class PerWorkerBatch:
         target = self.global_batch(world_size) / (self.per_worker * self.reference_world_size)
         if current is not None and current.target == target:
             return current
-        factor = target if current is None else min(current.at(samples_seen), target)
-        warmup = self.warmup_samples if factor < target else 0
-        return BatchScale(factor, target, samples_seen, warmup)
+        start = target if current is None else current.at(samples_seen)
+        warmup = self.warmup_samples if start < target else 0
+        return BatchScale(start, target, samples_seen, warmup)
 
 
 class Schedule(Protocol):

@@ -192,10 +192,11 @@ class State:
             self._reducer = Reducer(self.model, self.optimizer, self._scaler, self._clip_norm)
             self.optimizer = self._reducer.optimizer
         before = self._world_size
+        self._reporter.join(worlds, hvd.rank(), hvd.size())
         generation = self._synchronize(worlds.generation)
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
-        self._reporter.enter(worlds, generation, hvd.rank(), hvd.size())
+        self._reporter.enter(generation)
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
 
@@ -284,18 +285,21 @@ class State:
 
     def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
         """Write down what the dataset gave for this step; returns the batch without the record."""
-        if batch is not None and not isinstance(batch, Recorded):
-            raise StepOrderError("step_log is set: wrap the dataset of the loader in RecordingDataset")
-        indices, item = (torch.empty(0), None) if batch is None else batch
+        indices: list[int] = []
+        if batch is not None:
+            if not isinstance(batch, Recorded):
+                raise StepOrderError("step_log is set: wrap the dataset of the loader in RecordingDataset")
+            recorded, batch = tuple(batch)  # [local batch] and the collated item
+            indices = recorded.tolist()
         log.take(
             generation=self.sampler.generation,
             epoch=self.epoch,
             step=info.index,
             rank=self._reporter.rank,
             world_size=self._world_size,
-            indices=indices.tolist(),
+            indices=indices,
         )
-        return item
+        return batch
 
     def _check_stepped(self) -> None:
         if self._open is not None:

@@ -6,10 +6,12 @@ levels: `interrupted` stays true until the next `enter`. Nothing here knows abou
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from edl_collective.abort import AbortSwitch
 from edl_collective.agent_link import AgentLink
-from edl_collective.context import Context, Launcher
+from edl_collective.context import Context, Launcher, Membership
 from edl_collective.messages import Happened, Leave, Report
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class Worlds(Protocol):
 def worlds_of(context: Context) -> Worlds:
     """The worlds that the launcher of this process offers."""
     if context.membership is not None:
-        return GatedWorlds(AgentLink(context.membership))
+        return GatedWorlds(context.membership)
     return HorovodrunWorlds() if context.launcher is Launcher.HOROVODRUN_ELASTIC else FixedWorld()
 
 
@@ -146,10 +148,11 @@ class HorovodrunWorlds(_LocalReports):
 class GatedWorlds:
     """Worlds formed by the driver of the job; this worker waits for them at the gate of its JobClient."""
 
-    def __init__(self, link: AgentLink) -> None:
-        self._link = link
+    def __init__(self, membership: Membership, on_interrupt: Callable[[], None] = lambda: None) -> None:
         self._generation = 0
         self.cause = ""
+        self._abort_switch = AbortSwitch()
+        self._link = AgentLink(membership, on_interrupt, self._abort_switch.abort)
 
     @property
     def generation(self) -> int | None:
@@ -175,13 +178,16 @@ class GatedWorlds:
             HOROVOD_GLOO_RENDEZVOUS_ADDR=answer.rendezvous,
             HOROVOD_GLOO_RENDEZVOUS_PORT="0",
         )
+        self._abort_switch.begin_init()
         hvd.init()
+        self._abort_switch.arm(answer.generation)
         self._generation, self.cause = answer.generation, answer.cause
         self._link.running(self._generation)
 
     def exit(self) -> None:
         import horovod.torch as hvd
 
+        self._abort_switch.disarm()
         hvd.shutdown()
 
     def interrupted(self) -> bool:

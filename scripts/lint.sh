@@ -20,9 +20,10 @@ fi
 mypy # the packages, as pyproject.toml lists them
 shopt -s nullglob globstar
 python_files=(setup.py scripts/*.py tests/**/*.py)
-MYPYPATH=scripts:tests mypy "${python_files[@]}"
+examples=(examples/*/)
+MYPYPATH=$(IFS=:; echo "scripts:tests${examples[*]:+:${examples[*]}}") mypy "${python_files[@]}"
 # Each example is a program of its own: a directory of modules that import one another by their bare names.
-for directory in examples/*/; do
+for directory in "${examples[@]}"; do
   modules=("$directory"*.py)
   ((${#modules[@]} == 0)) || MYPYPATH=$directory mypy "${modules[@]}"
 done

@@ -36,7 +36,8 @@ Environment
   EDL_TORCH_VERSION   the torch to install (default: 2.13.0). pip's own settings (PIP_*, pip.conf) decide where from.
   EDL_CACHE_DIR       where the Horovod sources and wheels are kept (default: ~/.cache/edl)
   EDL_HOROVOD_SDIST   a local horovod-0.28.1.tar.gz, for machines without a package index; its hash is checked
-  EDL_WITH_MPI        1: build Horovod with MPI, for `horovodrun --mpi` (needs libopenmpi-dev)
+  EDL_WITH_MPI        1: build Horovod with MPI, for `horovodrun --mpi` (needs libopenmpi-dev); later runs keep it
+                      until one has EDL_WITH_MPI=0
   EDL_WITH_NCCL       1: demand NCCL, 0: leave it out (default: used when nvcc, nccl.h and a CUDA torch are there)
   EDL_BUILD_JOBS      compilers at a time (default: by cores and memory)
   EDL_ZOOKEEPER_JAR   a ZooKeeper server jar to use instead of Debian's
@@ -125,7 +126,7 @@ missing_debian_packages() {
   command -v make >/dev/null || echo make
   [[ -x ${JAVA_HOME:-/nonexistent}/bin/java ]] || command -v java >/dev/null || echo default-jre-headless
   [[ -f ${EDL_ZOOKEEPER_JAR:-/usr/share/java/zookeeper.jar} ]] || echo libzookeeper-java
-  [[ ${EDL_WITH_MPI:-0} != 1 ]] || { command -v mpicxx && command -v mpirun; } >/dev/null ||
+  [[ $EDL_WITH_MPI != 1 ]] || { command -v mpicxx && command -v mpirun; } >/dev/null ||
     printf '%s\n' libopenmpi-dev openmpi-bin
 }
 
@@ -237,7 +238,7 @@ horovod $HOROVOD_VERSION $HOROVOD_SHA256
 torch $FACT_TORCH cuda $FACT_TORCH_CUDA
 python $FACT_ABI $FACT_MACHINE cpu $flags
 compiler ${CXX:-g++} $("${CXX:-g++}" -dumpfullversion -dumpversion)
-mpi $([[ ${EDL_WITH_MPI:-0} == 1 ]] && mpicxx --version 2>&1 | head -n 1 && mpirun --version 2>&1 | head -n 1 || echo no)
+mpi $([[ $EDL_WITH_MPI == 1 ]] && mpicxx --version 2>&1 | head -n 1 && mpirun --version 2>&1 | head -n 1 || echo no)
 nccl ${NCCL_LIBRARY:-no} $([[ -n $NCCL_LIBRARY ]] && sha256sum <"$NCCL_INCLUDE/nccl.h") ${NCCL_LIBRARY:+cuda $CUDA_VERSION}
 architectures ${NCCL_LIBRARY:+${HOROVOD_BUILD_CUDA_CC_LIST:-all}}
 recipe $(cat "$ROOT"/scripts/horovod/*.cmake | sha256sum)
@@ -246,7 +247,7 @@ INPUTS
 
 name_wheel() {
   local with=cpu
-  [[ ${EDL_WITH_MPI:-0} != 1 ]] || with+=-mpi
+  [[ $EDL_WITH_MPI != 1 ]] || with+=-mpi
   [[ -z $NCCL_LIBRARY ]] || with=${with/cpu/nccl}
   printf 'horovod-%s-torch-%s-%s-%s-%s' "$HOROVOD_VERSION" "$FACT_TORCH" "$FACT_ABI" "$with" \
     "$(wheel_inputs | sha256sum | cut -c 1-16)"
@@ -298,7 +299,7 @@ build_wheel() {
     CMAKE_TOOLCHAIN_FILE="$ROOT/scripts/horovod/toolchain.cmake" HOROVOD_CMAKE="$VENV/bin/cmake"
     HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
   )
-  if [[ ${EDL_WITH_MPI:-0} == 1 ]]; then settings+=(HOROVOD_WITH_MPI=1); else settings+=(HOROVOD_WITHOUT_MPI=1); fi
+  if [[ $EDL_WITH_MPI == 1 ]]; then settings+=(HOROVOD_WITH_MPI=1); else settings+=(HOROVOD_WITHOUT_MPI=1); fi
   if [[ -n $NCCL_LIBRARY ]]; then
     mkdir "$SCRATCH/nccl"
     ln -s "$NCCL_LIBRARY" "$SCRATCH/nccl/libnccl.so" # the linker wants this name; pip's NCCL has only libnccl.so.2
@@ -333,7 +334,7 @@ install_horovod() {
 
 # ---- 4. the project ----------------------------------------------------------------------------------------------
 
-# The stamp has two lines: the name of the Horovod wheel, and hash plus extras of the installed project.
+# The stamp has two lines: the name of the Horovod wheel; hash and extras of the installed project.
 read_stamp() {
   STAMP_WHEEL= STAMP_PROJECT= STAMP_EXTRAS=
   [[ ! -f $STAMP ]] || { read -r STAMP_WHEEL; read -r STAMP_PROJECT STAMP_EXTRAS; } <"$STAMP" || true
@@ -359,22 +360,23 @@ install_project() {
   fi
   pip_step "the project, editable, with ${extras:-no extras}" install --no-build-isolation \
     --editable "$ROOT${extras:+[$extras]}" "torch==$FACT_TORCH"
-  STAMP_PROJECT=$hash STAMP_EXTRAS=$extras
-  write_stamp
+  STAMP_PROJECT=$hash STAMP_EXTRAS=$extras && write_stamp
 }
 
 main() {
   local python
   parse_arguments "$@"
   trap clean_up EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
+  trap 'exit 130' INT; trap 'exit 143' TERM
   # A lock without a file of its own: two runs in one checkout follow each other.
   exec 8<"$ROOT/scripts/setup.sh"
   flock --nonblock 8 || { say "- waiting for another set-up of this checkout"; flock 8; }
   mkdir -p "$VENV" "$CACHE"
   : >"$LOG"
   python=$(find_python)
+  read_stamp
+  # Whoever asked for MPI once keeps it, also when another script calls this one.
+  : "${EDL_WITH_MPI:=$([[ $STAMP_WHEEL == *-mpi-* ]] && echo 1 || echo 0)}"
   install_debian_packages "$python"
   make_venv "$python"
   read_facts
@@ -385,9 +387,9 @@ main() {
   if [[ $FACT_HOROVOD == "$HOROVOD_VERSION" && $STAMP_WHEEL == "$WHEEL_NAME" ]]; then
     say "- Horovod $HOROVOD_VERSION is built for this torch and installed"
   else
+    STAMP_WHEEL='' && write_stamp # killed from here on, the next run does not trust what it finds
     install_horovod
-    STAMP_WHEEL=$WHEEL_NAME
-    write_stamp
+    STAMP_WHEEL=$WHEEL_NAME && write_stamp
   fi
   install_project
   printf 'Ready in %d s. To use it: source %q\n' "$SECONDS" "$VENV/bin/activate"

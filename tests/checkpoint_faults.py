@@ -21,6 +21,7 @@ class FaultDriver:
         fail_at: number of the operation that fails; None never fails.
         after: whether the operation takes effect before the death; a write that dies before writes half.
         error: what is raised; a Crash keeps everything from working afterwards.
+        lasting: whether every later operation raises it too.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class FaultDriver:
         fail_at: int | None = None,
         after: bool = False,
         error: Callable[[], BaseException] = Crash,
+        lasting: bool = False,
     ) -> None:
         self.url = inner.url
         self.operations: list[str] = []
@@ -36,18 +38,19 @@ class FaultDriver:
         self._fail_at = fail_at
         self._after = after
         self._error = error
+        self._lasting = lasting
         self._dead = False
 
     def step(self, name: str, effect: Callable[[], Any], half: Callable[[], Any] = lambda: None) -> Any:
         if self._dead:
-            raise Crash(f"{name} after the end")
+            raise self._error()
         number = len(self.operations)
         self.operations.append(name)
         if number != self._fail_at:
             return effect()
-        (effect if self._after else half)()
+        release((effect if self._after else half)())
         error = self._error()
-        self._dead = isinstance(error, Crash)
+        self._dead = self._lasting or isinstance(error, Crash)
         raise error
 
     def list_dir(self, path: str) -> list[Entry]:
@@ -92,7 +95,17 @@ class FaultWriter:
         self._driver.step(f"commit {self._path}", self._inner.commit)
 
     def abort(self) -> None:
-        self._driver.step(f"abort {self._path}", self._inner.abort)
+        try:
+            self._driver.step(f"abort {self._path}", self._inner.abort)
+        finally:
+            release(self._inner)
+
+
+def release(opened: Any) -> None:
+    """Close the descriptor of a file that the "dead" process had open, and leave the file as it is."""
+    close = getattr(opened, "_close", None) or getattr(opened, "close", None)
+    if close is not None:
+        close()
 
 
 def outage() -> BaseException:

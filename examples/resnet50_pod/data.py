@@ -6,6 +6,7 @@ resize, it gets the same pixels. This module does not choose which samples a ran
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,13 +125,11 @@ class ImageFolder(Dataset[Sample]):
         self.classes = _class_names(root)
         self._transform = transform
         self._seed = seed
-        self._files = [
-            (f"{name}/{file.name}", label)
-            for label, name in enumerate(self.classes)
-            for file in sorted((root / name).iterdir())
-            if file.suffix.lower() in SUFFIXES
-        ]
-        if not self._files:
+        names = [_image_names(root / name) for name in self.classes]
+        # Arrays, not lists: a million small objects would be copied page by page into every DataLoader worker.
+        self._labels = np.repeat(np.arange(len(names)), [len(in_class) for in_class in names])
+        self._names = np.array([name for in_class in names for name in in_class], dtype=np.bytes_)
+        if not len(self._names):
             raise DataError(f"{root} has {len(self.classes)} class folders but not one .jpg or .jpeg file in them")
         # In shared memory: persistent DataLoader workers hold a copy of this object, but see the same epoch.
         self._epoch = torch.zeros((), dtype=torch.int64)
@@ -142,18 +141,25 @@ class ImageFolder(Dataset[Sample]):
 
     def __len__(self) -> int:
         """How many images there are."""
-        return len(self._files)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
         """See the class."""
-        name, label = self._files[index]
+        label = int(self._labels[index])
+        path = self.root / self.classes[label] / os.fsdecode(self._names[index])
         random = np.random.default_rng((self._seed, int(self._epoch), index))
         try:
-            with Image.open(self.root / name, formats=("JPEG",)) as image:
+            # PNG as well: one of ImageNet's .JPEG files is none.
+            with Image.open(path, formats=("JPEG", "PNG")) as image:
                 pixels = np.array(self._transform(image, random))
         except (OSError, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot decode {self.root / name}: {error}") from error
+            raise DataError(f"cannot decode {path}: {error}") from error
         return torch.from_numpy(pixels), label
+
+
+def _image_names(folder: Path) -> list[bytes]:
+    """Sorted, so that an image's index is the same on every node."""
+    return sorted(os.fsencode(name) for name in os.listdir(folder) if Path(name).suffix.lower() in SUFFIXES)
 
 
 def _class_names(root: Path) -> list[str]:

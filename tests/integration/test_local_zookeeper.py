@@ -226,6 +226,31 @@ def test_port_taken_during_the_start_leads_to_another_attempt(tmp_path: Path) ->
         assert "Mode: standalone" in four_letter_word("srvr", port_of(server.hosts))
 
 
+def test_a_stranger_that_answers_on_the_port_is_not_taken_for_the_server(tmp_path: Path) -> None:
+    (tmp_path / "stranger.py").write_text(
+        "import re, socket\n"
+        "port = int(re.search(r'clientPort=(\\d+)', open('zoo.cfg').read())[1])\n"
+        "with socket.create_server(('127.0.0.1', port)) as server:\n"
+        "    server.settimeout(1.0)\n"
+        "    while True:\n"
+        "        try:\n"
+        "            connection = server.accept()[0]\n"
+        "        except TimeoutError:\n"
+        "            break\n"
+        "        with connection:\n"
+        "            connection.recv(4)\n"
+        "            connection.sendall(b'Mode: standalone')\n"
+        "            open('asked', 'w').close()\n"
+    )
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{sys.executable} ../stranger.py &\nexec sleep 60\n")
+    java.chmod(0o755)
+    server = LocalZooKeeper(tmp_path / "data", startup_timeout_s=3.0, program=Program(java, tmp_path / "x.jar"))
+    with pytest.raises(StartFailedError, match=r"did not serve within startup_timeout_s=3\b"):
+        server.start()
+    assert (tmp_path / "data" / "asked").exists()
+
+
 @pytest.mark.parametrize("arguments", [{"port": 70000}, {"heap_mb": 1}, {"startup_timeout_s": 0.0}])
 def test_impossible_arguments_are_refused(tmp_path: Path, arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):

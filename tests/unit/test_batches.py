@@ -231,8 +231,9 @@ def test_advance_takes_only_the_next_step(count: int) -> None:
 def test_advance_beyond_the_epoch_is_refused() -> None:
     sampler = _sampler(size=8)
     sampler.advance(8)
-    with pytest.raises(ProgressError, match="has 0 samples"):
-        sampler.advance(8)
+    for count in (0, 8):
+        with pytest.raises(ProgressError, match="has 0 samples"):
+            sampler.advance(count)
 
 
 @pytest.mark.parametrize(("yielded", "problem"), [(4, "ended before"), (6, "more batches")])
@@ -322,6 +323,7 @@ def _with(**changes: Any) -> dict[str, Any]:
         (_with(position=16), ProgressError, "position 16"),
         (_with(position=0), ProgressError, "position 0"),
         (_with(ledger="{}"), LedgerError, "fields"),
+        (_with(ledger='{"version": 1, "rows": [[0, 1, 1, 0, 8, 1], [1, 1, 1, 0, 8, 1]]}'), ProgressError, "position 8"),
     ],
 )
 def test_state_that_does_not_fit_changes_nothing(state: dict[str, Any], error: type[Exception], problem: str) -> None:

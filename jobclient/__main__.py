@@ -1,0 +1,125 @@
+"""`python -m jobclient`: run the JobClient of this machine. See --help.
+
+Builds the configuration and everything that is passed down from it. Exit codes: 0 after SIGTERM or SIGINT, 2 with one
+sentence for what the user can put right.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from edl_collective.coord.auth import ClusterKey
+from edl_collective.coord.errors import CoordError, Disconnected
+from edl_collective.coord.key_file import load_or_create_key
+from edl_collective.coord.paths import Paths
+from edl_collective.coord.records import NodeRecord, Rendezvous
+from edl_collective.coord.zk_store import ZkStore
+from edl_collective.messages import AgentMessage
+from jobclient.agent import Agent
+from jobclient.config import Config, ConfigError, parse
+from jobclient.node_api import NodeApi, make_app
+from jobclient.rendezvous_http import RendezvousServer
+from jobclient.rendezvous_proxy import JobProxy
+from jobclient.submit import ensure_job
+
+logger = logging.getLogger("jobclient")
+
+#: after this long without an answer of ZooKeeper the user is told what is being waited for
+_PATIENCE_S = 2.0
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        config = parse(argv, os.environ)
+        logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
+        for chatty in ("kazoo", "uvicorn"):
+            logging.getLogger(chatty).setLevel(max(config.log_level, logging.WARNING))
+        key = load_or_create_key(config.key_file)
+        api = _bind(config, key)
+        store = _connect(config)
+    except (ConfigError, CoordError) as error:
+        print(f"jobclient: {error}", file=sys.stderr)
+        return 2
+    try:
+        asyncio.run(_serve(config, key, api, store))
+    except (CoordError, OSError) as error:
+        print(f"jobclient: {error}", file=sys.stderr)
+        return 2
+    except ExceptionGroup as group:  # from a task beside the loop
+        _, bugs = group.split(CoordError)
+        if bugs is not None:
+            raise
+        for known in group.exceptions:
+            print(f"jobclient: {known}", file=sys.stderr)
+        return 2
+    finally:
+        store.close()
+    return 0
+
+
+def _bind(config: Config, key: ClusterKey) -> NodeApi:
+    """The HTTP endpoint, bound. Raises ConfigError."""
+    try:
+        return NodeApi(make_app(config.log_dir, key.api_token, config.node), config.address, config.port)
+    except OSError as error:
+        where = f"--address {config.address} --port {config.port}"
+        raise ConfigError(f"cannot listen for {where}: {error.strerror}") from error
+
+
+def _connect(config: Config) -> ZkStore:
+    """A session with ZooKeeper. Raises Disconnected after zookeeper_wait_s."""
+
+    def attempt(timeout_s: float) -> ZkStore:
+        return ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s).start(timeout_s)
+
+    try:
+        return attempt(min(_PATIENCE_S, config.zookeeper_wait_s))
+    except Disconnected as error:
+        if config.zookeeper_wait_s <= _PATIENCE_S:
+            raise
+        logger.warning("%s; trying for %g s (--zookeeper-wait)", error, config.zookeeper_wait_s)
+    return attempt(config.zookeeper_wait_s - _PATIENCE_S)
+
+
+async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) -> None:
+    node = NodeRecord(
+        node=config.node,
+        incarnation=secrets.token_hex(8),
+        address=config.address,
+        port=api.port,
+        slots=config.slots,
+        gpus=config.gpus,
+        labels=dict(config.labels),
+        started_at=time.time(),
+    )
+    rendezvous = RendezvousServer()
+    await rendezvous.start()
+
+    def proxy(job: str, send: Callable[[str, AgentMessage], None]) -> JobProxy:
+        def world_changed(record: Rendezvous) -> None:
+            logger.info("job %s: generation %d of %d (%s)", job, record.generation, len(record.members), record.cause)
+
+        return JobProxy(job, node.node, node.incarnation, key, send, rendezvous, world_changed)
+
+    agent = Agent(config, node, store, key, proxy)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.close)
+    serving = loop.create_task(api.serve())
+    try:
+        if config.job is not None:
+            await asyncio.to_thread(ensure_job, store, Paths(config.zookeeper_root), config.job, time.time())
+        await agent.run()
+    finally:
+        api.close()
+        await serving
+        await rendezvous.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,314 @@
+"""The JobClient's loop: load what ZooKeeper says, decide, apply, wait.
+
+Everything runs on one event loop; only the store may block, in threads. While ZooKeeper is away nothing is decided:
+what runs goes on, exits still reach the driver through the job's proxy, and records wait in the outbox.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from edl_collective.coord.auth import ClusterKey
+from edl_collective.coord.clock import Clock, SystemClock
+from edl_collective.coord.errors import Disconnected
+from edl_collective.coord.mirror import Mirror
+from edl_collective.coord.paths import Paths
+from edl_collective.coord.records import DriverRecord, NodeRecord, Outcome, WorkerState
+from edl_collective.coord.store import Session, Store
+from edl_collective.messages import AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
+from jobclient.config import Config
+from jobclient.decide import (
+    Action,
+    LetLeave,
+    RecordLost,
+    StartDriver,
+    StartWorker,
+    StopDriver,
+    StopWorker,
+    View,
+    decide,
+)
+from jobclient.driver_process import Driver
+from jobclient.launch import Launcher
+from jobclient.presence import RETRY_S, Presence
+from jobclient.reporting import Reporting
+from jobclient.snapshot import Snapshot, snapshot
+from jobclient.worker import Worker
+from jobclient.worker_link import WorkerLink
+
+logger = logging.getLogger(__name__)
+
+#: how long the last records may take to reach ZooKeeper when the JobClient ends
+FINAL_FLUSH_S = 5.0
+
+
+class Proxy(Protocol):
+    """What the agent tells the proxy of one job on this node; jobclient.rendezvous_proxy implements it."""
+
+    def worker_gate(self, worker: str, last_generation: int) -> None: ...
+
+    def worker_running(self, worker: str, generation: int) -> None: ...
+
+    def worker_finished(self, worker: str) -> None: ...
+
+    def worker_exited(self, worker: str, detail: str) -> None: ...
+
+    def driver_changed(self, driver: DriverRecord | None) -> None: ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+#: (job, send(worker, message)) -> the proxy of that job
+ProxyFactory = Callable[[str, Callable[[str, AgentMessage], None]], Proxy]
+
+
+class Agent:
+    """One life of a node. `node` is what it registers; `run` returns when it has stopped all that it started."""
+
+    def __init__(
+        self,
+        config: Config,
+        node: NodeRecord,
+        store: Store,
+        key: ClusterKey,
+        proxies: ProxyFactory,
+        clock: Clock | None = None,
+    ) -> None:
+        self._node = node
+        self._store = store
+        self._key = key
+        self._make_proxy = proxies
+        self._clock = clock or SystemClock()
+        self._paths = Paths(config.zookeeper_root)
+        self._reporting = Reporting(store, self._paths, self._clock)
+        self._link = WorkerLink(node.node, self._token_of, self._heard)
+        self._launcher = Launcher(config, node, key, str(self._link.path))
+        self._session_timeout_s = config.session_timeout_s
+        self._workers: dict[tuple[str, str], Worker] = {}
+        self._drivers: dict[str, Driver] = {}
+        self._proxies: dict[str, Proxy] = {}
+        self._snapshot = Snapshot({}, {})
+        self._wake = asyncio.Event()
+        self._closing = False
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Register, then serve until `close` has been called and nothing is left. Raises Disconnected at the start."""
+        loop = asyncio.get_running_loop()
+        presence = Presence(self._store, self._paths, self._node, self._session_timeout_s)
+        await presence.ensure()
+        await self._link.start()
+        mirror = Mirror(self._store, self._paths.jobs, lambda: _call_soon(loop, self._wake.set))
+        try:
+            async with asyncio.TaskGroup() as group:
+                background = [group.create_task(presence.keep()), group.create_task(self._reporting.publish())]
+                await self._loop(mirror)
+                for task in background:
+                    task.cancel()
+        finally:
+            mirror.close()
+            self._kill_all()
+            for proxy in self._proxies.values():
+                await proxy.close()
+            await self._link.close()
+            await self._reporting.last_flush(FINAL_FLUSH_S)
+            await presence.resign()
+
+    def close(self) -> None:
+        """Stop all workers by the ladder, then the drivers, then end; called again: at once."""
+        if self._closing:
+            logger.warning("stopping at once")
+            self._kill_all()
+        self._closing = True
+        self._wake.set()
+
+    async def _loop(self, mirror: Mirror) -> None:
+        while True:
+            self._wake.clear()
+            known = await self._load(mirror)
+            if self._closing and not self._alive():
+                return
+            wake_at_s = await self._decide() if known or self._closing else self._clock.monotonic_s() + RETRY_S
+            await self._wait(wake_at_s)
+
+    async def _load(self, mirror: Mirror) -> bool:
+        """Take a new snapshot; False if ZooKeeper cannot be reached and the old one stands."""
+        if self._store.session is not Session.CONNECTED:
+            return False
+        try:
+            values = await asyncio.to_thread(mirror.refresh)
+        except Disconnected as error:
+            logger.warning("deciding nothing: %s", error)
+            return False
+        before, self._snapshot = self._snapshot, snapshot(values, self._paths)
+        for problem in set(self._snapshot.problems) - set(before.problems):
+            logger.error("%s", problem)
+        for job, proxy in self._proxies.items():
+            if self._snapshot.drivers.get(job) != before.drivers.get(job):
+                proxy.driver_changed(self._snapshot.drivers.get(job))
+        await self._forget()
+        return True
+
+    async def _decide(self) -> float | None:
+        view = View(
+            node=self._node,
+            jobs=self._snapshot.jobs,
+            workers=tuple(worker.view() for worker in self._workers.values()),
+            drivers=tuple(driver.view for driver in self._drivers.values()),
+            closing=self._closing,
+        )
+        decision = decide(view, self._clock.monotonic_s())
+        for action in decision.actions:
+            await self._apply(action)
+        return decision.wake_at_s
+
+    async def _wait(self, wake_at_s: float | None) -> None:
+        timeout_s = None if wake_at_s is None else max(0.0, wake_at_s - self._clock.monotonic_s())
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return  # it is time to decide again
+
+    # ---- actions ------------------------------------------------------------------------------------------------
+
+    async def _apply(self, action: Action) -> None:
+        match action:
+            case StartWorker(job, planned, reason):
+                logger.info("job %s: start %s in slot %d (%s)", job, planned.worker, planned.slot, reason)
+                await self._start_worker(action)
+            case LetLeave(job, worker, leave_by_s, reason):
+                logger.info("job %s: %s is to leave (%s)", job, worker, reason)
+                self._workers[job, worker].let_leave(leave_by_s)
+            case StopWorker(job, worker, timeout_s, reason):
+                logger.info("job %s: stop %s (%s)", job, worker, reason)
+                self._workers[job, worker].stop(timeout_s)
+            case RecordLost(job, record, reason):
+                logger.info("job %s: %s is gone (%s)", job, record.worker, reason)
+                lost = replace(record, state=WorkerState.EXITED, outcome=Outcome.FAILED, log_tail=reason)
+                self._reporting.worker(job, lost)
+            case StartDriver(job, reason):
+                logger.info("job %s: start the driver (%s)", job, reason)
+                driver = self._drivers.setdefault(job, Driver(job, self._clock, self._wake.set))
+                driver.start(self._launcher.driver(job))
+            case StopDriver(job, timeout_s, reason):
+                logger.info("job %s: stop the driver (%s)", job, reason)
+                self._drivers[job].stop(timeout_s)
+
+    async def _start_worker(self, action: StartWorker) -> None:
+        spec = self._snapshot.jobs[action.job].spec
+        assert spec is not None
+        await self._open_proxy(action.job)
+        launch = self._launcher.worker(spec, action.planned)
+        worker = Worker(
+            *(self._node, spec, action.planned, launch, self._clock.wall_s()),
+            changed=self._worker_changed,
+            drain=self._link.drained,
+        )
+        self._workers[action.job, worker.name] = worker
+        self._worker_changed(worker)
+        worker.start()
+
+    async def _open_proxy(self, job: str) -> None:
+        if job not in self._proxies:
+
+            def send(worker: str, message: AgentMessage) -> None:
+                self._tell(job, worker, message)
+
+            self._proxies[job] = self._make_proxy(job, send)
+            await self._proxies[job].start()
+            self._proxies[job].driver_changed(self._snapshot.drivers.get(job))
+
+    def _alive(self) -> bool:
+        return any(not w.gone for w in self._workers.values()) or any(d.view.running for d in self._drivers.values())
+
+    def _kill_all(self) -> None:
+        for worker in self._workers.values():
+            worker.kill()
+        for driver in self._drivers.values():
+            driver.kill()
+
+    async def _forget(self) -> None:
+        """Drop workers that are gone and recorded so, and what is kept for jobs that have ended."""
+        jobs = self._snapshot.jobs
+        for name, worker in list(self._workers.items()):
+            job = jobs.get(worker.job)
+            record = job.workers.get(worker.name) if job else None
+            removed = job is None or job.spec is None
+            if worker.gone and (removed or (record is not None and record.state is WorkerState.EXITED)):
+                del self._workers[name]
+        busy = {job for job, _ in self._workers}
+        for job_name in (self._proxies.keys() | self._drivers.keys()) - busy:
+            job = jobs.get(job_name)
+            ended = job is None or job.spec is None or (job.status is not None and job.status.phase.terminal)
+            if ended:
+                await self._drop_job(job_name)
+
+    async def _drop_job(self, job: str) -> None:
+        proxy = self._proxies.pop(job, None)
+        if proxy is not None:
+            await proxy.close()
+        driver = self._drivers.get(job)
+        if driver is not None and not driver.view.running:
+            del self._drivers[job]
+        if job not in self._snapshot.jobs:
+            self._reporting.forget(job)
+
+    # ---- workers ------------------------------------------------------------------------------------------------
+
+    def _token_of(self, job: str, worker: str) -> str | None:
+        known = self._workers.get((job, worker))
+        return None if known is None or known.exited else self._key.worker_token(job, worker)
+
+    def _tell(self, job: str, worker: str, message: AgentMessage) -> None:
+        known = self._workers.get((job, worker))
+        if known is not None:
+            known.told(message)
+        if not self._link.send(job, worker, message):
+            logger.info("job %s: %s is not connected; %s is not delivered", job, worker, type(message).__name__)
+
+    def _heard(self, job: str, name: str, message: WorkerMessage) -> None:
+        worker, proxy = self._workers.get((job, name)), self._proxies.get(job)
+        if worker is None or proxy is None or worker.exited:
+            return
+        worker.heard(message)
+        match message:
+            case Gate(last_generation=last):
+                proxy.worker_gate(name, last)
+            case Running(generation=generation):
+                proxy.worker_running(name, generation)
+            case Finished():
+                proxy.worker_finished(name)
+            case Happened(kind=kind, text=text, fields=fields):
+                self._reporting.event(job, kind, text, {**fields, "worker": name})
+            case Report() if worker.rank == 0:
+                self._reporting.report(job, message)
+
+    def _worker_changed(self, worker: Worker) -> None:
+        """The record of a worker changed, or its slot is free."""
+        self._wake.set()
+        if worker.gone:
+            return
+        if worker.exited and (proxy := self._proxies.get(worker.job)) is not None:
+            proxy.worker_exited(worker.name, worker.exit_text)  # first: others wait for this
+            if worker.rank == 0:
+                self._reporting.flush_progress(worker.job)
+        self._reporting.worker(worker.job, worker.record)
+        if worker.record.outcome is Outcome.FAILED:
+            text = f"{worker.name} on {self._node.node} failed: {worker.exit_text}"
+            self._reporting.event(
+                worker.job, "worker", text, {"worker": worker.name, "exit_code": worker.record.exit_code}
+            )
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """From a thread of the store, which may outlive the loop."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback)

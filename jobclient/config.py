@@ -1,0 +1,314 @@
+"""The JobClient's configuration: defaults < config file < environment < command line, validated once.
+
+Reads the environment, the config file and what the machine has (devices, cores, interfaces) and returns a frozen
+Config; nothing after it looks at any of these again. Raises ConfigError with one sentence that names the option.
+"""
+
+import argparse
+import fcntl
+import ipaddress
+import os
+import re
+import socket
+import struct
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from edl_collective.coord.key_file import key_file
+from edl_collective.coord.paths import Paths, check_name
+from edl_collective.coord.records import JobSpec
+
+#: upper bound of workers that a job started by a JobClient allows; the JobServer's options bound it further
+DEFAULT_MAX_NP = 1024
+_SIOCGIFADDR = 0x8915
+R = TypeVar("R")
+
+_HELP = """\
+Run this on every machine that offers slots. It registers the machine as a node, then starts, watches and stops the
+workers that the JobServer plans for it.
+
+  python -m jobclient                                   offer this machine to all jobs
+  python -m jobclient --package_sh ./package.sh --pod_path ./resnet50_pod train.py --epochs 90
+                                                        the same, and make sure that this job exists
+"""
+_EPILOG = """\
+Every option can also be set in the environment (EDL_ and the name in capitals, for example EDL_ZOOKEEPER,
+EDL_LOG_DIR) or in a TOML file given with --config (log_dir = "pod_log"). The command line wins over the environment,
+which wins over the file. '-' and '_' in option names are the same."""
+
+
+class ConfigError(ValueError):
+    """Raised when an option has a value that cannot work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One JobClient's settings; `job` is the job that it makes sure of, if a script was given."""
+
+    node: str
+    zookeeper: str
+    zookeeper_root: str
+    zookeeper_wait_s: float
+    session_timeout_s: float
+    address: str
+    port: int
+    #: network interface that holds `address`; None when that is not known
+    interface: str | None
+    slots: int
+    #: CUDA device of each slot; empty: CPU slots
+    gpus: tuple[int, ...]
+    threads_per_slot: int
+    labels: Mapping[str, str]
+    log_dir: Path
+    work_dir: Path
+    key_file: Path
+    log_level: int
+    job: JobSpec | None
+    #: what children may inherit from; jobclient.worker_env picks
+    environ: Mapping[str, str] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _checked("--node", check_name, "node", self.node)
+        _checked("--zookeeper-root", Paths, self.zookeeper_root)
+        if not re.fullmatch(r"[^\s,:]+:\d+(,[^\s,:]+:\d+)*", self.zookeeper):
+            raise ConfigError(f"--zookeeper is {self.zookeeper!r}: give host:port, several separated by commas")
+        for name in ("zookeeper_wait_s", "session_timeout_s", "slots", "threads_per_slot"):
+            if getattr(self, name) <= 0:
+                option = "--" + name.removesuffix("_s").replace("_", "-")
+                raise ConfigError(f"{option} is {getattr(self, name)}: it must be positive")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port is {self.port}: it must be between 0 (any free port) and 65535")
+        if self.gpus and len(self.gpus) != self.slots:
+            raise ConfigError(f"--gpus names {len(self.gpus)} devices for --slots {self.slots}: give one per slot")
+        if not self.work_dir.is_dir():
+            raise ConfigError(f"--work-dir {self.work_dir} is not a directory")
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """The configuration for this command line and environment.
+
+    Raises ConfigError; --help and options that do not exist end the process as argparse does.
+    """
+    split = _count_options(argv)
+    given = vars(_parser().parse_args([*map(_dashes, argv[:split]), *argv[split:]]))
+    values = {**_from_file(given["config"] or environ.get("EDL_CONFIG")), **_from_environ(environ)}
+    values |= {name: value for name, value in given.items() if value is not None}
+    return _build(values, environ)
+
+
+_OPTIONS: dict[str, tuple[str, str]] = {
+    "node": ("NAME", "name of this node (default: the host name)"),
+    "zookeeper": ("HOSTS", "host:port[,host:port] (default: 127.0.0.1:2181)"),
+    "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),
+    "zookeeper_wait": ("SECONDS", "how long to wait for ZooKeeper at start (default: 30)"),
+    "session_timeout": ("SECONDS", "silence after which the cluster takes this node for dead (default: 10)"),
+    "address": ("HOST", "how other nodes reach this one (default: 127.0.0.1)"),
+    "port": ("PORT", "HTTP port for logs (default: 0, any free one)"),
+    "interface": ("NAME", "network interface for training traffic (default: the one that holds --address)"),
+    "slots": ("N", "workers that fit on this node (default: its GPUs, else its CPU cores)"),
+    "gpus": ("LIST", "CUDA device of each slot, for example 0,1,2,3; 'none' for CPU slots (default: the first ones)"),
+    "threads_per_slot": ("N", "CPU threads for each worker (default: cores / slots)"),
+    "labels": ("K=V,...", "labels of this node"),
+    "log_dir": ("DIR", "one log per worker: DIR/<job>/<worker>.log (default: ./pod_log)"),
+    "work_dir": ("DIR", "directory that relative paths of jobs start from (default: the current one)"),
+    "key_file": ("FILE", "the cluster key (default: $EDL_KEY_FILE or ~/.edl/key, created if missing)"),
+    "log_level": ("N", "10 debug, 20 info, 30 warnings, 40 errors (default: 20)"),
+    "package_sh": ("FILE", "run as FILE -pod_id WORKER before each worker of the job"),
+    "pod_path": ("DIR", "each worker of the job runs in DIR/<worker>"),
+    "job_id": ("NAME", "name of the job (default: the name of --pod_path, else of the script)"),
+    "min_np": ("N", "fewest workers that the job may run with (default: 1)"),
+    "max_np": ("N", f"most workers that the job may run with (default: {DEFAULT_MAX_NP})"),
+    "checkpoint_path": ("URL", "where the job keeps its checkpoints (EDL_CHECKPOINT_PATH)"),
+}
+_ALIASES = {"PADDLE_EDL_FLEET_CHECKPOINT_PATH": "checkpoint_path", "PADDLE_JOB_ID": "job_id"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jobclient",
+        description=_HELP,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the options below")
+    for name, (metavar, text) in _OPTIONS.items():
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, metavar=metavar, help=text)
+    parser.add_argument("script", nargs="?", help="training script: make sure that a job which runs it exists")
+    parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
+    return parser
+
+
+def _count_options(argv: Sequence[str]) -> int:
+    """Where the script stands in `argv`: what follows it is not ours to read."""
+    index = 0
+    while index < len(argv) and argv[index].startswith("-") and argv[index] != "--":
+        alone = "=" in argv[index] or argv[index] in ("-h", "--help")
+        index += 1 if alone else 2
+    return min(index, len(argv))
+
+
+def _dashes(argument: str) -> str:
+    """--log_dir is --log-dir."""
+    name, equals, value = argument.partition("=")
+    return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
+
+
+def _from_file(path: str | None) -> dict[str, object]:
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    unknown = sorted(values.keys() - _OPTIONS.keys())
+    if unknown:
+        raise ConfigError(f"--config {path} sets {unknown[0]!r}, which is not an option; see --help")
+    return values
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:
+    values: dict[str, object] = {name: environ[alias] for alias, name in _ALIASES.items() if environ.get(alias)}
+    values |= {name: environ[f"EDL_{name.upper()}"] for name in _OPTIONS if environ.get(f"EDL_{name.upper()}")}
+    return values
+
+
+def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
+    def text(name: str, default: str) -> str:
+        return str(values.get(name, default))
+
+    def number(name: str, default: float) -> float:
+        return _number(name, values.get(name, default))
+
+    address = text("address", "127.0.0.1")
+    slots, gpus = _slots(values, environ)
+    cores = len(os.sched_getaffinity(0))
+    return Config(
+        node=text("node", socket.gethostname()),
+        zookeeper=text("zookeeper", "127.0.0.1:2181"),
+        zookeeper_root=text("zookeeper_root", "/edl"),
+        zookeeper_wait_s=number("zookeeper_wait", 30.0),
+        session_timeout_s=number("session_timeout", 10.0),
+        address=address,
+        port=_integer("port", values.get("port", 0)),
+        interface=str(values["interface"]) if "interface" in values else interface_of(address),
+        slots=slots,
+        gpus=gpus,
+        threads_per_slot=_integer("threads_per_slot", values.get("threads_per_slot", max(1, cores // max(1, slots)))),
+        labels=_labels(values.get("labels", "")),
+        log_dir=Path(text("log_dir", "pod_log")).absolute(),
+        work_dir=Path(text("work_dir", ".")).absolute(),
+        key_file=key_file(text("key_file", ""), environ),
+        log_level=_integer("log_level", values.get("log_level", 20)),
+        job=_job(values),
+        environ=dict(environ),
+    )
+
+
+def _job(values: Mapping[str, object]) -> JobSpec | None:
+    """The job of the script on the command line: relative paths stay relative, each node has its own --work-dir."""
+
+    def optional(name: str) -> str | None:
+        return str(values[name]) if name in values else None
+
+    script, args = values.get("script"), values.get("args")
+    if script is None:
+        for name in ("package_sh", "pod_path", "job_id"):
+            if name in values:
+                raise ConfigError(f"--{name} is given without a script: add the script that the workers run")
+        return None
+    assert isinstance(args, list)
+    name = optional("job_id") or Path(optional("pod_path") or Path(str(script)).stem).name
+    return _checked(
+        "the job",
+        JobSpec,
+        job=name,
+        command=("python3", str(script), *args),
+        min_np=_integer("min_np", values.get("min_np", 1)),
+        max_np=_integer("max_np", values.get("max_np", DEFAULT_MAX_NP)),
+        package_hook=optional("package_sh"),
+        pod_path=optional("pod_path"),
+        checkpoint_url=optional("checkpoint_path"),
+    )
+
+
+def _slots(values: Mapping[str, object], environ: Mapping[str, str]) -> tuple[int, tuple[int, ...]]:
+    """How many slots, and the CUDA device of each."""
+    found = _cuda_devices(environ)
+    given = values.get("gpus")
+    gpus = found if given is None else _gpu_list(given)
+    if "slots" not in values:
+        return (len(gpus), gpus) if gpus else (len(os.sched_getaffinity(0)), ())
+    slots = _integer("slots", values["slots"])
+    if given is None:
+        gpus = found[:slots] if len(found) >= slots else ()
+    return slots, gpus
+
+
+def _gpu_list(given: object) -> tuple[int, ...]:
+    words = given if isinstance(given, list) else [w for w in str(given).split(",") if w and w != "none"]
+    return tuple(_integer("gpus", word) for word in words)
+
+
+def _cuda_devices(environ: Mapping[str, str]) -> tuple[int, ...]:
+    """CUDA devices of this machine, without loading CUDA: what is made visible, else what the kernel driver lists."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(int(word) for word in visible.split(",") if word.strip().isdigit())
+    listed = Path("/proc/driver/nvidia/gpus")
+    return tuple(range(len(list(listed.iterdir())))) if listed.is_dir() else ()
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the network interface that holds `address`, None if none does or the address does not resolve."""
+    try:
+        wanted = ipaddress.ip_address(socket.gethostbyname(address))
+    except OSError:
+        return None
+    if wanted.is_loopback:
+        return "lo"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:
+                continue  # an interface without an IPv4 address
+            if ipaddress.ip_address(answer[20:24]) == wanted:
+                return name
+    return None
+
+
+def _labels(given: object) -> dict[str, str]:
+    if isinstance(given, dict):
+        return {str(name): str(value) for name, value in given.items()}
+    pairs = [word.partition("=") for word in str(given).split(",") if word]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise ConfigError(f"--labels holds {name!r}: write name=value, several separated by commas")
+    return {name: value for name, _, value in pairs}
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        raise ConfigError(f"--{name.replace('_', '-')} is {value!r}: it must be a number") from None
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ConfigError(f"--{name.replace('_', '-')} is {value!r}: it must be a whole number") from None
+
+
+def _checked(option: str, make: Callable[..., R], *args: object, **fields: object) -> R:
+    """make(...), its ValueError as a ConfigError that names `option`."""
+    try:
+        return make(*args, **fields)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from error

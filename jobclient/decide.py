@@ -1,0 +1,274 @@
+"""What a JobClient does next, from the plans of the jobs and the processes of its node. [pure]
+
+Level-triggered: the same view gives the same actions, and an action that has been applied shows in the next view, so
+that applying twice is harmless and a crash between any two actions loses nothing. A worker id is started at most once
+in its life; a slot never holds two workers. Placement is the JobServer's, the world is the driver's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edl_collective.coord.records import (
+    JobKind,
+    JobSpec,
+    JobStatus,
+    NodeRecord,
+    Outcome,
+    Plan,
+    PlannedWorker,
+    WorkerRecord,
+    WorkerState,
+)
+
+#: pause before a dead driver is started again: doubles with each death, forgotten after it lived HEALTHY_DRIVER_S
+FIRST_DRIVER_PAUSE_S = 0.1
+LONGEST_DRIVER_PAUSE_S = 5.0
+HEALTHY_DRIVER_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """What ZooKeeper says of one job; a record that is not there, or does not parse, is None."""
+
+    spec: JobSpec | None = None
+    plan: Plan | None = None
+    status: JobStatus | None = None
+    workers: Mapping[str, WorkerRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWorker:
+    """A worker of this node from its start until its slot is free and its exit is recorded."""
+
+    job: str
+    worker: str
+    slot: int
+    #: it has never been at the gate, so no world can hold it
+    cold: bool
+    #: monotonic time by which it must have left; None while it is not asked to
+    leave_by_s: float | None = None
+    #: the stop ladder has begun
+    stopping: bool = False
+    #: the process has ended (what it left behind may still be cleared away)
+    exited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDriver:
+    """The driver of one job as this node knows it; kept after its death for the pause before the next."""
+
+    job: str
+    running: bool
+    stopping: bool = False
+    deaths: int = 0
+    #: monotonic time before which it is not started again
+    not_before_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything that a decision rests on."""
+
+    node: NodeRecord
+    jobs: Mapping[str, JobView]
+    workers: tuple[LocalWorker, ...] = ()
+    drivers: tuple[LocalDriver, ...] = ()
+    #: the JobClient itself is to end
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    job: str
+    planned: PlannedWorker
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LetLeave:
+    """Give the driver until `leave_by_s` (monotonic) to take the worker out of the world at a step boundary."""
+
+    job: str
+    worker: str
+    leave_by_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopWorker:
+    """The stop ladder: SIGTERM to the group, SIGKILL after `timeout_s`."""
+
+    job: str
+    worker: str
+    timeout_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLost:
+    """Write that a worker of an earlier life of this node has ended."""
+
+    job: str
+    record: WorkerRecord
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartDriver:
+    job: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopDriver:
+    job: str
+    timeout_s: float
+    reason: str
+
+
+Action = StartWorker | LetLeave | StopWorker | RecordLost | StartDriver | StopDriver
+
+#: for what is stopped when the spec, and with it its time-out, is gone
+DEFAULT_STOP_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    actions: tuple[Action, ...]
+    #: monotonic time at which to decide again though nothing changed; None: no need
+    wake_at_s: float | None = None
+
+
+def decide(view: View, now_s: float) -> Decision:
+    """The actions that are due at `now_s` (monotonic), and when to look again."""
+    wakes: list[float] = []
+    actions: list[Action] = []
+    for local in sorted(view.workers, key=lambda w: (w.job, w.worker)):
+        action = _keep_or_stop(view, local, now_s, wakes)
+        if action is not None:
+            actions.append(action)
+    actions += _lost(view)
+    actions += _starts(view)
+    actions += _drivers(view, now_s, wakes)
+    return Decision(tuple(actions), min(wakes, default=None))
+
+
+def outcome(exit_code: int, *, said_finished: bool, told_to_leave: bool) -> Outcome:
+    """How a worker ended: an exit of 0 counts as finished unless it was told to leave and never said so."""
+    if exit_code == 0 and (said_finished or not told_to_leave):
+        return Outcome.FINISHED
+    return Outcome.LEFT if told_to_leave else Outcome.FAILED
+
+
+def driver_died(driver: LocalDriver, *, lived_s: float, now_s: float) -> LocalDriver:
+    """The driver after its process ended: when it may start again."""
+    deaths = 1 if lived_s >= HEALTHY_DRIVER_S else driver.deaths + 1
+    pause_s = min(LONGEST_DRIVER_PAUSE_S, FIRST_DRIVER_PAUSE_S * 2 ** min(deaths - 1, 16))
+    return LocalDriver(driver.job, running=False, deaths=deaths, not_before_s=now_s + pause_s)
+
+
+def _ended(job: JobView | None) -> str | None:
+    """Why nothing of the job may run, None if it may."""
+    if job is None or job.spec is None:
+        return "the job was removed"
+    if job.status is not None and job.status.phase.terminal:
+        return f"the job is {job.status.phase.value}"
+    return None
+
+
+def _mine(view: View, job: JobView) -> tuple[PlannedWorker, ...]:
+    """What the plan puts here and this node can start."""
+    if view.closing or _ended(job) or job.spec is None or job.spec.kind is JobKind.EXTERNAL or job.plan is None:
+        return ()
+    return tuple(p for p in job.plan.workers if p.node == view.node.node and 0 <= p.slot < view.node.slots)
+
+
+def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[float]) -> Action | None:
+    if local.exited or local.stopping:
+        return None
+    job = view.jobs.get(local.job)
+    spec = job.spec if job else None
+    timeout_s = spec.stop_timeout_s if spec else DEFAULT_STOP_TIMEOUT_S
+    if view.closing:
+        return StopWorker(local.job, local.worker, timeout_s, "the JobClient is stopping")
+    why = _ended(job)
+    if why is not None or job is None or spec is None:
+        return StopWorker(local.job, local.worker, timeout_s, why or "the job was removed")
+    if job.plan is None or any(p.worker == local.worker for p in _mine(view, job)):
+        return None  # a plan that cannot be read stops nobody
+    reason = f"plan {job.plan.revision}: {job.plan.reason}"
+    if local.cold:
+        return StopWorker(local.job, local.worker, timeout_s, reason)
+    if local.leave_by_s is None:
+        wakes.append(now_s + spec.leave_timeout_s)
+        return LetLeave(local.job, local.worker, now_s + spec.leave_timeout_s, reason)
+    if now_s >= local.leave_by_s:
+        late = f"it did not leave within leave_timeout_s = {spec.leave_timeout_s:g}; {reason}"
+        return StopWorker(local.job, local.worker, timeout_s, late)
+    wakes.append(local.leave_by_s)
+    return None
+
+
+def _lost(view: View) -> list[Action]:
+    """Workers that are recorded on this node, not as exited, and of which no process is here."""
+    here = {(w.job, w.worker) for w in view.workers}
+    reason = f"its JobClient on {view.node.node} died and was started again"
+    return [
+        RecordLost(name, record, reason)
+        for name, job in sorted(view.jobs.items())
+        for record in job.workers.values()
+        if record.node == view.node.node
+        and record.incarnation != view.node.incarnation
+        and record.state is not WorkerState.EXITED
+        and (name, record.worker) not in here
+    ]
+
+
+def _starts(view: View) -> list[Action]:
+    """Planned workers that never ran and whose slot is free, lowest job name first."""
+    taken = {w.slot for w in view.workers}
+    here = {(w.job, w.worker) for w in view.workers}
+    starts: list[Action] = []
+    for name, job in sorted(view.jobs.items()):
+        for planned in _mine(view, job):
+            known = (name, planned.worker) in here or planned.worker in job.workers
+            if not known and planned.slot not in taken:
+                assert job.plan is not None
+                taken.add(planned.slot)
+                starts.append(StartWorker(name, planned, f"plan {job.plan.revision}: {job.plan.reason}"))
+    return starts
+
+
+def _drivers(view: View, now_s: float, wakes: list[float]) -> list[Action]:
+    drivers = {d.job: d for d in view.drivers}
+    actions: list[Action] = []
+    for name in sorted(view.jobs.keys() | drivers.keys()):
+        job = view.jobs.get(name, JobView())
+        driver = drivers.get(name, LocalDriver(name, running=False))
+        why_not = _no_driver_here(view, job)
+        if view.closing:
+            # It outlives the workers of its node, so that their leaving reaches the others; it is not started again.
+            busy = any(w.job == name and not w.exited for w in view.workers)
+            why_not = None if busy and driver.running else "the JobClient is stopping"
+        if driver.running and why_not and not driver.stopping:
+            timeout_s = job.spec.stop_timeout_s if job.spec else DEFAULT_STOP_TIMEOUT_S
+            actions.append(StopDriver(name, timeout_s, why_not))
+        elif not driver.running and not why_not:
+            if now_s >= driver.not_before_s:
+                again = f" again after {driver.deaths} deaths" if driver.deaths else ""
+                actions.append(StartDriver(name, f"the plan puts it here{again}"))
+            else:
+                wakes.append(driver.not_before_s)
+    return actions
+
+
+def _no_driver_here(view: View, job: JobView) -> str | None:
+    """Why this node may not run the job's driver; None if it has to."""
+    why = _ended(job)
+    if why is not None or job.spec is None:
+        return why or "the job was removed"
+    if job.spec.kind is JobKind.EXTERNAL:
+        return "horovodrun launches this job"
+    if job.plan is None or job.plan.driver_node != view.node.node:
+        return "the plan puts it elsewhere"
+    return None

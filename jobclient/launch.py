@@ -1,0 +1,80 @@
+"""The commands that a JobClient runs: a worker with its package hook, and a driver."""
+
+import os
+import sys
+from pathlib import Path
+
+from edl_collective.coord.auth import ClusterKey
+from edl_collective.coord.records import JobSpec, NodeRecord, PlannedWorker
+from jobclient.config import Config
+from jobclient.node_api import log_path
+from jobclient.processes import Command
+from jobclient.worker import Launch
+from jobclient.worker_env import (
+    NodeEnvironment,
+    hook_command,
+    inherited,
+    job_environment,
+    worker_directory,
+    worker_environment,
+)
+
+#: name of the driver's log among those of the workers
+DRIVER_LOG = "driver"
+
+
+class Launcher:
+    """Builds commands from a node's configuration; starts nothing."""
+
+    def __init__(self, config: Config, node: NodeRecord, key: ClusterKey, agent_socket: str) -> None:
+        self._config = config
+        self._node = node
+        self._key = key
+        self._shared = NodeEnvironment(
+            base=config.environ,
+            python_dir=str(Path(sys.executable).parent),
+            agent_socket=agent_socket,
+            interface=config.interface,
+            threads_per_slot=config.threads_per_slot,
+        )
+
+    def worker(self, spec: JobSpec, planned: PlannedWorker) -> Launch:
+        token = self._key.worker_token(spec.job, planned.worker)
+        job_dir = self._config.work_dir / spec.work_dir
+        log = log_path(self._config.log_dir, spec.job, planned.worker)
+        main = Command(
+            argv=spec.command,
+            env=worker_environment(self._shared, self._node, planned, spec, token),
+            cwd=job_dir / worker_directory(spec, planned.worker),
+            log=log,
+        )
+        hook = hook_command(spec, planned.worker)
+        return Launch(
+            hook=Command(_runnable(hook, job_dir), job_environment(self._shared, spec), job_dir, log) if hook else None,
+            main=main,
+            make_directory=spec.pod_path is not None,
+        )
+
+    def driver(self, job: str) -> Command:
+        config = self._config
+        options = {
+            "--job": job,
+            "--node": self._node.node,
+            "--host": config.address,
+            "--zookeeper": config.zookeeper,
+            "--root": config.zookeeper_root,
+            "--session-timeout": f"{config.session_timeout_s:g}",
+            "--key-file": str(config.key_file),
+        }
+        return Command(
+            argv=[sys.executable, "-m", "edl_collective.driver", *(word for pair in options.items() for word in pair)],
+            env={**inherited(config.environ), "PYTHONUNBUFFERED": "1"},
+            cwd=Path.cwd(),
+            log=log_path(config.log_dir, job, DRIVER_LOG),
+        )
+
+
+def _runnable(hook: tuple[str, ...], job_dir: Path) -> tuple[str, ...]:
+    """A hook that is a readable file without the executable bit is a shell script."""
+    path = job_dir / hook[0]
+    return ("sh", *hook) if path.is_file() and not os.access(path, os.X_OK) else hook

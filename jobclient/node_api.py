@@ -1,0 +1,106 @@
+"""The HTTP endpoint of a node: the logs of its workers, and whether it is there.
+
+Served by uvicorn on the JobClient's own event loop. A log is found by the names of a job and a worker only, both
+checked, so that no request leaves the log directory. It changes nothing and shows nothing without the API token.
+"""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from edl_collective.coord.auth import same
+from edl_collective.coord.paths import check_name
+
+DEFAULT_LIMIT_BYTES = 64 * 1024
+MAX_LIMIT_BYTES = 1024 * 1024
+#: where the next read of a log has to begin
+NEXT_OFFSET_HEADER = "X-EDL-Next-Offset"
+
+
+def log_path(log_dir: Path, job: str, worker: str) -> Path:
+    """The log of a worker. Raises ValueError for names that no job or worker can have."""
+    return log_dir / check_name("job", job) / f"{check_name('worker', worker)}.log"
+
+
+def make_app(log_dir: Path, api_token: str, node: str) -> Starlette:
+    """GET /health, and GET /logs/{job}/{worker}?offset=&limit= (bytes) with `Authorization: Bearer <api_token>`."""
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"node": node, "ok": True})
+
+    async def logs(request: Request) -> Response:
+        if not _authorised(request, api_token):
+            return _error(401, "send the API token as 'Authorization: Bearer TOKEN'")
+        try:
+            path = log_path(log_dir, request.path_params["job"], request.path_params["worker"])
+            offset = _count(request, "offset", 0, None)
+            limit = _count(request, "limit", DEFAULT_LIMIT_BYTES, MAX_LIMIT_BYTES)
+        except ValueError as error:
+            return _error(400, str(error))
+        try:
+            data = _read(path, offset, limit)
+        except FileNotFoundError:
+            return _error(404, f"node {node} has no log of worker {path.stem} of job {path.parent.name}")
+        headers = {NEXT_OFFSET_HEADER: str(offset + len(data))}
+        return Response(data, media_type="text/plain; charset=utf-8", headers=headers)
+
+    return Starlette(routes=[Route("/health", health), Route("/logs/{job}/{worker}", logs)])
+
+
+class NodeApi:
+    """The endpoint from `start` to `close`; `port` is the one that was bound."""
+
+    def __init__(self, app: Starlette, address: str, port: int) -> None:
+        """Binds at once. Raises OSError if the port is taken or the address is not this machine's."""
+        family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        self._socket = socket.create_server(where[:2], family=family)
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", interface="asgi3")
+        self._server = _Server(config)
+
+    async def serve(self) -> None:
+        """Serve until `close`."""
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            self._socket.close()
+
+    def close(self) -> None:
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the JobClient's own decide when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _authorised(request: Request, api_token: str) -> bool:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and same(token, api_token)
+
+
+def _count(request: Request, name: str, default: int, most: int | None) -> int:
+    text = request.query_params.get(name, str(default))
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"{name} is {text!r}: it must be a number of bytes")
+    return int(text) if most is None else min(int(text), most)
+
+
+def _read(path: Path, offset: int, limit: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(limit)
+
+
+def _error(status: int, text: str) -> Response:
+    return JSONResponse({"error": text}, status)

@@ -1,0 +1,105 @@
+"""What the JobClient says of its node's workers, on its way to the store: records, progress, history.
+
+Runs on the event loop and never blocks it; `publish` writes in a thread, as soon as the store can be reached. Progress
+is written at most once per PROGRESS_PERIOD_S and job, its last state always.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from msgspec.structs import asdict
+
+from edl_collective.coord.clock import Clock
+from edl_collective.coord.errors import Disconnected, RecordTooLarge
+from edl_collective.coord.paths import Paths
+from edl_collective.coord.records import Event, Progress, WorkerRecord
+from edl_collective.coord.store import Store
+from edl_collective.messages import Report
+from jobclient.outbox import Outbox
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_PERIOD_S = 1.0
+#: between two tries to write while ZooKeeper does not answer
+RETRY_S = 1.0
+
+
+@dataclass(slots=True)
+class _LastProgress:
+    """The newest report of a job; `timer` runs while it has not been handed to the outbox."""
+
+    record: Progress
+    next_s: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+
+class Reporting:
+    def __init__(self, store: Store, paths: Paths, clock: Clock) -> None:
+        self._outbox = Outbox(store, paths)
+        self._paths = paths
+        self._clock = clock
+        self._progress: dict[str, _LastProgress] = {}
+        self._ready = asyncio.Event()
+
+    def worker(self, job: str, record: WorkerRecord) -> None:
+        self._outbox.put(job, self._paths.worker(job, record.worker), record)
+        self._ready.set()
+
+    def event(self, job: str, kind: str, text: str, fields: Mapping[str, str | int | float | bool | None]) -> None:
+        """Append to the job's history; one that is too long for a record is refused with a line in the log."""
+        try:
+            self._outbox.event(job, Event(at=self._clock.wall_s(), kind=kind, text=text, fields=dict(fields)))
+        except RecordTooLarge as error:
+            logger.error("job %s: an event of kind %s is not kept: %s", job, kind, error)
+        self._ready.set()
+
+    def report(self, job: str, report: Report) -> None:
+        """Training progress as rank 0 sees it."""
+        record = Progress(**asdict(report))
+        last = self._progress.setdefault(job, _LastProgress(record))
+        last.record = record
+        if last.timer is None:
+            wait_s = max(0.0, last.next_s - self._clock.monotonic_s())
+            last.timer = asyncio.get_running_loop().call_later(wait_s, self.flush_progress, job)
+
+    def flush_progress(self, job: str) -> None:
+        """Hand the newest report on now, if that has not been done."""
+        last = self._progress.get(job)
+        if last is None or last.timer is None:
+            return
+        last.timer.cancel()
+        last.timer = None
+        last.next_s = self._clock.monotonic_s() + PROGRESS_PERIOD_S
+        self._outbox.put(job, self._paths.progress(job), last.record)
+        self._ready.set()
+
+    def forget(self, job: str) -> None:
+        """The job was removed: what still waits for it is dropped."""
+        last = self._progress.pop(job, None)
+        if last is not None and last.timer is not None:
+            last.timer.cancel()
+        self._outbox.forget(job)
+
+    async def publish(self) -> None:
+        """Write what is ready, for ever."""
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            try:
+                await asyncio.to_thread(self._outbox.flush)
+            except Disconnected as error:
+                logger.debug("records wait: %s", error)
+                await asyncio.sleep(RETRY_S)
+                self._ready.set()
+
+    async def last_flush(self, timeout_s: float) -> None:
+        """Try once more to write everything, for at most `timeout_s`."""
+        for job in list(self._progress):
+            self.flush_progress(job)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.to_thread(self._outbox.flush)
+        except (TimeoutError, Disconnected) as error:
+            logger.warning("the last records did not reach ZooKeeper: %s", error or f"no answer in {timeout_s:g} s")

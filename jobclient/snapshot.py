@@ -1,0 +1,69 @@
+"""The jobs as a JobClient sees them, decoded from the records of the store. [pure]
+
+A record that does not parse is None in its view and a sentence in `problems`: what rests on it is left as it is.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from edl_collective.coord.errors import RecordError
+from edl_collective.coord.paths import Key, Paths
+from edl_collective.coord.records import DriverRecord, JobSpec, JobStatus, Plan, Record, WorkerRecord, decode
+from edl_collective.coord.store import Versioned
+from jobclient.decide import JobView
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    jobs: Mapping[str, JobView]
+    #: where the driver of each job listens, of jobs that have one
+    drivers: Mapping[str, DriverRecord]
+    problems: tuple[str, ...] = ()
+
+
+def snapshot(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
+    """`values`: the records at and below Paths.jobs by path."""
+    found: dict[str, dict[Key, tuple[str, bytes]]] = defaultdict(dict)
+    for path, value in values.items():
+        key = paths.parse(path)
+        if key is not None and key.job is not None:
+            found[key.job][key] = (path, value.data)
+    problems: list[str] = []
+    jobs: dict[str, JobView] = {}
+    drivers: dict[str, DriverRecord] = {}
+    for job, records in found.items():
+        jobs[job] = JobView(
+            spec=_one(records.get(Key("spec", job=job)), JobSpec, problems),
+            plan=_one(records.get(Key("plan", job=job)), Plan, problems),
+            status=_one(records.get(Key("status", job=job)), JobStatus, problems),
+            workers=_workers(records.items(), problems),
+        )
+        driver = _one(records.get(Key("driver", job=job)), DriverRecord, problems)
+        if driver is not None:
+            drivers[job] = driver
+    return Snapshot(jobs, drivers, tuple(problems))
+
+
+def _workers(records: Iterable[tuple[Key, tuple[str, bytes]]], problems: list[str]) -> dict[str, WorkerRecord]:
+    workers = {}
+    for key, entry in records:
+        if key.kind == "worker" and key.worker is not None:
+            record = _one(entry, WorkerRecord, problems)
+            if record is not None:
+                workers[key.worker] = record
+    return workers
+
+
+def _one(entry: tuple[str, bytes] | None, record_type: type[R], problems: list[str]) -> R | None:
+    if entry is None:
+        return None
+    path, data = entry
+    try:
+        return decode(data, record_type, path)
+    except RecordError as error:
+        problems.append(str(error))
+        return None

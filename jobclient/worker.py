@@ -1,0 +1,190 @@
+"""One worker of this node, from its package hook to the moment its slot is free again.
+
+Keeps the record that ZooKeeper is to show and what the worker said; every change calls `changed`. It decides nothing:
+jobclient.decide says when it starts, leaves and stops.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from edl_collective.coord.records import JobSpec, NodeRecord, PlannedWorker, WorkerRecord, WorkerState
+from edl_collective.messages import AgentMessage, Assigned, Finished, Gate, Leave, Running, WorkerMessage
+from jobclient.decide import LocalWorker, outcome
+from jobclient.processes import NOT_STARTED, Command, Process, exit_text, log_tail
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The commands of a worker: the package hook, if any, runs to its end first."""
+
+    hook: Command | None
+    main: Command
+    #: the worker has a directory of its own (pod_path): made if the hook did not make it
+    make_directory: bool = False
+
+
+class Worker:
+    """Raises nothing: what goes wrong at the start is an exit, with the reason in the record's log_tail."""
+
+    def __init__(
+        self,
+        node: NodeRecord,
+        spec: JobSpec,
+        planned: PlannedWorker,
+        launch: Launch,
+        started_at: float,
+        changed: Callable[["Worker"], None],
+        drain: Callable[[str, str], Awaitable[None]],
+    ) -> None:
+        """`drain(job, worker)` returns when everything that the worker said before its end has been heard."""
+        self.job = spec.job
+        self.name = planned.worker
+        self.record = WorkerRecord(
+            worker=planned.worker,
+            node=node.node,
+            slot=planned.slot,
+            incarnation=node.incarnation,
+            state=WorkerState.STARTING,
+            started_at=started_at,
+        )
+        self.rank: int | None = None
+        #: nothing of it is left on this node
+        self.gone = False
+        self._cold = True
+        self._leave_by_s: float | None = None
+        self._told_to_leave = False
+        self._said_finished = False
+        self._stop_timeout_s: float | None = None
+        self._launch = launch
+        self._changed = changed
+        self._drain = drain
+        self._ending: asyncio.Task[None] | None = None
+        self._process: Process | None = None
+
+    def view(self) -> LocalWorker:
+        return LocalWorker(
+            job=self.job,
+            worker=self.name,
+            slot=self.record.slot,
+            cold=self._cold,
+            leave_by_s=self._leave_by_s,
+            stopping=self._stop_timeout_s is not None,
+            exited=self.exited,
+        )
+
+    @property
+    def exited(self) -> bool:
+        return self.record.state is WorkerState.EXITED
+
+    @property
+    def exit_text(self) -> str:
+        """How it ended, for people; empty before."""
+        return "" if self.record.exit_code is None else exit_text(self.record.exit_code)
+
+    def start(self) -> None:
+        hook = self._launch.hook
+        self._run(hook or self._launch.main, self._hook_changed if hook else self._main_changed)
+
+    def let_leave(self, leave_by_s: float) -> None:
+        """It has until `leave_by_s` (monotonic) to leave at a step boundary."""
+        self._leave_by_s = leave_by_s
+        self._told_to_leave = True
+        self._update(state=WorkerState.LEAVING)
+
+    def stop(self, timeout_s: float) -> None:
+        """Begin the stop ladder."""
+        self._stop_timeout_s = timeout_s
+        self._told_to_leave = True
+        self._update(state=WorkerState.LEAVING)
+        if self._process is not None:
+            self._process.stop(timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL at once."""
+        self._told_to_leave = True
+        if self._process is not None:
+            self._process.kill()
+
+    def heard(self, message: WorkerMessage) -> None:
+        """Note what the worker said of itself."""
+        match message:
+            case Gate(last_generation=last):
+                self._cold = False
+                if last == 0 and self.record.state is WorkerState.STARTING:
+                    self._update(state=WorkerState.STANDBY)
+            case Running(generation=generation):
+                leaving = self.record.state is WorkerState.LEAVING
+                state = WorkerState.LEAVING if leaving else WorkerState.RUNNING
+                self._update(state=state, generation=generation)
+            case Finished():
+                self._said_finished = True
+
+    def told(self, message: AgentMessage) -> None:
+        """Note what was sent to the worker."""
+        match message:
+            case Assigned(rank=rank):
+                self.rank = rank
+            case Leave():
+                self._told_to_leave = True
+
+    def _run(self, command: Command, changed: Callable[[Process], None]) -> None:
+        try:
+            command.log.parent.mkdir(parents=True, exist_ok=True)
+            if command is self._launch.main and self._launch.make_directory:
+                command.cwd.mkdir(parents=True, exist_ok=True)
+            self._process = Process(command, changed)
+        except OSError as error:
+            self._end(NOT_STARTED, f"cannot start {command.argv[0]}: {error}")
+            self._set_gone()
+
+    def _hook_changed(self, process: Process) -> None:
+        if not process.gone.done():
+            return
+        code = process.exited.result()
+        if code == 0 and self._stop_timeout_s is None:
+            self._run(self._launch.main, self._main_changed)
+            return
+        problem = process.problem or f"package hook {process.command.argv[0]} failed with {exit_text(code)}"
+        self._end(code or NOT_STARTED, "" if self._told_to_leave else problem)
+        self._set_gone()
+
+    def _main_changed(self, process: Process) -> None:
+        if process.exited.done() and self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._finish(process))
+        elif process.pid is not None and self.record.pid is None:
+            self._update(pid=process.pid)
+
+    async def _finish(self, process: Process) -> None:
+        """The exit may be known before the last words are: Finished decides how others take it."""
+        await self._drain(self.job, self.name)
+        self._end(process.exited.result(), process.problem or "")
+        await process.gone
+        self._set_gone()
+
+    def _end(self, code: int, problem: str) -> None:
+        """Record the exit, once."""
+        if self.exited:
+            return
+        how = outcome(code, said_finished=self._said_finished, told_to_leave=self._told_to_leave)
+        tail = ""
+        if how is how.FAILED:
+            tail = "\n".join(filter(None, (problem, log_tail(self._launch.main.log))))
+        self._update(state=WorkerState.EXITED, exit_code=code, outcome=how, log_tail=tail)
+
+    def _set_gone(self) -> None:
+        self.gone = True
+        self._changed(self)
+
+    def _update(self, **fields: object) -> None:
+        if self.exited:
+            return
+        record = replace(self.record, **fields)
+        if record != self.record:
+            self.record = record
+            self._changed(self)

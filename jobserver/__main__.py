@@ -1,0 +1,143 @@
+"""python -m jobserver: one JobServer, leader or standby, until SIGTERM or SIGINT.
+
+Ends with 0 after a signal, with 2 and one clear line when it cannot start. It owns no ZooKeeper and no workers, so
+its end touches no job.
+"""
+
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import uvicorn
+
+from edl_collective.coord.clock import SystemClock
+from edl_collective.coord.errors import CoordError, Disconnected
+from edl_collective.coord.key_file import load_or_create_key
+from edl_collective.coord.leadership import Leadership
+from edl_collective.coord.paths import Paths
+from edl_collective.coord.store import Store
+from edl_collective.coord.zk_store import ZkStore
+from jobserver.api import Service, create_app
+from jobserver.config import Config, ConfigError, from_process
+from jobserver.controller import Controller
+from jobserver.reconcile import ReconcileConfig
+
+logger = logging.getLogger("jobserver")
+
+SHUTDOWN_TIMEOUT_S = 3
+
+
+class CannotStart(Exception):
+    """Raised when the JobServer cannot start, with a sentence for the user."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until a signal; returns the exit status."""
+    try:
+        config = from_process(sys.argv[1:] if argv is None else argv)
+        logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("kazoo").setLevel(max(config.log_level, logging.WARNING))
+        logging.getLogger("uvicorn").setLevel(max(config.log_level, logging.WARNING))
+        _serve(config)
+    except (ConfigError, CannotStart, CoordError) as error:
+        print(f"jobserver: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _serve(config: Config) -> None:
+    ended = _on_signals()
+    key = load_or_create_key(config.key_file)
+    listener = _listen(config.host, config.server_port)
+    with listener:
+        url = f"http://{_reachable(config.host)}:{listener.getsockname()[1]}"
+        store = _connect(config)
+        try:
+            with _controller(config, store, url) as controller:
+                service = Service(
+                    store, Paths(config.zookeeper_root), controller, SystemClock(), key.api_token, config.changing
+                )
+                logger.info("JobServer %s serves %s", config.server_name, url)
+                _run_http(service, listener, ended)
+        finally:
+            store.close()
+    logger.info("JobServer %s ends", config.server_name)
+
+
+def _on_signals() -> threading.Event:
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror}; choose another --server_port") from error
+    return listener
+
+
+def _reachable(host: str) -> str:
+    name = host if host not in ("0.0.0.0", "::") else socket.gethostname()  # noqa: S104  compared, not bound
+    return f"[{name}]" if ":" in name else name
+
+
+def _connect(config: Config) -> ZkStore:
+    logger.info("connecting to ZooKeeper at %s", config.zookeeper)
+    store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s)
+    try:
+        return store.start(config.zookeeper_wait_s)
+    except Disconnected as error:
+        raise CannotStart(f"{error} (--zookeeper-wait is {config.zookeeper_wait_s:g} s)") from error
+
+
+@contextmanager
+def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
+    paths = Paths(config.zookeeper_root)
+    rules = ReconcileConfig(finish_timeout_s=config.finish_timeout_s, pack=config.pack, changing=config.changing)
+    leadership = Leadership(store, paths, config.server_name, url)
+    controller = Controller(store, paths, leadership, SystemClock(), rules)
+    controller.start()
+    try:
+        yield controller
+    finally:
+        controller.stop()
+
+
+def _run_http(service: Service, listener: socket.socket, ended: threading.Event) -> None:
+    """Serve until `ended`; on a thread, because uvicorn would answer a signal by dying of it."""
+    settings = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+    )
+    server = uvicorn.Server(settings)
+
+    def serve() -> None:
+        try:
+            server.run(sockets=[listener])
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=serve, name="edl-http")
+    thread.start()
+    ended.wait()
+    server.should_exit = True
+    thread.join()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

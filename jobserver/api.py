@@ -1,0 +1,302 @@
+"""The HTTP interface of a JobServer: every server answers every request.
+
+Invariants: each request but health carries the bearer token; a write is a compare-and-set on the job's spec and needs
+no leader; each error is {"error": one sentence, "field": name or null}. Decisions are taken elsewhere.
+"""
+
+import http.client
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+from urllib.parse import quote
+
+import msgspec
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from edl_collective.coord.auth import same
+from edl_collective.coord.clock import Clock
+from edl_collective.coord.errors import CoordError, Disconnected, NotFound, RecordTooLarge, VersionConflict
+from edl_collective.coord.paths import Paths
+from edl_collective.coord.records import JobSpec, NodeRecord, encode
+from edl_collective.coord.store import Store
+from jobserver.api_models import (
+    MAX_BODY_BYTES,
+    ApiError,
+    Json,
+    convert_spec,
+    differences,
+    events_after,
+    host_rows,
+    job_detail,
+    job_row,
+    node_row,
+    parse_np,
+    parse_spec,
+    pods,
+)
+from jobserver.changing import Changing
+from jobserver.controller import Controller
+from jobserver.snapshot import Job, Snapshot
+
+logger = logging.getLogger(__name__)
+
+LOG_TIMEOUT_S = 10.0
+MAX_LOG_BYTES = 1024 * 1024
+WRITE_ATTEMPTS = 5
+
+
+class Service:
+    """What the endpoints do, without HTTP."""
+
+    def __init__(
+        self, store: Store, paths: Paths, controller: Controller, clock: Clock, token: str, changing: Changing | None
+    ) -> None:
+        self._store = store
+        self._paths = paths
+        self._controller = controller
+        self._clock = clock
+        self._changing = changing
+        self.token = token
+
+    def snapshot(self) -> Snapshot:
+        return self._controller.view.load()
+
+    def job(self, name: str) -> tuple[Job, Snapshot]:
+        """Raises ApiError 404, or 409 for a job whose records cannot be read."""
+        snapshot = self.snapshot()
+        job = snapshot.jobs.get(name)
+        if job is not None:
+            return job, snapshot
+        if name in snapshot.unreadable_jobs:
+            texts = [p.text for p in snapshot.problems if p.path.startswith(f"{self._paths.jobs}/{name}/")]
+            raise ApiError(409, f"job {name} is left alone: {'; '.join(texts)}")
+        raise ApiError(404, f"there is no job {name}", "job")
+
+    def submit(self, body: bytes) -> tuple[int, Json]:
+        """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is."""
+        spec = parse_spec(body, self._changing, self._clock.wall_s())
+        path = self._paths.spec(spec.job)
+        try:
+            self._store.set(path, encode(spec, path), None)
+        except VersionConflict:
+            old = self.job(spec.job)[0].spec.value
+            wrong = differences(old, spec)
+            if wrong:
+                text = f"job {spec.job} exists already with a different {', '.join(wrong)}"
+                raise ApiError(409, text, wrong[0]) from None
+            return 200, {"job": spec.job, "created": False, "spec": msgspec.to_builtins(old)}
+        return 201, {"job": spec.job, "created": True, "spec": msgspec.to_builtins(spec)}
+
+    def change(self, name: str, edit: Callable[[JobSpec], JobSpec]) -> Json:
+        """Compare-and-set the spec of a job that has not ended. Raises ApiError."""
+        path = self._paths.spec(name)
+        for _ in range(WRITE_ATTEMPTS):
+            job, _snapshot = self.job(name)
+            if job.status is not None and job.status.value.phase.terminal:
+                raise ApiError(409, f"job {name} has ended: {job.status.value.phase}")
+            spec = edit(job.spec.value)
+            if spec == job.spec.value:
+                return {"job": name, "spec": msgspec.to_builtins(spec)}
+            try:
+                self._store.set(path, encode(spec, path), job.spec.version)
+            except VersionConflict:
+                continue
+            except NotFound:
+                raise ApiError(404, f"there is no job {name}", "job") from None
+            return {"job": name, "spec": msgspec.to_builtins(spec)}
+        raise ApiError(409, f"job {name} is being changed by others: try again")
+
+    def delete(self, name: str) -> Json:
+        """Forget a job that has ended. Raises ApiError 409 while it has not."""
+        job, _ = self.job(name)
+        if job.status is None or not job.status.value.phase.terminal:
+            raise ApiError(409, f"job {name} has not ended: stop it first")
+        self._store.delete(self._paths.job(name), recursive=True)
+        return {"job": name, "deleted": True}
+
+    def health(self) -> Json:
+        """Never fails: it says what is wrong."""
+        problems = [self._controller.failure] if self._controller.failure else []
+        leader = None
+        try:
+            snapshot = self.snapshot()
+            problems += [problem.text for problem in snapshot.problems]
+            leader = snapshot.leader.server if snapshot.leader else None
+        except CoordError as error:
+            problems.append(str(error))
+        return {
+            "leading": self._controller.epoch is not None,
+            "epoch": self._controller.epoch,
+            "leader": leader,
+            "zookeeper": self._store.session.value,
+            "problems": list(dict.fromkeys(problems)),
+            "reason": self._controller.reason,
+        }
+
+    def log(self, name: str, worker: str, offset: int, limit: int) -> Response:
+        """Part of a worker's log, from the JobClient that has it. Raises ApiError."""
+        job, snapshot = self.job(name)
+        at = job.workers.get(worker)
+        if at is None:
+            raise ApiError(404, f"job {name} has no record of a worker {worker}", "worker")
+        node = snapshot.nodes.get(at.value.node)
+        if node is None:
+            raise ApiError(503, f"the log of {worker} is on node {at.value.node}, which is gone")
+        path = f"/logs/{quote(name)}/{quote(worker)}?offset={offset}&limit={limit}"
+        return self._fetch(node, path)
+
+    def _fetch(self, node: NodeRecord, path: str) -> Response:
+        connection = http.client.HTTPConnection(node.address, node.port, timeout=LOG_TIMEOUT_S)
+        try:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
+            answer = connection.getresponse()
+            body = answer.read(MAX_LOG_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            text = f"the JobClient of node {node.node} at {node.address}:{node.port} does not answer: {error}"
+            raise ApiError(502, text) from error
+        finally:
+            connection.close()
+        if answer.status == 404:
+            raise ApiError(404, f"node {node.node} has no such log")
+        if answer.status != 200:
+            raise ApiError(502, f"the JobClient of node {node.node} answered {answer.status} for the log")
+        headers = {k: v for k, v in answer.getheaders() if k.lower().startswith("x-edl-")}
+        return Response(body, media_type="text/plain; charset=utf-8", headers=headers)
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, refused when it is larger than any request needs."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    return bytes(body)
+
+
+Body = Annotated[bytes, Depends(read_body)]
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application."""
+    app = FastAPI(title="EDL JobServer", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json")
+    _add_errors(app, service.token)
+    _add_jobs(app, service)
+    _add_job_views(app, service)
+    _add_cluster(app, service)
+    return app
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _refusal(status: int, error: str, field: str | None = None) -> Response:
+    return _json({"error": error, "field": field}, status)
+
+
+def _add_errors(app: FastAPI, token: str) -> None:
+    @app.middleware("http")
+    async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.headers.get("authorization", "")
+        if request.url.path != "/api/v1/health" and not same(given, f"Bearer {token}"):
+            return _refusal(401, "the bearer token is missing or wrong: use the cluster's key file (--key-file)")
+        return await call_next(request)
+
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> Response:
+        return _refusal(error.status, error.error, error.field)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        return _refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = str(first["loc"][-1])
+        return _refusal(422, f"{field}: {first['msg']}", field)
+
+    @app.exception_handler(Disconnected)
+    async def no_store(_: Request, error: Disconnected) -> Response:
+        return _refusal(503, str(error))
+
+    @app.exception_handler(RecordTooLarge)
+    async def too_large(_: Request, error: RecordTooLarge) -> Response:
+        return _refusal(413, str(error))
+
+    @app.exception_handler(Exception)
+    async def bug(_: Request, error: Exception) -> Response:  # the server logs it with its traceback
+        return _refusal(500, f"the JobServer failed: {type(error).__name__}: {error}")
+
+    @app.exception_handler(CoordError)
+    async def refused_write(_: Request, error: CoordError) -> Response:
+        return _refusal(409, str(error))
+
+    @app.exception_handler(ValueError)
+    async def bad_name(_: Request, error: ValueError) -> Response:
+        return _refusal(422, str(error))
+
+
+def _add_jobs(app: FastAPI, service: Service) -> None:
+    @app.post("/api/v1/jobs")
+    def submit(body: Body) -> Response:
+        status, value = service.submit(body)
+        return _json(value, status)
+
+    @app.get("/api/v1/jobs")
+    def jobs() -> Response:
+        snapshot = service.snapshot()
+        rows = [job_row(job) for job in snapshot.jobs.values()]
+        return _json({"jobs": sorted(rows, key=lambda row: (row["submitted_at"], row["job"]))})
+
+    @app.get("/api/v1/jobs/{job}")
+    def describe(job: str) -> Response:
+        return _json(job_detail(*service.job(job)))
+
+    @app.post("/api/v1/jobs/{job}/scale")
+    def scale(job: str, body: Body) -> Response:
+        return _json(service.change(job, lambda spec: parse_np(body, spec)))
+
+    @app.post("/api/v1/jobs/{job}/stop")
+    def stop(job: str) -> Response:
+        return _json(service.change(job, _stopped))
+
+    @app.delete("/api/v1/jobs/{job}")
+    def delete(job: str) -> Response:
+        return _json(service.delete(job))
+
+
+def _stopped(spec: JobSpec) -> JobSpec:
+    return convert_spec({**msgspec.to_builtins(spec), "stopped": True})
+
+
+def _add_job_views(app: FastAPI, service: Service) -> None:
+    @app.get("/api/v1/jobs/{job}/events")
+    def events(job: str, after: int = -1) -> Response:
+        return _json({"events": events_after(service.job(job)[0], after)})
+
+    @app.get("/api/v1/jobs/{job}/hosts")
+    def hosts(job: str) -> Response:
+        return _json({"hosts": host_rows(*service.job(job))})
+
+    @app.get("/api/v1/jobs/{job}/logs/{worker}")
+    def logs(job: str, worker: str, offset: int = 0, limit: int = 65536) -> Response:
+        return service.log(job, worker, offset, min(max(limit, 1), MAX_LOG_BYTES))
+
+    @app.get("/rest/1.0/get/query_pods")
+    def query_pods(job_id: str) -> Response:
+        return _json(pods(*service.job(job_id)))
+
+
+def _add_cluster(app: FastAPI, service: Service) -> None:
+    @app.get("/api/v1/nodes")
+    def nodes() -> Response:
+        snapshot = service.snapshot()
+        return _json({"nodes": [node_row(node, snapshot) for _, node in sorted(snapshot.nodes.items())]})
+
+    @app.get("/api/v1/health")
+    def health() -> Response:
+        return _json(service.health())

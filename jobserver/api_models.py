@@ -1,0 +1,223 @@
+"""What the HTTP interface says and accepts, as plain JSON values. [pure]
+
+Invariant: a body that is not understood becomes an ApiError with one sentence and, where it is known, the field.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from edl_collective.coord.records import (
+    Event,
+    JobKind,
+    JobSpec,
+    NodeRecord,
+    WorkerRecord,
+    WorkerState,
+    decode,
+)
+from jobserver.changing import Changing, fill_in
+from jobserver.job_state import is_over
+from jobserver.schedule import check_schedule
+from jobserver.snapshot import Job, Snapshot, StoredEvent
+
+Json = dict[str, Any]
+
+MAX_BODY_BYTES = 64 * 1024
+_SPEC_FIELDS = frozenset(JobSpec.__struct_fields__) - {"schema", "submitted_at", "stopped"}
+#: what may differ between two submissions of the same job
+_NOT_COMPARED = frozenset({"schema", "submitted_at", "stopped"})
+
+
+class ApiError(Exception):
+    """Raised when a request is refused: HTTP status, one sentence, and the field that is to blame."""
+
+    def __init__(self, status: int, error: str, field: str | None = None) -> None:
+        super().__init__(status, error, field)
+        self.status = status
+        self.error = error
+        self.field = field
+
+    def __str__(self) -> str:
+        return self.error
+
+
+def parse_body(body: bytes) -> Json:
+    """The JSON object in `body`. Raises ApiError 400."""
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ApiError(400, "the body is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    return value
+
+
+def parse_spec(body: bytes, changing: Changing | None, now_s: float) -> JobSpec:
+    """The job to submit. Raises ApiError."""
+    values = parse_body(body)
+    for name in values:
+        if name not in _SPEC_FIELDS:
+            raise ApiError(422, f"a job has no field {name!r}; it has {', '.join(sorted(_SPEC_FIELDS))}", name)
+    for name in ("job", "command"):
+        if name not in values:
+            raise ApiError(422, f"{name} is missing", name)
+    if "max_np" not in values:  # room for what the job says, else for what the changing script describes
+        least = max((n for n in (values.get("min_np"), values.get("np")) if isinstance(n, int)), default=1)
+        values = {**values, "max_np": max(least, changing.max_np if changing else 1)}
+    return fill_in(convert_spec({**values, "submitted_at": now_s}), changing)
+
+
+def convert_spec(values: Mapping[str, Any]) -> JobSpec:
+    """`values` as a valid spec. Raises ApiError 422 with the sentence of the record that refuses them."""
+    try:
+        spec = msgspec.convert(values, JobSpec)
+    except msgspec.ValidationError as error:
+        text, field = _explain(str(error))
+        raise ApiError(422, text, field or _named(text)) from error
+    try:
+        check_schedule(spec)
+    except ValueError as error:
+        raise ApiError(422, str(error), "schedule") from error
+    for name in ("hold_timeout_s", "leave_timeout_s", "stop_timeout_s"):
+        if not math.isfinite(getattr(spec, name)):
+            raise ApiError(422, f"{name} must be a finite number of seconds", name)
+    for name in ("max_restarts", "max_failures"):
+        if getattr(spec, name) < 0:
+            raise ApiError(422, f"{name} is {getattr(spec, name)}: it must be at least 0", name)
+    return spec
+
+
+def parse_np(body: bytes, spec: JobSpec) -> JobSpec:
+    """`spec` with the np of a scale request; null gives the number back to the schedule. Raises ApiError."""
+    values = parse_body(body)
+    if set(values) != {"np"}:
+        raise ApiError(422, 'scale needs exactly one field: {"np": number, or null for the schedule}', "np")
+    return convert_spec({**msgspec.to_builtins(spec), "np": values["np"]})
+
+
+def differences(old: JobSpec, new: JobSpec) -> list[str]:
+    """Fields that make `new` another job than `old`. A new spec without np accepts whatever was scaled to since."""
+    names = [n for n in JobSpec.__struct_fields__ if n not in _NOT_COMPARED and getattr(old, n) != getattr(new, n)]
+    return [n for n in names if not (n == "np" and new.np is None)]
+
+
+def job_row(job: Job) -> Json:
+    """One line of the list of jobs."""
+    spec, progress = job.spec.value, job.progress
+    status = job.status.value if job.status else None
+    return {
+        "job": spec.job,
+        "kind": spec.kind.value,
+        "phase": status.phase.value if status else "pending",
+        "reason": status.reason if status else "no JobServer has looked at it yet",
+        "workers": len(job.plan.value.workers) if job.plan else 0,
+        "world_size": progress.world_size if progress else 0,
+        "min_np": spec.min_np,
+        "max_np": spec.max_np,
+        "np": spec.np,
+        "epoch": progress.epoch if progress else 0,
+        "epochs_total": progress.epochs_total if progress else None,
+        "step": progress.step if progress else 0,
+        "samples_per_s": progress.samples_per_s if progress else None,
+        "loss": progress.loss if progress else None,
+        "accuracy": progress.accuracy if progress else None,
+        "submitted_at": spec.submitted_at,
+    }
+
+
+def job_detail(job: Job, snapshot: Snapshot, events: int = 20) -> Json:
+    """Everything about one job, with its last `events` events."""
+    return {
+        **job_row(job),
+        "spec": msgspec.to_builtins(job.spec.value),
+        "plan": msgspec.to_builtins(job.plan.value) if job.plan else None,
+        "status": msgspec.to_builtins(job.status.value) if job.status else None,
+        "progress": msgspec.to_builtins(job.progress) if job.progress else None,
+        "driver": msgspec.to_builtins(job.driver) if job.driver else None,
+        "rendezvous": msgspec.to_builtins(job.rendezvous),
+        "worker_records": [
+            worker_row(at.value, snapshot) for _, at in sorted(job.workers.items(), key=lambda kv: _number(kv[0]))
+        ],
+        "events": [event_row(event) for event in job.events[-events:]] if events else [],
+    }
+
+
+def worker_row(record: WorkerRecord, snapshot: Snapshot) -> Json:
+    """A worker; its state is "lost" when its node or JobClient went away before it was seen to end."""
+    row: Json = msgspec.to_builtins(record)
+    if record.state is not WorkerState.EXITED and is_over(record, snapshot):
+        row["state"] = "lost"
+    return row
+
+
+def event_row(event: StoredEvent) -> Json:
+    """An event with the number that orders it; one that cannot be read says so."""
+    number = _number(event.name)
+    try:
+        row: Json = msgspec.to_builtins(decode(event.data, Event, event.name))
+    except Exception as error:
+        return {"number": number, "at": 0.0, "kind": "unreadable", "text": str(error), "fields": {}}
+    return {"number": number, **row}
+
+
+def events_after(job: Job, after: int) -> list[Json]:
+    return [event_row(event) for event in job.events if _number(event.name) > after]
+
+
+def node_row(node: NodeRecord, snapshot: Snapshot) -> Json:
+    """A node with the workers that are planned on it."""
+    planned = [
+        {"job": job.name, "worker": w.worker, "slot": w.slot}
+        for job in snapshot.jobs.values()
+        for w in (job.plan.value.workers if job.plan else ())
+        if w.node == node.node
+    ]
+    return {**msgspec.to_builtins(node), "workers": sorted(planned, key=lambda row: row["slot"])}
+
+
+def host_rows(job: Job, snapshot: Snapshot) -> list[Json]:
+    """Slots by address, in the order of the plan, for horovodrun's host discovery."""
+    counts: dict[str, int] = {}
+    for worker in job.plan.value.workers if job.plan else ():
+        node = snapshot.nodes.get(worker.node)
+        if node is not None:
+            counts[node.address] = counts.get(node.address, 0) + 1
+    return [{"host": host, "slots": slots} for host, slots in counts.items()]
+
+
+def pods(job: Job, snapshot: Snapshot) -> Json:
+    """The predecessor's answer: a pod is a worker, the stage flag is the plan's revision."""
+    rows = []
+    for worker in job.plan.value.workers if job.plan else ():
+        node, at = snapshot.nodes.get(worker.node), job.workers.get(worker.worker)
+        gpu = node.gpus[worker.slot] if node and worker.slot < len(node.gpus) else worker.slot
+        running = job.spec.value.kind is JobKind.EXTERNAL or (at is not None and not is_over(at.value, snapshot))
+        address = node.address if node else ""
+        row = {"pod_id": worker.worker, "running": running, "addr": address, "pod_port": node.port if node else 0}
+        rows.append({**row, "trainer_ports": [], "gpus": [gpu]})
+    return {"job_id": job.name, "pods": rows, "job_stage_flag": job.plan.value.revision if job.plan else -1}
+
+
+def _number(name: str) -> int:
+    digits = re.search(r"\d+$", name)
+    return int(digits[0]) if digits else -1
+
+
+def _explain(message: str) -> tuple[str, str | None]:
+    """Text and field of a msgspec error such as "Expected `int`, got `str` - at `$.min_np`"."""
+    found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
+    if not found:
+        return message, None
+    text, field = found[1], found[2]
+    return (f"{field}: {text[0].lower()}{text[1:]}" if field else text), field or None
+
+
+def _named(text: str) -> str | None:
+    first = text.split(" ", 1)[0]
+    return first if first in _SPEC_FIELDS else "job" if "cannot name a job" in text else None

@@ -1,0 +1,215 @@
+"""The JobServer's configuration: defaults < TOML file < environment < command line, validated once.
+
+Returns a frozen Config or raises ConfigError with one sentence that names the option; nothing after it reads the
+environment. The options of the predecessor's start script become a Changing rule, in workers.
+"""
+
+import argparse
+import ipaddress
+import math
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edl_collective.coord.key_file import KEY_FILE_VARIABLE, key_file
+from edl_collective.coord.paths import Paths, check_name
+from edl_collective.coord.records import ChangeRule
+from jobserver.changing import Changing
+
+DEFAULT_PORT = 8180
+#: how the predecessor spelled its options; any of these asks for a changing script
+_CHANGING_OPTIONS = ("time_interval_to_change", "add_pods_one_step", "del_pods_one_step")
+
+
+class ConfigError(ValueError):
+    """Raised when an option has a value that cannot work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One JobServer's settings."""
+
+    zookeeper: str = "127.0.0.1:2181"
+    zookeeper_root: str = "/edl"
+    zookeeper_wait_s: float = 30.0
+    session_timeout_s: float = 10.0
+    host: str = "127.0.0.1"
+    server_port: int = DEFAULT_PORT
+    key_file: Path = Path("~/.edl/key")
+    #: the key file was named by somebody, not made up as a default
+    key_file_given: bool = False
+    server_name: str = "server"
+    finish_timeout_s: float = 120.0
+    pack: bool = True
+    log_level: int = 20
+    changing: Changing | None = None
+
+    def __post_init__(self) -> None:
+        for option, check, value in (
+            ("--zookeeper-root", Paths, self.zookeeper_root),
+            ("--server-name", lambda name: check_name("server", name), self.server_name),
+        ):
+            try:
+                check(value)
+            except ValueError as error:
+                raise ConfigError(f"{option}: {error}") from error
+        if not re.fullmatch(r"[^\s,:]+:\d+(,[^\s,:]+:\d+)*", self.zookeeper):
+            raise ConfigError(f"--zookeeper is {self.zookeeper!r}: give host:port, several separated by commas")
+        for name in ("zookeeper_wait_s", "session_timeout_s", "finish_timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                option = "--" + name.removesuffix("_s").replace("_", "-")
+                raise ConfigError(f"{option} is {getattr(self, name):g}: it must be positive")
+        if not 0 <= self.server_port <= 65535:
+            raise ConfigError(f"--server-port is {self.server_port}: it must be between 0 (any free port) and 65535")
+        if not is_loopback(self.host) and not self.key_file_given:
+            raise ConfigError(
+                f"--host {self.host} lets other machines in, which needs a key of its own: "
+                f"name the cluster's key file with --key-file or {KEY_FILE_VARIABLE}"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """True when only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+_OPTIONS: dict[str, tuple[str, str]] = {
+    "zookeeper": ("HOSTS", "host:port[,host:port] (default: 127.0.0.1:2181)"),
+    "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),
+    "zookeeper_wait": ("SECONDS", "how long to wait for ZooKeeper at start (default: 30)"),
+    "session_timeout": ("SECONDS", "silence after which another JobServer may lead (default: 10)"),
+    "host": ("HOST", "address to listen on (default: 127.0.0.1; others need --key-file)"),
+    "server_port": ("PORT", f"port of the HTTP interface, 0: any free one (default: {DEFAULT_PORT})"),
+    "key_file": ("FILE", "the cluster key (default: $EDL_KEY_FILE or ~/.edl/key, created if missing)"),
+    "server_name": ("NAME", "name of this JobServer (default: the host name)"),
+    "finish_timeout": ("SECONDS", "after one worker finished, how long the others may take (default: 120)"),
+    "placement": ("pack|spread", "fill a node before the next one, or spread workers (default: pack)"),
+    "log_level": ("N", "10 debug, 20 info, 30 warnings, 40 errors (default: 20)"),
+    "node_ips": ("LIST", "nodes of the changing script, separated by commas (default: 127.0.0.1)"),
+    "pod_num_of_node": ("N", "pods on each of these nodes (default: 1)"),
+    "gpu_num_of_node": ("N", "GPUs, that is slots, on each of these nodes (default: 8)"),
+    "time_interval_to_change": ("SECONDS", "every so often pods leave, or join (default: 900)"),
+    "add_pods_one_step": ("N", "pods that join at a time (default: 1)"),
+    "del_pods_one_step": ("N", "pods that leave at a time (default: 1)"),
+}
+_EPILOG = """\
+Every option can also be set in the environment (EDL_ and the name in capitals, for example EDL_ZOOKEEPER) or in a
+TOML file given with --config (server_port = 8180). The command line wins over the environment, which wins over the
+file. '-' and '_' in option names are the same. The changing script (--changing, or any of
+--time_interval_to_change, --add_pods_one_step, --del_pods_one_step) applies to jobs that say neither np nor schedule.
+"""
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """The configuration for this command line. Raises ConfigError; unknown options end the process as argparse does."""
+    given = vars(_parser().parse_args([_dashes(argument) for argument in argv]))
+    values = _from_file(given["config"] or environ.get("EDL_CONFIG"))
+    names = [*_OPTIONS, "changing"]
+    values |= {name: environ[f"EDL_{name.upper()}"] for name in names if environ.get(f"EDL_{name.upper()}")}
+    values |= {name: value for name, value in given.items() if value is not None and name != "config"}
+    return _build(values, environ)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jobserver",
+        description="Decide which slots each job has, and serve the HTTP interface. Runs no training itself.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the options below")
+    for name, (metavar, text) in _OPTIONS.items():
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, metavar=metavar, help=text)
+    parser.add_argument("--changing", action="store_true", default=None, help="use the changing script")
+    return parser
+
+
+def _dashes(argument: str) -> str:
+    """--server_port is --server-port."""
+    name, equals, value = argument.partition("=")
+    return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
+
+
+def _from_file(path: str | None) -> dict[str, object]:
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    for name in values:
+        if name not in _OPTIONS and name != "changing":
+            raise ConfigError(f"--config {path} sets {name!r}, which is not an option; see --help")
+    return values
+
+
+def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
+    given_key = values.get("key_file")
+    placement = str(values.get("placement", "pack"))
+    if placement not in ("pack", "spread"):
+        raise ConfigError(f"--placement is {placement!r}: it must be pack or spread")
+    return Config(
+        zookeeper=str(values.get("zookeeper", "127.0.0.1:2181")),
+        zookeeper_root=str(values.get("zookeeper_root", "/edl")),
+        zookeeper_wait_s=_number(values, "zookeeper_wait", 30.0),
+        session_timeout_s=_number(values, "session_timeout", 10.0),
+        host=str(values.get("host", "127.0.0.1")),
+        server_port=_integer(values, "server_port", DEFAULT_PORT),
+        key_file=key_file(None if given_key is None else str(given_key), environ),
+        key_file_given=given_key is not None,
+        server_name=str(values.get("server_name") or socket.gethostname()),
+        finish_timeout_s=_number(values, "finish_timeout", 120.0),
+        pack=placement == "pack",
+        log_level=_integer(values, "log_level", 20),
+        changing=_changing(values),
+    )
+
+
+def _changing(values: Mapping[str, object]) -> Changing | None:
+    """The rule in workers: a pod of the start script has gpu_num_of_node / pod_num_of_node of them."""
+    nodes = [ip for ip in re.split(r"[,\s]+", str(values.get("node_ips", "127.0.0.1"))) if ip]
+    pods = _integer(values, "pod_num_of_node", 1)
+    gpus = _integer(values, "gpu_num_of_node", 8)
+    every_s = _number(values, "time_interval_to_change", 900.0)
+    add, remove = _integer(values, "add_pods_one_step", 1), _integer(values, "del_pods_one_step", 1)
+    if not nodes:
+        raise ConfigError("--node_ips is empty: give one address per node")
+    if pods < 1 or gpus < 1 or gpus % pods:
+        raise ConfigError(f"--gpu_num_of_node {gpus} must be a multiple of --pod_num_of_node {pods}, both at least 1")
+    if not 0 < every_s < math.inf:
+        raise ConfigError(f"--time_interval_to_change is {every_s:g}: it must be a positive number of seconds")
+    if add < 0 or remove < 0:
+        raise ConfigError("--add_pods_one_step and --del_pods_one_step must be at least 0")
+    asked = str(values.get("changing", "")).lower() in ("true", "1", "yes")
+    if not asked and not any(name in values for name in _CHANGING_OPTIONS):
+        return None
+    workers = gpus // pods
+    return Changing(ChangeRule(every_s, add * workers, remove * workers), len(nodes) * gpus)
+
+
+def _number(values: Mapping[str, object], name: str, default: float) -> float:
+    try:
+        return float(str(values.get(name, default)))
+    except ValueError:
+        raise ConfigError(f"--{name.replace('_', '-')} is {values[name]!r}: it must be a number") from None
+
+
+def _integer(values: Mapping[str, object], name: str, default: int) -> int:
+    try:
+        return int(str(values.get(name, default)))
+    except ValueError:
+        raise ConfigError(f"--{name.replace('_', '-')} is {values[name]!r}: it must be a whole number") from None
+
+
+def from_process(argv: Sequence[str]) -> Config:
+    """`parse` with the environment of this process."""
+    return parse(argv, os.environ)

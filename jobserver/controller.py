@@ -1,0 +1,206 @@
+"""The control loop of a JobServer: load, decide, apply, wait.
+
+Invariants: only the leader writes, and every write of it carries the fence and the version that was read; a refused
+write means "look again". While the session is suspended nothing is decided. Nothing is polled: the loop sleeps until
+the store changes, the session changes, or the decision asked to be woken.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+
+from edl_collective.coord.clock import Clock
+from edl_collective.coord.errors import (
+    CoordError,
+    Disconnected,
+    Exists,
+    NotFound,
+    NotLeader,
+    RecordTooLarge,
+    VersionConflict,
+)
+from edl_collective.coord.leadership import Leadership
+from edl_collective.coord.mirror import Mirror
+from edl_collective.coord.paths import Paths
+from edl_collective.coord.records import Record, encode
+from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
+from jobserver.reconcile import (
+    Action,
+    Decision,
+    FillInSpec,
+    ForgetEvent,
+    ForgetWorker,
+    ReconcileConfig,
+    UpdateJob,
+    reconcile,
+)
+from jobserver.snapshot import Snapshot, build
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.01
+LAST_RETRY_S = 5.0
+STOP_TIMEOUT_S = 10.0
+
+
+class View:
+    """The newest snapshot, shared by the loop and the API; any thread may load it."""
+
+    def __init__(self, mirror: Mirror, paths: Paths) -> None:
+        self._mirror = mirror
+        self._paths = paths
+        self._lock = threading.Lock()
+        self._values: Mapping[str, Versioned] = {}
+        self._snapshot = Snapshot()
+
+    def load(self) -> Snapshot:
+        """What the store holds now; reads and parses only after a change. Raises Disconnected."""
+        with self._lock:  # a Mirror is refreshed by one thread at a time
+            values = self._mirror.refresh()
+            if values != self._values:
+                self._snapshot = build(values, self._paths)
+                self._values = values
+            return self._snapshot
+
+
+class Controller:
+    """The loop; `run` on a thread of its own, or `start` and `stop`."""
+
+    def __init__(
+        self, store: Store, paths: Paths, leadership: Leadership, clock: Clock, config: ReconcileConfig
+    ) -> None:
+        self._store = store
+        self._paths = paths
+        self._leadership = leadership
+        self._clock = clock
+        self._config = config
+        self._woken = threading.Event()
+        self._stopping = threading.Event()
+        self._mirror = Mirror(store, paths.root, self._woken.set)
+        self._thread = threading.Thread(target=self.run, name="edl-controller", daemon=True)
+        self._retry_s = FIRST_RETRY_S
+        self._problems: tuple[str, ...] = ()
+        self.view = View(self._mirror, paths)
+        #: why the last decision is as it is; "" while this server does not lead
+        self.reason = ""
+        #: what went wrong in the last turn of the loop, None if nothing did
+        self.failure: str | None = None
+
+    @property
+    def epoch(self) -> int | None:
+        """Epoch in which this server leads, None while it does not."""
+        return self._leadership.epoch
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the loop and let another server lead at once."""
+        self._stopping.set()
+        self._woken.set()
+        if self._thread.ident is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+        self._mirror.close()
+        try:
+            self._leadership.resign()
+        except CoordError as error:
+            logger.warning("cannot resign, the session will expire instead: %s", error)
+
+    def run(self) -> None:
+        """Turn until stopped."""
+        while not self._stopping.is_set():
+            self._woken.clear()  # before loading: what changes from here on wakes the next turn
+            timeout_s = self._turn()
+            self._woken.wait(timeout_s)
+
+    def step(self) -> float | None:
+        """Load, decide, apply once; returns after how many seconds to look again, None: when something changes."""
+        if self._store.session is not Session.CONNECTED:
+            self.reason = ""
+            return None
+        epoch = self._leadership.try_lead()
+        snapshot = self.view.load()
+        self._show_problems(snapshot)
+        if epoch is None:
+            self.reason = ""
+            return None
+        now_s = self._clock.wall_s()
+        decision = reconcile(snapshot, now_s, replace(self._config, leader_epoch=epoch))
+        self._show_reason(decision, epoch)
+        for action in decision.actions:
+            self._apply(action)
+        return None if decision.wake_at is None else max(0.0, decision.wake_at - now_s)
+
+    def _turn(self) -> float | None:
+        """One step, with every failure turned into a time to wait."""
+        try:
+            timeout_s = self.step()
+        except (VersionConflict, Exists, NotFound, NotLeader) as error:
+            logger.info("look again: %s", error)
+            self._leadership.doubt()
+        except Disconnected as error:
+            self._fail(error)
+        except Exception as error:  # the loop outlives a bug in a rule; health shows it
+            logger.exception("the decision failed")
+            self._fail(error)
+        else:
+            self.failure = None
+            self._retry_s = FIRST_RETRY_S
+            return timeout_s
+        self._retry_s = min(self._retry_s * 2, LAST_RETRY_S)
+        return self._retry_s * random.uniform(0.5, 1.0)
+
+    def _fail(self, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        if text != self.failure:
+            logger.warning("%s", text)
+        self.failure = text
+
+    def _apply(self, action: Action) -> None:
+        match action:
+            case UpdateJob():
+                self._update(action)
+            case FillInSpec():
+                path = self._paths.spec(action.job)
+                self._store.transact([self._leadership.fence(), _write(path, action.spec, action.version)])
+            case ForgetWorker():
+                path = self._paths.worker(action.job, action.worker)
+                self._store.transact([self._leadership.fence(), Delete(path, action.version)])
+            case ForgetEvent():
+                path = f"{self._paths.events(action.job)}/{action.event}"
+                self._store.transact([self._leadership.fence(), Delete(path, action.version)])
+
+    def _update(self, action: UpdateJob) -> None:
+        """Plan and status in one transaction; then the events, which tell of it and decide nothing."""
+        ops: list[Op] = [self._leadership.fence()]
+        try:
+            if action.plan is not None:
+                ops.append(_write(self._paths.plan(action.job), action.plan, action.plan_version))
+            ops.append(_write(self._paths.status(action.job), action.status, action.status_version))
+        except RecordTooLarge as error:  # only this job is stuck, the others go on
+            self._fail(error)
+            return
+        self._store.transact(ops)
+        if action.plan is not None:
+            logger.info("job %s plan %d: %s", action.job, action.plan.revision, action.plan.reason)
+        for event in action.events:
+            self._store.append(self._paths.event_prefix(action.job), encode(event))
+
+    def _show_reason(self, decision: Decision, epoch: int) -> None:
+        if decision.reason != self.reason:
+            logger.info("epoch %d: %s", epoch, decision.reason)
+        self.reason = decision.reason
+
+    def _show_problems(self, snapshot: Snapshot) -> None:
+        texts = tuple(problem.text for problem in snapshot.problems)
+        for text in texts:
+            if text not in self._problems:
+                logger.error("%s", text)
+        self._problems = texts
+
+
+def _write(path: str, record: Record, version: int | None) -> Op:
+    data = encode(record, path)
+    return Create(path, data) if version is None else Set(path, data, version)

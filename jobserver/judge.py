@@ -1,0 +1,187 @@
+"""What the records of one job say by themselves: its deaths, its phase, and whether it asks for slots. [pure]
+
+Invariant: a death is counted only by a decision that also takes the dead out of the plan, so it is counted once.
+What depends on other jobs (which slots are free) is left open here: `Case.clear` is None.
+"""
+
+from dataclasses import dataclass, replace
+
+from edl_collective.coord.records import JobKind, JobStatus, Phase, PlannedWorker
+from jobserver.job_state import Crew, check_transition, is_new_attempt, saver_finished
+from jobserver.schedule import Wanted, wanted
+from jobserver.snapshot import Job, Slot
+
+MAX_TAIL_CHARS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A job on its way through the decision: what was read, and the status as far as it is decided."""
+
+    job: Job
+    crew: Crew
+    status: JobStatus
+    wanted: Wanted | None = None
+    wake_at: float | None = None
+    #: what happened to workers, for the plan's reason and the events
+    news: tuple[str, ...] = ()
+    #: True: the plan becomes empty; None: allocate decides; False: the plan stays
+    clear: bool | None = None
+
+    @property
+    def workers(self) -> tuple[PlannedWorker, ...]:
+        return self.job.plan.value.workers if self.job.plan else ()
+
+
+def judge(job: Job, crew: Crew, now_s: float, finish_timeout_s: float) -> Case:
+    """Everything about a job that does not depend on other jobs."""
+    case = Case(job, crew, job.status.value if job.status else _first_status(job, now_s), clear=False)
+    status = case.status
+    if status.phase.terminal:
+        return case
+    if job.spec.value.stopped:
+        return _stop(case, now_s)
+    if crew.finished:
+        return _finish(case, now_s, finish_timeout_s)
+    return _ask(_count(case), now_s)
+
+
+def _first_status(job: Job, now_s: float) -> JobStatus:
+    """The status of a job that has none: new, unless somebody removed the record of a job that runs."""
+    if job.plan is None:
+        return JobStatus(phase=Phase.PENDING, reason="", since=now_s)
+    return JobStatus(phase=Phase.RUNNING, reason="", since=now_s, started_at=now_s)
+
+
+def enter(case: Case, phase: Phase, reason: str, now_s: float) -> Case:
+    before = case.status.phase
+    check_transition(case.job.name, before, phase)
+    since = case.status.since if phase is before else now_s
+    return replace(case, status=with_(case.status, phase=phase, reason=reason, since=since))
+
+
+def with_(
+    status: JobStatus,
+    *,
+    phase: Phase | None = None,
+    reason: str | None = None,
+    since: float | None = None,
+    started_at: float | None = None,
+    counts: tuple[int, int, int, int] | None = None,
+) -> JobStatus:
+    attempt, failures, restarts, epoch_seen = counts or (
+        status.attempt,
+        status.failures,
+        status.restarts,
+        status.epoch_seen,
+    )
+    return JobStatus(
+        phase=status.phase if phase is None else phase,
+        reason=status.reason if reason is None else reason,
+        since=status.since if since is None else since,
+        started_at=status.started_at if started_at is None else started_at,
+        attempt=attempt,
+        failures=failures,
+        restarts=restarts,
+        epoch_seen=epoch_seen,
+    )
+
+
+def _stop(case: Case, now_s: float) -> Case:
+    if not case.crew.living and not case.crew.leaving:
+        stopped = enter(case, Phase.STOPPED, "stopped as asked", now_s)
+        return replace(stopped, clear=True)
+    if case.job.spec.value.kind is JobKind.EXTERNAL:
+        return replace(enter(case, Phase.STOPPED, "stopped as asked; end its horovodrun too", now_s), clear=True)
+    return replace(enter(case, Phase.STOPPING, "stop was asked for: waiting for its workers", now_s), clear=True)
+
+
+def _count(case: Case) -> Case:
+    """Count deaths and attempts; a completed epoch clears the counters first."""
+    status, job = case.status, case.job
+    epoch = 0 if job.progress is None else job.progress.epoch
+    attempt, failures, restarts = status.attempt, status.failures, status.restarts
+    if epoch > status.epoch_seen:
+        failures = restarts = 0
+    failures += sum(death.counts for death in case.crew.dead)
+    news = [death.text for death in case.crew.dead]
+    if case.crew.dead and is_new_attempt(job, case.crew):
+        attempt, restarts = attempt + 1, restarts + 1
+        news.append(f"no worker with the training state is left: attempt {attempt}")
+    counts = (attempt, failures, restarts, max(epoch, status.epoch_seen))
+    return replace(case, status=with_(status, counts=counts), news=tuple(news))
+
+
+def _exhausted(case: Case) -> str | None:
+    """Why no more tries are made, or None."""
+    spec, status = case.job.spec.value, case.status
+    if status.failures > spec.max_failures:
+        why = f"{status.failures} worker failures since the last completed epoch; max_failures is {spec.max_failures}"
+    elif status.restarts > spec.max_restarts:
+        why = f"all workers died {status.restarts} times since the last completed epoch; "
+        why += f"max_restarts is {spec.max_restarts}"
+    else:
+        return None
+    tail = next((death.log_tail for death in reversed(case.crew.dead) if death.log_tail), "")[-MAX_TAIL_CHARS:]
+    last = f"; {case.crew.dead[-1].text}" if case.crew.dead else ""
+    return f"{why}{last}" + (f"; the end of its log:\n{tail}" if tail else "")
+
+
+def _finish(case: Case, now_s: float, finish_timeout_s: float) -> Case:
+    """A worker's training returned: nobody joins any more, the others get time to end."""
+    entered = enter(case, Phase.FINISHING, "a worker finished: waiting for the others", now_s)
+    deadline = entered.status.since + finish_timeout_s
+    if case.crew.living and now_s < deadline:
+        return replace(entered, wake_at=deadline)
+    if not saver_finished(case.job, case.crew):
+        return _retry_unsaved(entered, now_s)
+    reason = "training finished"
+    if case.crew.living:
+        slow = ", ".join(w.worker for w in case.crew.living)
+        reason += f"; {slow} did not end within finish_timeout_s {finish_timeout_s:g} and are stopped"
+    if case.crew.dead:
+        reason += "; " + ", ".join(death.text for death in case.crew.dead)
+    return replace(enter(entered, Phase.SUCCEEDED, reason, now_s), clear=True)
+
+
+def _retry_unsaved(case: Case, now_s: float) -> Case:
+    """Some returned, but not the worker that saves: what it had not saved is trained again."""
+    counted = _count(case)
+    status, crew = counted.status, case.crew
+    counts = (status.attempt + 1, status.failures, status.restarts + 1, status.epoch_seen)
+    ending = crew.leaving | {Slot(w.node, w.slot) for w in crew.living}
+    retry = replace(
+        counted,
+        status=with_(status, counts=counts),
+        news=(*counted.news, f"rank 0 did not finish: attempt {counts[0]}"),
+        crew=Crew(dead=crew.dead, leaving=ending),
+    )
+    return _ask(retry, now_s)
+
+
+def _ask(case: Case, now_s: float) -> Case:
+    why = _exhausted(case)
+    if why is not None:
+        return replace(enter(case, Phase.FAILED, why, now_s), clear=True)
+    spec, status = case.job.spec.value, case.status
+    if status.phase is Phase.HOLDING and now_s >= status.since + spec.hold_timeout_s:
+        why = f"held below min_np {spec.min_np} for hold_timeout_s {spec.hold_timeout_s:g}"
+        if len(case.crew.living) < spec.min_np:
+            return replace(enter(case, Phase.FAILED, why, now_s), clear=True)
+    want = _wanted(case, now_s)
+    return replace(case, clear=None, wanted=want, wake_at=want.wake_at)
+
+
+def _wanted(case: Case, now_s: float) -> Wanted:
+    """The schedule's answer; near the end of training the present size, so that only losses are replaced."""
+    spec = case.job.spec.value
+    want = wanted(spec, case.job.progress, case.status.started_at, now_s)
+    size = len(case.workers)
+    if near_end(case) and spec.min_np <= size <= spec.max_np:
+        return Wanted(size, f"no resize near the end of training ({want.reason})", want.wake_at)
+    return want
+
+
+def near_end(case: Case) -> bool:
+    """True when rank 0 says that training is about to end."""
+    return case.job.progress is not None and case.job.progress.near_end

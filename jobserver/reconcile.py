@@ -1,0 +1,293 @@
+"""What to write next: a function of what is stored, the time and the configuration. [pure]
+
+Invariants: the plan and the status of a job change in one action, so that what is counted is counted once; applying
+the decision and deciding again yields no action; worker ids are never used twice; a plan never exceeds what the job
+wants nor a node's slots. See docs/decisions/006-reconcile.md. Nothing is written here, and nothing is remembered
+between two calls.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from edl_collective.coord.records import Event, JobKind, JobSpec, JobStatus, Phase, Plan, PlannedWorker
+from jobserver.allocate import Grant, Request, Room, allocate, worker_number
+from jobserver.changing import Changing, fill_in
+from jobserver.job_state import crew_of, is_over
+from jobserver.judge import Case, enter, judge, near_end, with_
+from jobserver.snapshot import At, Job, Slot, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileConfig:
+    """Rules of the house."""
+
+    #: how long the other workers may take to end after the first one finished
+    finish_timeout_s: float = 120.0
+    #: fill a node before the next one; otherwise spread
+    pack: bool = True
+    #: events and ended workers that are kept of each job, for people
+    max_events: int = 200
+    max_ended_workers: int = 32
+    #: deletions of old events and workers in one decision
+    max_deletions: int = 50
+    #: stamped into plans
+    leader_epoch: int = 0
+    #: for jobs that leave their size open
+    changing: Changing | None = None
+
+    def __post_init__(self) -> None:
+        if self.finish_timeout_s <= 0:
+            raise ValueError(f"finish_timeout_s is {self.finish_timeout_s:g}: it must be positive")
+        for name in ("max_events", "max_ended_workers", "max_deletions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateJob:
+    """Write status and, unless it is None, plan in one transaction; the versions are those that were read."""
+
+    job: str
+    status: JobStatus
+    status_version: int | None
+    plan: Plan | None
+    plan_version: int | None
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FillInSpec:
+    """Write what a new job left open into its spec; it is decided about after that."""
+
+    job: str
+    spec: JobSpec
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetWorker:
+    """Delete the record of a worker that ended."""
+
+    job: str
+    worker: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetEvent:
+    """Delete an old event."""
+
+    job: str
+    event: str
+    version: int
+
+
+Action = UpdateJob | FillInSpec | ForgetWorker | ForgetEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`wake_at`: wall time in seconds to decide again even if nothing changes."""
+
+    actions: tuple[Action, ...]
+    reason: str
+    wake_at: float | None = None
+
+
+def reconcile(snapshot: Snapshot, now_s: float, config: ReconcileConfig) -> Decision:
+    """Decide. `now_s` is wall time in seconds, because what it is compared with survives a change of leader."""
+    order = sorted(snapshot.jobs.values(), key=lambda j: (j.spec.value.submitted_at, j.name))
+    open_jobs = [action for job in order for action in _fill_in(job, config)]
+    left_open = {action.job for action in open_jobs}
+    order = [job for job in order if job.name not in left_open]
+    cases = [judge(job, crew_of(job, snapshot), now_s, config.finish_timeout_s) for job in order]
+    asking = [case for case in cases if case.clear is None]
+    grants = allocate([_request(case) for case in asking], _room(cases, snapshot, config))
+    actions: list[Action] = [*open_jobs]
+    final: list[Case] = []
+    for case in cases:
+        case, plan = _settle(case, grants.get(case.job.name), snapshot, now_s, config)
+        actions += _update(case, plan, now_s)
+        final.append(case)
+    rubbish = [action for case in final for action in _rubbish(case, snapshot, config)]
+    actions += rubbish[: config.max_deletions]
+    reasons = [f"{case.job.name}: {case.status.phase}, {case.status.reason}" for case in final]
+    wakes = [case.wake_at for case in final if case.wake_at is not None]
+    return Decision(tuple(actions), "; ".join(reasons) or "no jobs", min(wakes, default=None))
+
+
+def _fill_in(job: Job, config: ReconcileConfig) -> list[FillInSpec]:
+    spec = job.spec.value
+    filled = spec if job.status else fill_in(spec, config.changing)
+    return [] if filled == spec else [FillInSpec(job.name, filled, job.spec.version)]
+
+
+# ---- what all jobs get ---------------------------------------------------------------------------------------------
+
+
+def _request(case: Case) -> Request:
+    assert case.wanted is not None, "only a job that asks makes a request"
+    living, least = case.crew.living, case.job.spec.value.min_np
+    if near_end(case):  # it gives nothing to others
+        least = min(max(least, len(living)), case.wanted.np)
+    return Request(case.job.name, least, case.wanted.np, living, case.status.started_at is not None)
+
+
+def _room(cases: list[Case], snapshot: Snapshot, config: ReconcileConfig) -> Room:
+    taken = {slot for slots in snapshot.unreadable_jobs.values() for slot in slots}
+    leaving: set[Slot] = set()
+    living: set[Slot] = set()
+    for case in cases:
+        held = {Slot(w.node, w.slot) for w in case.crew.living}
+        living |= held
+        leaving |= case.crew.leaving
+        if case.clear is not None:
+            (leaving if case.clear else taken).update(held)
+    nodes = {name: node.slots for name, node in snapshot.nodes.items() if not node.draining}
+    for name in snapshot.unreadable_nodes:  # it keeps who is there and takes nobody
+        nodes[name] = 1 + max((slot.slot for slot in living if slot.node == name), default=-1)
+        taken |= {Slot(name, i) for i in range(nodes[name])} - living
+    return Room(nodes, taken, leaving - taken, config.pack)
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------
+
+
+def _settle(
+    case: Case, grant: Grant | None, snapshot: Snapshot, now_s: float, config: ReconcileConfig
+) -> tuple[Case, Plan | None]:
+    """The decided case and its new plan, None where the plan stays."""
+    if case.clear is not None:
+        return case, _plan(case, (), snapshot, case.status.reason, config) if case.clear else None
+    assert grant is not None, "allocate answers every request"
+    number = case.job.plan.value.next_worker if case.job.plan else 1
+    new = tuple(PlannedWorker(f"w{number + i}", slot.node, slot.slot) for i, slot in enumerate(grant.added))
+    workers = (*grant.kept, *new)
+    drained = tuple(f"{w.worker} leaves {w.node}, which drains" for w in grant.dropped if _drains(w.node, snapshot))
+    case = _phase(replace(case, news=case.news + drained), workers, grant.missing, snapshot, now_s)
+    plan = _plan(case, workers, snapshot, _plan_reason(case, workers), config)
+    return case, plan
+
+
+def _drains(node: str, snapshot: Snapshot) -> bool:
+    record = snapshot.nodes.get(node)
+    return record is not None and record.draining
+
+
+def _phase(case: Case, workers: tuple[PlannedWorker, ...], missing: int, snapshot: Snapshot, now_s: float) -> Case:
+    """The phase that `workers` put the job in."""
+    assert case.wanted is not None
+    spec, status, want = case.job.spec.value, case.status, case.wanted
+    if len(workers) >= spec.min_np:
+        reason = f"{_workers(len(workers))}: {want.reason}"
+        if len(workers) < want.np and not near_end(case):
+            reason += f"; {want.np - len(workers)} more when slots become free"
+        started = with_(status, started_at=now_s) if status.started_at is None else status
+        return enter(replace(case, status=started), Phase.RUNNING, reason, now_s)
+    lack = _lack(spec.min_np, missing, snapshot)
+    if status.started_at is None:
+        return enter(case, Phase.PENDING, lack, now_s)
+    held = enter(case, Phase.HOLDING, lack, now_s)
+    deadline = held.status.since + spec.hold_timeout_s
+    return replace(held, wake_at=min(deadline, case.wake_at or deadline))
+
+
+def _lack(min_np: int, missing: int, snapshot: Snapshot) -> str:
+    if not missing:
+        return f"min_np is {min_np}: waiting for slots whose workers are still ending"
+    nodes = [node for node in snapshot.nodes.values() if not node.draining]
+    there = f"{sum(node.slots for node in nodes)} slots on {len(nodes)} nodes"
+    text = f"too few slots: min_np is {min_np} and {missing} of them {'is' if missing == 1 else 'are'} missing ({there}"
+    return f"{text}, less what other jobs use); start a JobClient, or submit with a lower min_np"
+
+
+def _plan_reason(case: Case, workers: tuple[PlannedWorker, ...]) -> str:
+    assert case.wanted is not None
+    before, after = len(case.workers), len(workers)
+    what = f"start with {_workers(after)}" if not case.workers else f"{before} to {_workers(after)}"
+    if case.news and before == after:
+        what = f"replaced, still {_workers(after)}"
+    why = case.wanted.reason if after >= case.wanted.np else f"{case.wanted.np} are wanted ({case.wanted.reason})"
+    return "; ".join((*case.news, f"{what}: {why}"))
+
+
+def _plan(
+    case: Case, workers: tuple[PlannedWorker, ...], snapshot: Snapshot, reason: str, config: ReconcileConfig
+) -> Plan | None:
+    """The next plan, None if it would say what the present one says."""
+    old = case.job.plan.value if case.job.plan else None
+    driver_node = _driver_node(case, workers, snapshot)
+    if old is None and not workers:
+        return None
+    if old is not None and (old.workers, old.driver_node) == (workers, driver_node):
+        return None
+    if old is not None and old.workers == workers:
+        reason = f"the driver moves to {driver_node}"
+    numbers = [worker_number(w.worker) for w in workers]
+    return Plan(
+        revision=1 if old is None else old.revision + 1,
+        workers=workers,
+        driver_node=driver_node,
+        reason=reason,
+        next_worker=max([old.next_worker if old else 1, *(n + 1 for n in numbers)]),
+        leader_epoch=config.leader_epoch,
+    )
+
+
+def _driver_node(case: Case, workers: tuple[PlannedWorker, ...], snapshot: Snapshot) -> str | None:
+    """Stay while the node lives: moving the driver costs more than a driver away from its workers does."""
+    if not workers or case.job.spec.value.kind is JobKind.EXTERNAL:
+        return None
+    usable = {name for name, node in snapshot.nodes.items() if not node.draining} | snapshot.unreadable_nodes
+    old = case.job.plan.value.driver_node if case.job.plan else None
+    if old in usable:
+        return old
+    return next((w.node for w in workers if w.node in usable), workers[0].node)
+
+
+def _update(case: Case, plan: Plan | None, now_s: float) -> list[Action]:
+    at = case.job.status
+    if plan is None and at is not None and at.value == case.status:
+        return []
+    plan_version = case.job.plan.version if case.job.plan else None
+    events = tuple(_events(case, plan, now_s))
+    return [UpdateJob(case.job.name, case.status, at.version if at else None, plan, plan_version, events)]
+
+
+def _events(case: Case, plan: Plan | None, now_s: float) -> list[Event]:
+    events = [
+        Event(at=now_s, kind="worker", text=death.text, fields={"worker": death.worker.worker, "counts": death.counts})
+        for death in (case.crew.dead if plan is not None else ())
+    ]
+    if plan is not None:
+        fields: dict[str, str | int | float | bool | None] = {
+            "revision": plan.revision,
+            "from": len(case.workers),
+            "to": len(plan.workers),
+            "driver_node": plan.driver_node,
+        }
+        events.append(Event(at=now_s, kind="plan", text=plan.reason, fields=fields))
+    before: At[JobStatus] | None = case.job.status
+    if before is None or before.value.phase is not case.status.phase:
+        phase_fields: dict[str, str | int | float | bool | None] = {
+            "phase": case.status.phase.value,
+            "attempt": case.status.attempt,
+        }
+        text = f"{case.status.phase}: {case.status.reason}"
+        events.append(Event(at=now_s, kind="job", text=text, fields=phase_fields))
+    return events
+
+
+def _rubbish(case: Case, snapshot: Snapshot, config: ReconcileConfig) -> list[Action]:
+    """Old records of ended workers and old events, oldest first."""
+    planned: Mapping[str, PlannedWorker] = {w.worker: w for w in case.workers}
+    ended = [n for n, at in case.job.workers.items() if n not in planned and is_over(at.value, snapshot)]
+    ended.sort(key=worker_number)
+    old_workers = ended[: max(0, len(ended) - config.max_ended_workers)]
+    old_events = case.job.events[: max(0, len(case.job.events) - config.max_events)]
+    forget: list[Action] = [ForgetWorker(case.job.name, n, case.job.workers[n].version) for n in old_workers]
+    return forget + [ForgetEvent(case.job.name, e.name, e.version) for e in old_events]
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"

@@ -1,0 +1,218 @@
+"""A cluster for tests of the decision: facts change by name (join, lose, fail, finish ...).
+
+`World.settle` applies decisions until there is nothing to do and checks the invariants after each single action.
+"""
+
+import itertools
+from dataclasses import replace
+
+import msgspec
+
+from edl_collective.coord.records import (
+    JobSpec,
+    JobStatus,
+    Member,
+    NodeRecord,
+    Outcome,
+    Plan,
+    Progress,
+    Rendezvous,
+    WorkerRecord,
+    WorkerState,
+    encode,
+)
+from jobserver.reconcile import (
+    Action,
+    Decision,
+    FillInSpec,
+    ForgetEvent,
+    ForgetWorker,
+    ReconcileConfig,
+    UpdateJob,
+    reconcile,
+)
+from jobserver.snapshot import At, Job, Slot, Snapshot, StoredEvent
+
+CONFIG = ReconcileConfig(finish_timeout_s=60.0, leader_epoch=7)
+
+
+class World:
+    """What a store, agents and drivers would hold, and the clock."""
+
+    def __init__(self, config: ReconcileConfig = CONFIG) -> None:
+        self.config = config
+        self.now_s = 1000.0
+        self.nodes: dict[str, NodeRecord] = {}
+        self.jobs: dict[str, Job] = {}
+        self.unreadable_nodes: frozenset[str] = frozenset()
+        self.unreadable_jobs: dict[str, frozenset[Slot]] = {}
+        #: (job, worker id) -> placement, for all plans ever written
+        self.history: dict[tuple[str, str], Slot] = {}
+        self._incarnations = itertools.count(1)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            dict(self.nodes),
+            dict(self.jobs),
+            unreadable_nodes=self.unreadable_nodes,
+            unreadable_jobs=dict(self.unreadable_jobs),
+        )
+
+    # ---- facts
+
+    def join(self, node: str, slots: int = 2, draining: bool = False) -> None:
+        incarnation = f"i{next(self._incarnations)}"
+        self.nodes[node] = NodeRecord(
+            node=node, incarnation=incarnation, address="h", port=1, slots=slots, draining=draining
+        )
+
+    def lose(self, node: str) -> None:
+        del self.nodes[node]
+
+    def drain(self, node: str) -> None:
+        self.nodes[node] = msgspec.structs.replace(self.nodes[node], draining=True)
+
+    def submit(self, job: str = "j", **fields: object) -> None:
+        self.now_s += 0.001
+        values = {"job": job, "command": ("x",), "min_np": 1, "max_np": 4, "submitted_at": self.now_s, **fields}
+        self.jobs[job] = Job(At(JobSpec(**values), 0))
+
+    def edit(self, job: str = "j", **fields: object) -> None:
+        old = self.jobs[job].spec
+        self._change(job, spec=At(msgspec.structs.replace(old.value, **fields), old.version + 1))
+
+    def report(self, job: str = "j", epoch: int = 0, near_end: bool = False) -> None:
+        self._change(job, progress=Progress(generation=1, world_size=1, epoch=epoch, step=0, near_end=near_end))
+
+    def run_workers(self, job: str = "j") -> None:
+        """All planned workers run, and form the world."""
+        plan = self.plan(job)
+        for worker in plan.workers:
+            if worker.worker not in self.jobs[job].workers and worker.node in self.nodes:
+                self.record(worker.worker, WorkerState.RUNNING, job=job)
+        members = tuple(Member(w.worker, w.node, i, 0, 1, 0, 1) for i, w in enumerate(plan.workers))
+        self._change(job, rendezvous=Rendezvous(generation=plan.revision, epoch=1, members=members))
+
+    def record(
+        self,
+        worker: str,
+        state: WorkerState,
+        outcome: Outcome | None = None,
+        exit_code: int | None = None,
+        job: str = "j",
+        log_tail: str = "",
+    ) -> None:
+        place = self.history[job, worker]
+        old = self.jobs[job].workers.get(worker)
+        found = WorkerRecord(
+            worker=worker,
+            node=place.node,
+            slot=place.slot,
+            incarnation=old.value.incarnation if old else self.nodes[place.node].incarnation,
+            state=state,
+            outcome=outcome,
+            exit_code=exit_code,
+            log_tail=log_tail,
+        )
+        workers = {**self.jobs[job].workers, worker: At(found, old.version + 1 if old else 0)}
+        self._change(job, workers=workers)
+
+    def fail(self, worker: str, job: str = "j", log_tail: str = "") -> None:
+        self.record(worker, WorkerState.EXITED, Outcome.FAILED, -9, job, log_tail)
+
+    def finish(self, worker: str, job: str = "j") -> None:
+        self.record(worker, WorkerState.EXITED, Outcome.FINISHED, 0, job)
+
+    def let_go(self, job: str = "j") -> None:
+        """Agents end every process that no plan lists."""
+        planned = {w.worker for w in self.plan(job).workers}
+        for name, at in self.jobs[job].workers.items():
+            if name not in planned and at.value.state is not WorkerState.EXITED:
+                self.record(name, WorkerState.EXITED, Outcome.LEFT, 0, job)
+
+    # ---- views
+
+    def plan(self, job: str = "j") -> Plan:
+        at = self.jobs[job].plan
+        assert at is not None, f"{job} has no plan"
+        return at.value
+
+    def ids(self, job: str = "j") -> list[str]:
+        return [w.worker for w in self.plan(job).workers]
+
+    def status(self, job: str = "j") -> JobStatus:
+        at = self.jobs[job].status
+        assert at is not None
+        return at.value
+
+    # ---- the loop
+
+    def decide(self) -> Decision:
+        return reconcile(self.snapshot(), self.now_s, self.config)
+
+    def settle(self) -> Decision:
+        """Apply decisions, deciding again after each single action, until none is left."""
+        for _ in range(500):
+            decision = self.decide()
+            if not decision.actions:
+                self.check()
+                return decision
+            self.apply(decision.actions[0])
+            self.check()
+        raise AssertionError(f"never settles: {decision}")
+
+    def apply(self, action: Action) -> None:
+        match action:
+            case UpdateJob(job=job):
+                self._update(job, action)
+            case FillInSpec(job=job, spec=spec, version=version):
+                assert self.jobs[job].spec.version == version
+                self._change(job, spec=At(spec, version + 1))
+            case ForgetWorker(job=job, worker=worker, version=version):
+                workers = dict(self.jobs[job].workers)
+                assert workers.pop(worker).version == version
+                self._change(job, workers=workers)
+            case ForgetEvent(job=job, event=event):
+                self._change(job, events=tuple(e for e in self.jobs[job].events if e.name != event))
+
+    def _update(self, name: str, action: UpdateJob) -> None:
+        job = self.jobs[name]
+        assert action.status_version == (job.status.version if job.status else None)
+        assert action.plan_version == (job.plan.version if job.plan else None)
+        self._change(name, status=At(action.status, (action.status_version or 0) + 1))
+        start = len(job.events)
+        events = [StoredEvent(f"e-{start + i:010d}", encode(e), 0) for i, e in enumerate(action.events)]
+        self._change(name, events=(*job.events, *events))
+        if action.plan is not None:
+            for worker in action.plan.workers:
+                place = Slot(worker.node, worker.slot)
+                assert self.history.setdefault((name, worker.worker), place) == place, "a worker id was used twice"
+            if job.plan is not None:
+                assert action.plan.revision == job.plan.value.revision + 1
+                new = {w.worker for w in action.plan.workers} - {w.worker for w in job.plan.value.workers}
+                assert all(int(w[1:]) >= job.plan.value.next_worker for w in new)
+            self._change(name, plan=At(action.plan, (action.plan_version or 0) + 1))
+
+    def _change(self, job: str, **fields: object) -> None:
+        self.jobs[job] = replace(self.jobs[job], **fields)
+
+    def check(self) -> None:
+        """No slot is planned twice; bounds hold."""
+        used = [Slot(w.node, w.slot) for j in self.jobs.values() if j.plan for w in j.plan.value.workers]
+        assert len(used) == len(set(used)), f"a slot is planned twice: {used}"
+        for job in self.jobs.values():
+            if job.plan is not None:
+                assert len(job.plan.value.workers) <= job.spec.value.max_np
+
+
+def running(np: int = 2, nodes: int = 2, slots: int = 2, **fields: object) -> World:
+    """A world with job j running with `np` workers."""
+    world = World()
+    for i in range(nodes):
+        world.join("abcdef"[i], slots)
+    world.submit(np=np, **fields)
+    world.settle()
+    world.run_workers()
+    world.settle()
+    assert len(world.ids()) == np
+    return world

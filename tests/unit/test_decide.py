@@ -1,0 +1,307 @@
+"""What a JobClient does next: tables, and the property that stopping after any action changes no end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import replace as with_
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from edl_collective.coord.records import (
+    JobKind,
+    JobSpec,
+    JobStatus,
+    NodeRecord,
+    Outcome,
+    Phase,
+    Plan,
+    PlannedWorker,
+    WorkerRecord,
+    WorkerState,
+)
+from jobclient.decide import (
+    FIRST_DRIVER_PAUSE_S,
+    HEALTHY_DRIVER_S,
+    LONGEST_DRIVER_PAUSE_S,
+    Action,
+    JobView,
+    LetLeave,
+    LocalDriver,
+    LocalWorker,
+    RecordLost,
+    StartDriver,
+    StartWorker,
+    StopDriver,
+    StopWorker,
+    View,
+    decide,
+    driver_died,
+    outcome,
+)
+
+NODE = NodeRecord(node="a", incarnation="life-2", address="h", port=1, slots=2)
+W1, W2, OTHER = PlannedWorker("w1", "a", 0), PlannedWorker("w2", "a", 1), PlannedWorker("w3", "b", 0)
+SPEC = JobSpec(job="j", command=("x",), max_np=8, leave_timeout_s=30.0, stop_timeout_s=10.0)
+
+
+def plan(*workers: PlannedWorker, driver: str | None = "b") -> Plan:
+    return Plan(revision=4, workers=workers, driver_node=driver, reason="why", next_worker=9, leader_epoch=1)
+
+
+def record(worker: str, state: WorkerState, incarnation: str = "life-2", node: str = "a") -> WorkerRecord:
+    return WorkerRecord(worker=worker, node=node, slot=0, incarnation=incarnation, state=state)
+
+
+def view(job: JobView | None, *workers: LocalWorker, drivers: tuple[LocalDriver, ...] = (), **fields: Any) -> View:
+    return View(node=NODE, jobs={} if job is None else {"j": job}, workers=workers, drivers=drivers, **fields)
+
+
+def local(worker: str = "w1", slot: int = 0, *, cold: bool = False, **fields: Any) -> LocalWorker:
+    return LocalWorker("j", worker, slot, cold=cold, **fields)
+
+
+STATUS = JobStatus(phase=Phase.RUNNING, reason="", since=0.0)
+PLANNED = JobView(SPEC, plan(W1, OTHER), STATUS)
+EMPTY = JobView(SPEC, plan(OTHER), STATUS)
+ENDED = JobView(SPEC, plan(W1), replace(STATUS, phase=Phase.SUCCEEDED))
+
+
+@pytest.mark.parametrize(
+    ("given_view", "kinds"),
+    [
+        pytest.param(view(PLANNED), [StartWorker], id="planned here and never run"),
+        pytest.param(view(PLANNED, local()), [], id="runs already"),
+        pytest.param(view(PLANNED, local("w0")), [LetLeave], id="its slot is still taken"),
+        pytest.param(view(PLANNED, local("w0", exited=True)), [], id="its slot is being cleared"),
+        pytest.param(
+            view(with_(PLANNED, workers={"w1": record("w1", WorkerState.EXITED)})), [], id="an id runs only once"
+        ),
+        pytest.param(
+            view(with_(PLANNED, workers={"w1": record("w1", WorkerState.RUNNING, "life-1")})),
+            [RecordLost],
+            id="belongs to an earlier life of this node",
+        ),
+        pytest.param(
+            view(with_(PLANNED, workers={"w3": record("w3", WorkerState.RUNNING, "life-1", "b")})),
+            [StartWorker],
+            id="other nodes' workers are theirs",
+        ),
+        pytest.param(
+            view(JobView(SPEC, plan(PlannedWorker("w1", "a", 2)), STATUS)), [], id="a slot that this node does not have"
+        ),
+        pytest.param(view(with_(PLANNED, spec=replace(SPEC, kind=JobKind.EXTERNAL))), [], id="horovodrun launches"),
+        pytest.param(view(with_(PLANNED, spec=None)), [], id="no spec, no start"),
+        pytest.param(view(ENDED), [], id="ended, no start"),
+        pytest.param(view(PLANNED, closing=True), [], id="closing, no start"),
+        pytest.param(view(EMPTY, local()), [LetLeave], id="not planned any more"),
+        pytest.param(view(EMPTY, local(leave_by_s=101.0)), [], id="has time to leave"),
+        pytest.param(view(EMPTY, local(leave_by_s=100.0)), [StopWorker], id="did not leave in time"),
+        pytest.param(view(EMPTY, local(cold=True)), [StopWorker], id="not planned and in no world"),
+        pytest.param(view(EMPTY, local(stopping=True)), [], id="the ladder runs"),
+        pytest.param(view(EMPTY, local(exited=True)), [], id="has left"),
+        pytest.param(view(with_(PLANNED, plan=None), local()), [], id="a plan that cannot be read stops nobody"),
+        pytest.param(view(ENDED, local()), [StopWorker], id="job ended"),
+        pytest.param(view(None, local()), [StopWorker], id="job removed"),
+        pytest.param(view(PLANNED, local(), closing=True), [StopWorker], id="JobClient ends"),
+    ],
+)
+def test_workers(given_view: View, kinds: list[type]) -> None:
+    decision = decide(given_view, 100.0)
+    assert [type(action) for action in decision.actions] == kinds
+    assert all(action.reason for action in decision.actions)
+
+
+def driver(**fields: Any) -> LocalDriver:
+    return LocalDriver("j", **{"running": True, **fields})
+
+
+HERE = JobView(SPEC, plan(OTHER, driver="a"), STATUS)
+
+
+@pytest.mark.parametrize(
+    ("given_view", "kinds"),
+    [
+        pytest.param(view(HERE), [StartDriver], id="planned here"),
+        pytest.param(view(HERE, drivers=(driver(),)), [], id="runs"),
+        pytest.param(view(HERE, drivers=(driver(running=False, not_before_s=100.0),)), [StartDriver], id="again"),
+        pytest.param(view(HERE, drivers=(driver(running=False, not_before_s=100.1),)), [], id="not yet again"),
+        pytest.param(view(EMPTY, drivers=(driver(),)), [StopDriver], id="planned elsewhere"),
+        pytest.param(view(EMPTY, drivers=(driver(stopping=True),)), [], id="is being stopped"),
+        pytest.param(view(None, drivers=(driver(),)), [StopDriver], id="job removed"),
+        pytest.param(view(with_(HERE, status=ENDED.status), drivers=(driver(),)), [StopDriver], id="job ended"),
+        pytest.param(view(HERE, closing=True), [], id="closing, no start"),
+        pytest.param(view(HERE, drivers=(driver(),), closing=True), [StopDriver], id="JobClient ends"),
+        pytest.param(
+            view(HERE, local(stopping=True), drivers=(driver(),), closing=True), [], id="outlives its workers"
+        ),
+        pytest.param(view(with_(HERE, spec=replace(SPEC, kind=JobKind.EXTERNAL))), [], id="external has none"),
+    ],
+)
+def test_driver(given_view: View, kinds: list[type]) -> None:
+    assert [type(action) for action in decide(given_view, 100.0).actions] == kinds
+
+
+def test_wakes_for_the_first_deadline() -> None:
+    dead = driver(running=False, not_before_s=103.0)
+    both = View(node=NODE, jobs={"j": HERE}, workers=(local(leave_by_s=110.0),), drivers=(dead,))
+    assert decide(both, 100.0).wake_at_s == 103.0
+    assert decide(view(EMPTY, local()), 100.0).wake_at_s == 130.0
+    assert decide(view(PLANNED, local()), 100.0).wake_at_s is None
+
+
+def test_a_driver_that_keeps_dying_is_started_ever_more_slowly() -> None:
+    now = driver(running=True)
+    pauses = []
+    for _ in range(10):
+        now = driver_died(now, lived_s=1.0, now_s=50.0)
+        pauses.append(now.not_before_s - 50.0)
+    assert pauses[0] == pytest.approx(FIRST_DRIVER_PAUSE_S)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_DRIVER_PAUSE_S
+    after_health = driver_died(now, lived_s=HEALTHY_DRIVER_S, now_s=50.0)
+    assert after_health.not_before_s - 50.0 == pytest.approx(FIRST_DRIVER_PAUSE_S)
+
+
+@pytest.mark.parametrize(
+    ("code", "finished", "told", "expected"),
+    [
+        (0, True, False, Outcome.FINISHED),
+        (0, False, False, Outcome.FINISHED),
+        (0, True, True, Outcome.FINISHED),
+        (0, False, True, Outcome.LEFT),
+        (-15, False, True, Outcome.LEFT),
+        (1, True, False, Outcome.FAILED),
+        (1, False, False, Outcome.FAILED),
+        (-9, False, False, Outcome.FAILED),
+    ],
+)
+def test_outcome(code: int, finished: bool, told: bool, expected: Outcome) -> None:
+    assert outcome(code, said_finished=finished, told_to_leave=told) is expected
+
+
+# ---- a node that applies what is decided ----------------------------------------------------------------------------
+
+
+@dataclass
+class SimulatedNode:
+    """Applies actions as the agent does, and checks what must never happen."""
+
+    jobs: dict[str, JobView]
+    workers: dict[tuple[str, str], LocalWorker] = field(default_factory=dict)
+    drivers: dict[str, LocalDriver] = field(default_factory=dict)
+    closing: bool = False
+    started: set[tuple[str, str]] = field(default_factory=set)
+
+    def view(self) -> View:
+        return View(NODE, self.jobs, tuple(self.workers.values()), tuple(self.drivers.values()), self.closing)
+
+    def apply(self, action: Action) -> None:
+        match action:
+            case StartWorker(job, planned):
+                assert (job, planned.worker) not in self.started, "an id is started once"
+                assert planned.slot not in {w.slot for w in self.workers.values()}, "a slot holds one worker"
+                self.started.add((job, planned.worker))
+                self.workers[job, planned.worker] = LocalWorker(job, planned.worker, planned.slot, cold=True)
+            case LetLeave(job, worker, leave_by_s):
+                before = self.workers[job, worker]
+                assert before.leave_by_s is None
+                self.workers[job, worker] = with_(before, leave_by_s=leave_by_s)
+            case StopWorker(job, worker):
+                assert not self.workers[job, worker].stopping
+                self.workers[job, worker] = with_(self.workers[job, worker], stopping=True)
+            case RecordLost(job, lost):
+                ended = replace(lost, state=WorkerState.EXITED)
+                self.jobs[job] = with_(self.jobs[job], workers={**self.jobs[job].workers, lost.worker: ended})
+            case StartDriver(job):
+                assert not self.drivers.get(job, LocalDriver(job, running=False)).running
+                self.drivers[job] = LocalDriver(job, running=True)
+            case StopDriver(job):
+                assert self.drivers[job].running
+                self.drivers[job] = with_(self.drivers[job], stopping=True)
+
+    def stopped_processes_end(self) -> None:
+        for name, worker in list(self.workers.items()):
+            if worker.stopping:
+                job = self.jobs.get(worker.job)
+                if job is not None:
+                    ended = record(worker.worker, WorkerState.EXITED)
+                    self.jobs[worker.job] = with_(job, workers={**job.workers, worker.worker: ended})
+                del self.workers[name]
+        self.drivers = {job: driver for job, driver in self.drivers.items() if not driver.stopping}
+
+    def settle(self, per_round: int | None) -> tuple[object, ...]:
+        """Decide and apply (only the first `per_round` actions) until nothing is left to do."""
+        now_s = 0.0
+        for _ in range(200):
+            actions = decide(self.view(), now_s).actions
+            for action in actions[:per_round]:
+                self.apply(action)
+            if not actions:
+                wake = decide(self.view(), now_s).wake_at_s
+                if wake is None and not any(w.stopping for w in self.workers.values()):
+                    return (sorted(self.workers), sorted(j for j, d in self.drivers.items() if d.running))
+                now_s = max(now_s, wake or now_s)
+            self.stopped_processes_end()
+        raise AssertionError("never settles")
+
+
+NAMES = [f"w{number}" for number in range(6)]
+
+
+@st.composite
+def job_views(draw: st.DrawFn, job: str) -> JobView:
+    workers = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=4))
+    planned = [PlannedWorker(w, draw(st.sampled_from("ab")), draw(st.integers(0, 2))) for w in workers]
+    states = st.sampled_from([WorkerState.RUNNING, WorkerState.EXITED])
+    known: Mapping[str, WorkerRecord] = {
+        name: record(name, draw(states), "life-1") for name in draw(st.lists(st.sampled_from(NAMES), max_size=2))
+    }
+    return JobView(
+        spec=draw(st.sampled_from([None, replace(SPEC, job=job), replace(SPEC, job=job, kind=JobKind.EXTERNAL)])),
+        plan=draw(st.sampled_from([None, plan(*planned, driver=draw(st.sampled_from([None, "a", "b"])))])),
+        status=draw(st.sampled_from([None, STATUS, ENDED.status])),
+        workers=known,
+    )
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> SimulatedNode:
+    jobs = {name: draw(job_views(name)) for name in draw(st.sampled_from([[], ["j"], ["j", "k"]]))}
+    node = SimulatedNode(jobs, closing=draw(st.booleans()))
+    for slot in draw(st.sets(st.integers(0, 1))):
+        name = (draw(st.sampled_from("jk")), draw(st.sampled_from(NAMES)))
+        cold, stopping = draw(st.booleans()), draw(st.booleans())
+        node.workers[name] = LocalWorker(*name, slot, cold=cold, stopping=stopping)
+        node.started.add(name)
+    for job in draw(st.sets(st.sampled_from("jk"))):
+        node.drivers[job] = LocalDriver(job, running=draw(st.booleans()))
+    return node
+
+
+def copy_of(node: SimulatedNode) -> SimulatedNode:
+    return SimulatedNode(dict(node.jobs), dict(node.workers), dict(node.drivers), node.closing, set(node.started))
+
+
+@settings(max_examples=300, deadline=None)
+@given(nodes())
+def test_stopping_after_each_action_reaches_the_same_end(node: SimulatedNode) -> None:
+    assert copy_of(node).settle(None) == copy_of(node).settle(1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(nodes())
+def test_nothing_is_decided_twice(node: SimulatedNode) -> None:
+    first = decide(node.view(), 0.0).actions
+    for action in first:
+        node.apply(action)
+    assert not set(map(repr, decide(node.view(), 0.0).actions)) & set(map(repr, first))
+
+
+@settings(max_examples=200, deadline=None)
+@given(nodes())
+def test_closing_ends_with_nothing_running(node: SimulatedNode) -> None:
+    node.closing = True
+    assert node.settle(None) == ([], [])
