@@ -43,11 +43,15 @@ class Reporter:
         self._reported = 0.0
         self._latest: Report | None = None
 
-    def enter(self, worlds: Worlds, generation: int, rank: int, size: int) -> None:
-        """A new world begins; its resize is told when its first step is done."""
+    def join(self, worlds: Worlds, rank: int, size: int) -> None:
+        """A new world begins; from now on it is known who speaks."""
         self._worlds = worlds
         self._size_before = self._size
-        self._generation, self.rank, self._size = generation, rank, size
+        self.rank, self._size = rank, size
+
+    def enter(self, generation: int) -> None:
+        """The state is equal on all ranks; the resize is told when its first step is done."""
+        self._generation = generation
         self._resize_pending = True
 
     def resumed(self, loaded: LoadedCheckpoint) -> None:

@@ -192,10 +192,11 @@ class State:
             self._reducer = Reducer(self.model, self.optimizer, self._scaler, self._clip_norm)
             self.optimizer = self._reducer.optimizer
         before = self._world_size
+        self._reporter.join(worlds, hvd.rank(), hvd.size())
         generation = self._synchronize(worlds.generation)
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
-        self._reporter.enter(worlds, generation, hvd.rank(), hvd.size())
+        self._reporter.enter(generation)
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
 

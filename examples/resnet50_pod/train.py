@@ -4,6 +4,7 @@ It is a usual PyTorch script with EDL's lines in it. Images, model and optimizer
 machine alone; train() runs behind it and is entered again after each resize, where the state says how far it came.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ def make_model(options: Options, classes: int, device: torch.device) -> nn.Modul
     """The network on its device, initialised from the seed."""
     torch.manual_seed(options.seed)
     model = build_model(options.model, classes, small_images=options.small_images)
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    # Its images are channels last, its weights are not: Horovod reduces contiguous gradients only.
+    return model.to(device)
 
 
 def make_loader(options: Options, split: Split, sampler: edl.ElasticBatchSampler) -> "DataLoader[Sample]":
@@ -96,11 +98,12 @@ def accuracies(counts: list[float]) -> dict[str, float]:
 def main() -> int:
     """Train as the arguments say; exit code 2 with one line when they or the images are wrong."""
     options = parse_options(sys.argv[1:], os.environ, Path.cwd())
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         train(options)
     except DataError as error:
-        # From a DataLoader process the message is a traceback that ends with the sentence.
-        print(f"train.py: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        # From a DataLoader process the message is a traceback that ends with the error's name and sentence.
+        print(f"train.py: {str(error).strip().rsplit('DataError: ', 1)[-1]}", file=sys.stderr)
         return 2
     return 0
 

@@ -13,6 +13,7 @@ from evaluation import ShareOfEvaluation, average_batch_norm, count_hits
 from models import MODELS, build_model
 from options import MODEL_NAMES, Options, parse_options
 from recipe import autocast, make_batch_policy, make_optimizer, make_scaler, make_schedule
+from train import accuracies, make_model
 
 HOOK = Path(__file__).resolve().parents[2] / "examples" / "resnet50_pod" / "package.sh"
 NOWHERE = Path("/nowhere")
@@ -167,6 +168,21 @@ def test_averaging_gives_all_ranks_the_mean_statistics() -> None:
     assert (mine.running_mean.tolist(), mine.running_var.tolist()) == ([1.5, 1.5], [1.0, 1.0])
     assert mine.num_batches_tracked is not None
     assert mine.num_batches_tracked.dtype == torch.int64
+
+
+def test_the_model_is_initialised_from_the_seed_and_has_contiguous_gradients() -> None:
+    cpu = torch.device("cpu")
+    one, same, other = (make_model(options("--model", "tiny", "--seed", seed), 10, cpu) for seed in ("1", "1", "2"))
+    weights = [next(model.parameters()) for model in (one, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    channels_last = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    one(channels_last).sum().backward()
+    assert all(p.grad is not None and p.grad.is_contiguous() for p in one.parameters())
+
+
+def test_accuracies_are_shares_of_all_images() -> None:
+    assert accuracies([200.0, 150.0, 190.0]) == {"accuracy": 0.75, "acc5": 0.95}
 
 
 def hook(folder: Path, *argv: str, **env: str) -> "subprocess.CompletedProcess[str]":
