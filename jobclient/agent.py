@@ -10,21 +10,18 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from msgspec.structs import replace
-
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import Clock, SystemClock
-from edl_collective.coord.errors import Disconnected
+from edl_collective.coord.errors import CoordError
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import DriverRecord, NodeRecord, Outcome, WorkerState
+from edl_collective.coord.records import DriverRecord, NodeRecord, WorkerState
 from edl_collective.coord.store import Session, Store
 from edl_collective.messages import AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
 from jobclient.config import Config
 from jobclient.decide import (
     Action,
     LetLeave,
-    RecordLost,
     StartDriver,
     StartWorker,
     StopDriver,
@@ -100,7 +97,7 @@ class Agent:
     # ---- life ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Register, then serve until `close` has been called and nothing is left. Raises Disconnected at the start."""
+        """Register, then serve until `close` has been called and nothing is left. Raises CoordError at the start."""
         loop = asyncio.get_running_loop()
         presence = Presence(self._store, self._paths, self._node, self._session_timeout_s)
         await presence.ensure()
@@ -144,7 +141,7 @@ class Agent:
             return False
         try:
             values = await asyncio.to_thread(mirror.refresh)
-        except Disconnected as error:
+        except CoordError as error:
             logger.warning("deciding nothing: %s", error)
             return False
         before, self._snapshot = self._snapshot, snapshot(values, self._paths)
@@ -190,10 +187,6 @@ class Agent:
             case StopWorker(job, worker, timeout_s, reason):
                 logger.info("job %s: stop %s (%s)", job, worker, reason)
                 self._workers[job, worker].stop(timeout_s)
-            case RecordLost(job, record, reason):
-                logger.info("job %s: %s is gone (%s)", job, record.worker, reason)
-                lost = replace(record, state=WorkerState.EXITED, outcome=Outcome.FAILED, log_tail=reason)
-                self._reporting.worker(job, lost)
             case StartDriver(job, reason):
                 logger.info("job %s: start the driver (%s)", job, reason)
                 driver = self._drivers.setdefault(job, Driver(job, self._clock, self._wake.set))
@@ -303,11 +296,6 @@ class Agent:
             if worker.rank == 0:
                 self._reporting.flush_progress(worker.job)
         self._reporting.worker(worker.job, worker.record)
-        if worker.record.outcome is Outcome.FAILED:
-            text = f"{worker.name} on {self._node.node} failed: {worker.exit_text}"
-            self._reporting.event(
-                worker.job, "worker", text, {"worker": worker.name, "exit_code": worker.record.exit_code}
-            )
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
