@@ -77,6 +77,13 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster that its tests do not change."""
+    with Cluster(tmp_path_factory.mktemp("idle")) as found:
+        yield found
+
+
 @pytest.mark.parametrize(
     ("text", "schedule"),
     [
@@ -155,17 +162,17 @@ def test_submit_reads_a_schedule(cluster: Cluster) -> None:
         (["ps", "--key-file", "/nope/key"], 2, "key file /nope/key: cannot be read"),
     ],
 )
-def test_errors_are_one_line_and_an_exit_code(cluster: Cluster, arguments: list[str], status: int, text: str) -> None:
-    result = cluster.edl(*arguments)
+def test_errors_are_one_line_and_an_exit_code(idle: Cluster, arguments: list[str], status: int, text: str) -> None:
+    result = idle.edl(*arguments)
     assert result.exit_code == status, result.output
     assert text in result.output
     assert "Traceback" not in result.output
     assert [line.startswith("Error: ") for line in result.stderr.splitlines()][-1]
 
 
-def test_a_wrong_key_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_wrong_key_is_refused(idle: Cluster, tmp_path: Path) -> None:
     load_or_create_key(tmp_path / "other")
-    result = cluster.edl("ps", "--key-file", str(tmp_path / "other"))
+    result = idle.edl("ps", "--key-file", str(tmp_path / "other"))
     assert (result.exit_code, "bearer token" in result.output) == (1, True)
 
 
