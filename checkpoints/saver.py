@@ -110,7 +110,7 @@ def _write(
     try:
         for name, value in states.items():
             path = f"{attempt}/{name}"
-            shards.append(retry.until_done(partial(write_shard, driver, path, str(name), value)))
+            shards.append(retry.until_done(partial(write_shard, driver, path, str(name), value), clear=path))
     except StateNotSupported:
         driver.remove_tree(str(attempt))  # a mistake in the script, not in the file system: leave nothing behind
         raise
@@ -142,8 +142,8 @@ class _Retry:
         self._folder = folder
         self._retry_s = retry_s
 
-    def until_done(self, write: Callable[[], T]) -> T:
-        """The result of the first try that succeeds, or the error of the last."""
+    def until_done(self, write: Callable[[], T], clear: str | None = None) -> T:
+        """The result of the first try that succeeds, or the error of the last; `clear` is removed between tries."""
         deadline: float | None = None
         pause_s = FIRST_PAUSE_S
         while True:
@@ -154,6 +154,8 @@ class _Retry:
                 if time.monotonic() + pause_s > deadline:
                     raise
                 self._driver.list_dir(self._folder)
+                if clear is not None:
+                    self._driver.remove(clear)
                 logger.warning("writing again after: %s", error)
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -109,14 +109,14 @@ def test_an_outage_while_saving_is_raised_and_the_previous_stays(tmp_path: Path)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("operation", ["write", "commit", "write_once"])
+@pytest.mark.parametrize("operation", ["info", "write", "commit", "write_once"])
 def test_a_file_that_fails_while_the_file_system_answers_is_written_again(
     tmp_path: Path, operation: str, after: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = str(tmp_path / "job")
     clean = FaultDriver(open_driver(str(tmp_path / "elsewhere")))
     save(str(tmp_path / "elsewhere"), 1, clean)
-    fail_at = next(n for n, name in enumerate(clean.operations) if name.split()[0] == operation)
+    fail_at = next(n for n, name in enumerate(clean.operations) if name.startswith(f"{operation} ckpt"))
     with caplog.at_level(logging.WARNING):
         save(url, 2, FaultDriver(open_driver(url), fail_at, after, error=outage))
     assert "writing again" in caplog.text

@@ -74,7 +74,7 @@ def test_a_dead_namenode_is_an_outage_within_seconds(frail: Any) -> None:
                 begun = time.monotonic()
                 with pytest.raises(CheckpointUnavailable):
                     ask(url)
-                assert time.monotonic() - begun < 5
+                assert time.monotonic() - begun < 10
     finally:
         frail.restart_namenode()
     assert [info.global_step for info in list_checkpoints(both["hdfs"])] == [1]
