@@ -157,11 +157,11 @@ def test_a_driver_that_keeps_dying_is_started_ever_more_slowly() -> None:
     for _ in range(10):
         now = driver_died(now, lived_s=1.0, now_s=50.0)
         pauses.append(now.not_before_s - 50.0)
-    assert pauses[0] == pytest.approx(FIRST_DRIVER_PAUSE_S)
+    assert pauses[:2] == pytest.approx([0.0, FIRST_DRIVER_PAUSE_S])
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST_DRIVER_PAUSE_S
     after_health = driver_died(now, lived_s=HEALTHY_DRIVER_S, now_s=50.0)
-    assert after_health.not_before_s - 50.0 == pytest.approx(FIRST_DRIVER_PAUSE_S)
+    assert after_health.not_before_s == 50.0
 
 
 @pytest.mark.parametrize(
@@ -281,13 +281,13 @@ def copy_of(node: SimulatedNode) -> SimulatedNode:
     return SimulatedNode(dict(node.jobs), dict(node.workers), dict(node.drivers), node.closing, set(node.started))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(nodes())
 def test_stopping_after_each_action_reaches_the_same_end(node: SimulatedNode) -> None:
     assert copy_of(node).settle(None) == copy_of(node).settle(1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(nodes())
 def test_nothing_is_decided_twice(node: SimulatedNode) -> None:
     first = decide(node.view(), 0.0).actions
@@ -296,7 +296,7 @@ def test_nothing_is_decided_twice(node: SimulatedNode) -> None:
     assert not set(map(repr, decide(node.view(), 0.0).actions)) & set(map(repr, first))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(nodes())
 def test_closing_ends_with_nothing_running(node: SimulatedNode) -> None:
     node.closing = True
