@@ -49,6 +49,8 @@ from edl_collective.messages import (
 from jobclient.agent import Agent
 from jobclient.config import Config, parse
 from jobclient.node_api import NodeApi, make_app
+from jobclient.processes import Command
+from jobclient.worker import Launch, Worker
 from jobclient.worker_link import MAX_LINE_BYTES, WorkerLink
 
 pytestmark = pytest.mark.integration
@@ -462,6 +464,26 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "still waiting"
         time.sleep(0.02)
+
+
+async def test_exit_waits_for_the_last_words(tmp_path: Path) -> None:
+    heard = asyncio.Event()
+    spec, planned = JobSpec(job="j", command=("true",)), PlannedWorker("w1", "a", 0)
+    launch = Launch(None, Command(["true"], dict(os.environ), tmp_path, tmp_path / "w.log"))
+
+    async def drain(job: str, worker: str) -> None:
+        assert (job, worker) == ("j", "w1")
+        await heard.wait()
+
+    worker = Worker(node(), spec, planned, launch, 0.0, changed=lambda _: None, drain=drain)
+    worker.start()
+    await until(lambda: worker.record.pid is not None)
+    await until(lambda: not Path(f"/proc/{worker.record.pid}").exists())
+    await asyncio.sleep(0.1)
+    assert not worker.exited
+    heard.set()
+    await until(lambda: worker.gone)
+    assert worker.record.outcome is Outcome.FINISHED
 
 
 async def test_link_speaks_only_for_proven_workers_and_the_newest_connection() -> None:

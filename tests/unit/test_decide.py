@@ -148,7 +148,13 @@ def test_wakes_for_the_first_deadline() -> None:
     both = View(node=NODE, jobs={"j": HERE}, workers=(local(leave_by_s=110.0),), drivers=(dead,))
     assert decide(both, 100.0).wake_at_s == 103.0
     assert decide(view(EMPTY, local()), 100.0).wake_at_s == 130.0
+    assert decide(view(EMPTY, local(leave_by_s=110.0)), 100.0).wake_at_s == 110.0
     assert decide(view(PLANNED, local()), 100.0).wake_at_s is None
+
+
+def test_two_plans_for_one_slot_start_one_worker() -> None:
+    two = View(node=NODE, jobs={"j": PLANNED, "k": JobView(replace(SPEC, job="k"), plan(W1), STATUS)})
+    assert [action.job for action in decide(two, 100.0).actions] == ["j"]
 
 
 def test_a_driver_that_keeps_dying_is_started_ever_more_slowly() -> None:
