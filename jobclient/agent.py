@@ -32,7 +32,7 @@ from jobclient.decide import (
 from jobclient.driver_process import Driver
 from jobclient.launch import Launcher
 from jobclient.presence import RETRY_S, Presence
-from jobclient.reporting import Reporting
+from jobclient.reporting import Reporting, resized_after_restart
 from jobclient.snapshot import Snapshot, snapshot
 from jobclient.worker import Worker
 from jobclient.worker_link import WorkerLink
@@ -90,7 +90,7 @@ class Agent:
         self._workers: dict[tuple[str, str], Worker] = {}
         self._drivers: dict[str, Driver] = {}
         self._proxies: dict[str, Proxy] = {}
-        self._snapshot = Snapshot({}, {})
+        self._snapshot = Snapshot({}, {}, {})
         self._wake = asyncio.Event()
         self._closing = False
 
@@ -280,6 +280,8 @@ class Agent:
             case Finished():
                 proxy.worker_finished(name)
             case Happened(kind=kind, text=text, fields=fields):
+                before = self._snapshot.progress.get(job)
+                text, fields = resized_after_restart(kind, text, fields, before, self._clock.wall_s())
                 self._reporting.event(job, kind, text, {**fields, "worker": name})
             case Report() if worker.rank == 0:
                 self._reporting.report(job, message)

@@ -27,6 +27,24 @@ PROGRESS_PERIOD_S = 1.0
 RETRY_S = 1.0
 
 
+Fields = Mapping[str, str | int | float | bool | None]
+
+
+def resized_after_restart(
+    kind: str, text: str, fields: Fields, before: Progress | None, now_s: float
+) -> tuple[str, dict[str, str | int | float | bool | None]]:
+    """Complete what a new process cannot know of a resize: the world that died, and how long nobody trained.
+
+    Arguments: before, the last progress of the job; now_s, wall time, as Progress.last_step_at has it.
+    """
+    if kind != "resize" or fields.get("pause_s") is not None or before is None or not before.last_step_at:
+        return text, dict(fields)
+    pause_s = round(max(0.0, now_s - before.last_step_at), 2)
+    cause, to = fields.get("cause", ""), fields.get("to")
+    text = f"{before.world_size} -> {to} workers: {cause}, pause {pause_s:.2f} s"
+    return text, {**fields, "from": before.world_size, "pause_s": pause_s}
+
+
 @dataclass(slots=True)
 class _LastProgress:
     """The newest report of a job; `timer` runs while it has not been handed to the outbox."""
