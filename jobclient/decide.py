@@ -19,7 +19,7 @@ from edl_collective.coord.records import (
     WorkerRecord,
 )
 
-#: pause before a dead driver is started again: doubles with each death, forgotten after it lived HEALTHY_DRIVER_S
+#: a dead driver is started again at once, then after pauses that double with each death until it lives long enough
 FIRST_DRIVER_PAUSE_S = 0.1
 LONGEST_DRIVER_PAUSE_S = 5.0
 HEALTHY_DRIVER_S = 30.0
@@ -152,7 +152,7 @@ def outcome(exit_code: int, *, said_finished: bool, told_to_leave: bool) -> Outc
 def driver_died(driver: LocalDriver, *, lived_s: float, now_s: float) -> LocalDriver:
     """The driver after its process ended: when it may start again."""
     deaths = 1 if lived_s >= HEALTHY_DRIVER_S else driver.deaths + 1
-    pause_s = min(LONGEST_DRIVER_PAUSE_S, FIRST_DRIVER_PAUSE_S * 2 ** min(deaths - 1, 16))
+    pause_s = 0.0 if deaths == 1 else min(LONGEST_DRIVER_PAUSE_S, FIRST_DRIVER_PAUSE_S * 2 ** min(deaths - 2, 16))
     return LocalDriver(driver.job, running=False, deaths=deaths, not_before_s=now_s + pause_s)
 
 

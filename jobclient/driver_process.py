@@ -57,5 +57,5 @@ class Driver:
         now_s = self._clock.monotonic_s()
         self.view = driver_died(self.view, lived_s=now_s - self._started_s, now_s=now_s)
         pause_s = self.view.not_before_s - now_s
-        logger.warning("job %s: the driver %s; next start in %.1f s at the earliest", self.view.job, how, pause_s)
+        logger.warning("job %s: the driver %s; it may start again in %.1f s", self.view.job, how, pause_s)
         self._changed()

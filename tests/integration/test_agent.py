@@ -35,10 +35,23 @@ from edl_collective.coord.records import (
     encode,
 )
 from edl_collective.coord.zk_store import ZkStore
-from edl_collective.messages import AgentMessage, Interrupt, Leave, decode_agent_line
+from edl_collective.messages import (
+    AgentMessage,
+    Finished,
+    Gate,
+    Interrupt,
+    Leave,
+    WorkerHello,
+    WorkerMessage,
+    decode_agent_line,
+    encode_line,
+)
 from jobclient.agent import Agent
 from jobclient.config import Config, parse
 from jobclient.node_api import NodeApi, make_app
+from jobclient.processes import Command
+from jobclient.worker import Launch, Worker
+from jobclient.worker_link import MAX_LINE_BYTES, WorkerLink
 
 pytestmark = pytest.mark.integration
 
@@ -451,6 +464,73 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "still waiting"
         time.sleep(0.02)
+
+
+async def test_exit_waits_for_the_last_words(tmp_path: Path) -> None:
+    heard = asyncio.Event()
+    spec, planned = JobSpec(job="j", command=("true",)), PlannedWorker("w1", "a", 0)
+    launch = Launch(None, Command(["true"], dict(os.environ), tmp_path, tmp_path / "w.log"))
+
+    async def drain(job: str, worker: str) -> None:
+        assert (job, worker) == ("j", "w1")
+        await heard.wait()
+
+    worker = Worker(node(), spec, planned, launch, 0.0, changed=lambda _: None, drain=drain)
+    worker.start()
+    await until(lambda: worker.record.pid is not None)
+    await until(lambda: not Path(f"/proc/{worker.record.pid}").exists())
+    await asyncio.sleep(0.1)
+    assert not worker.exited
+    heard.set()
+    await until(lambda: worker.gone)
+    assert worker.record.outcome is Outcome.FINISHED
+
+
+async def test_link_speaks_only_for_proven_workers_and_the_newest_connection() -> None:
+    heard: list[WorkerMessage] = []
+    link = WorkerLink("a", lambda _, worker: "t" if worker == "w1" else None, lambda _j, _w, m: heard.append(m))
+    await link.start()
+    hello = WorkerHello(job="j", worker="w1", token="t", pid=1)
+
+    async def connect(*lines: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_unix_connection(link.path)
+        writer.writelines(lines)
+        return reader, writer
+
+    refused = (
+        encode_line(replace(hello, token="other")),
+        encode_line(replace(hello, worker="w2")),
+        encode_line(Gate(last_generation=0)),
+        b"not json\n",
+        b"",
+        b"x" * (MAX_LINE_BYTES + 1),
+    )
+    for line in refused:
+        reader, writer = await connect(line)
+        if not line:
+            writer.write_eof()
+        with contextlib.suppress(ConnectionError):  # what was not read makes it a reset
+            assert await reader.read() == b""
+        writer.close()
+    assert heard == []
+    assert not link.send("j", "w1", Leave())
+
+    first, first_writer = await connect(encode_line(hello))
+    await until(lambda: len(heard) == 1)
+    second, second_writer = await connect(encode_line(hello), encode_line(Gate(last_generation=3)))
+    await until(lambda: Gate(last_generation=3) in heard)
+    assert await first.read() == b""
+    assert link.send("j", "w1", Leave(reason="r"))
+    assert decode_agent_line(await second.readline()) == Leave(reason="r")
+
+    second_writer.write(encode_line(Finished(generation=3)))
+    second_writer.close()
+    await link.drained("j", "w1")
+    assert heard[-1] == Finished(generation=3)
+    assert not link.send("j", "w1", Leave())
+    first_writer.close()
+    await link.close()
+    assert not link.path.exists()
 
 
 async def test_logs_over_http(tmp_path: Path) -> None:

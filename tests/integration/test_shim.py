@@ -1,6 +1,7 @@
 """The shim with real processes: whichever of its three ends dies, nothing of the worker is left."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from jobclient import shim as shim_module
 from jobclient.processes import Command, Process, exit_text, log_tail
 
 pytestmark = pytest.mark.integration
+
+SHIM = str(Path(shim_module.__file__))
 
 #: a worker that starts a child in its group, one that leaves the group, and one whose parent is gone; prints all pids
 FAMILY = """
@@ -150,11 +154,24 @@ async def test_killed_shim_takes_the_group_along(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def test_worker_dies_with_its_shim_without_anybodys_help(tmp_path: Path) -> None:
+    """As when the JobClient and the shim are killed at the same moment."""
+    command = [sys.executable, "-I", "-S", SHIM, str(tmp_path / "w.log"), str(tmp_path), "sleep", "600"]
+    shim = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert shim.stdout is not None
+    pid = json.loads(shim.stdout.readline())["started"]
+    assert alive([pid])
+    shim.kill()
+    assert all_dead_within([pid], 5.0)
+    shim.communicate()
+
+
 def test_killed_parent_leaves_nothing(tmp_path: Path) -> None:
     """SIGKILL of the process that holds the pipes, as when a JobClient is killed."""
     code = f"""
 import asyncio, os, sys
 from pathlib import Path
+from jobclient import shim as shim_module
 from jobclient.processes import Command, Process
 async def run():
     command = Command([sys.executable, "-c", {FAMILY + "time.sleep(600)"!r}], dict(os.environ),

@@ -148,7 +148,13 @@ def test_wakes_for_the_first_deadline() -> None:
     both = View(node=NODE, jobs={"j": HERE}, workers=(local(leave_by_s=110.0),), drivers=(dead,))
     assert decide(both, 100.0).wake_at_s == 103.0
     assert decide(view(EMPTY, local()), 100.0).wake_at_s == 130.0
+    assert decide(view(EMPTY, local(leave_by_s=110.0)), 100.0).wake_at_s == 110.0
     assert decide(view(PLANNED, local()), 100.0).wake_at_s is None
+
+
+def test_two_plans_for_one_slot_start_one_worker() -> None:
+    two = View(node=NODE, jobs={"j": PLANNED, "k": JobView(replace(SPEC, job="k"), plan(W1), STATUS)})
+    assert [action.job for action in decide(two, 100.0).actions] == ["j"]
 
 
 def test_a_driver_that_keeps_dying_is_started_ever_more_slowly() -> None:
@@ -157,11 +163,11 @@ def test_a_driver_that_keeps_dying_is_started_ever_more_slowly() -> None:
     for _ in range(10):
         now = driver_died(now, lived_s=1.0, now_s=50.0)
         pauses.append(now.not_before_s - 50.0)
-    assert pauses[0] == pytest.approx(FIRST_DRIVER_PAUSE_S)
+    assert pauses[:2] == pytest.approx([0.0, FIRST_DRIVER_PAUSE_S])
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST_DRIVER_PAUSE_S
     after_health = driver_died(now, lived_s=HEALTHY_DRIVER_S, now_s=50.0)
-    assert after_health.not_before_s - 50.0 == pytest.approx(FIRST_DRIVER_PAUSE_S)
+    assert after_health.not_before_s == 50.0
 
 
 @pytest.mark.parametrize(
@@ -281,13 +287,13 @@ def copy_of(node: SimulatedNode) -> SimulatedNode:
     return SimulatedNode(dict(node.jobs), dict(node.workers), dict(node.drivers), node.closing, set(node.started))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(nodes())
 def test_stopping_after_each_action_reaches_the_same_end(node: SimulatedNode) -> None:
     assert copy_of(node).settle(None) == copy_of(node).settle(1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(nodes())
 def test_nothing_is_decided_twice(node: SimulatedNode) -> None:
     first = decide(node.view(), 0.0).actions
@@ -296,7 +302,7 @@ def test_nothing_is_decided_twice(node: SimulatedNode) -> None:
     assert not set(map(repr, decide(node.view(), 0.0).actions)) & set(map(repr, first))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(nodes())
 def test_closing_ends_with_nothing_running(node: SimulatedNode) -> None:
     node.closing = True
