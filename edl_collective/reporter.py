@@ -43,11 +43,15 @@ class Reporter:
         self._reported = 0.0
         self._latest: Report | None = None
 
-    def enter(self, worlds: Worlds, generation: int, rank: int, size: int) -> None:
-        """A new world begins; its resize is told when its first step is done."""
+    def join(self, worlds: Worlds, rank: int, size: int) -> None:
+        """A new world begins; from now on it is known who speaks."""
         self._worlds = worlds
         self._size_before = self._size
-        self._generation, self.rank, self._size = generation, rank, size
+        self.rank, self._size = rank, size
+
+    def enter(self, generation: int) -> None:
+        """The state is equal on all ranks; the resize is told when its first step is done."""
+        self._generation = generation
         self._resize_pending = True
 
     def resumed(self, loaded: LoadedCheckpoint) -> None:
@@ -92,7 +96,7 @@ class Reporter:
     def saved(self, epoch: int, seconds: float) -> None:
         self._tell("checkpoint", f"saved epoch {epoch} in {seconds:.2f} s", epoch=epoch, seconds=round(seconds, 3))
 
-    def epoch_done(self, epoch: int) -> None:
+    def epoch_done(self, epoch: int, step: int) -> None:
         """The epoch's line; counters begin again."""
         speed = self._samples_per_s()
         metrics = {name: round(value, 6) for name, value in self._metrics.items()}
@@ -101,6 +105,7 @@ class Reporter:
             "epoch",
             f"epoch {epoch}: {self._size} workers, {speed or 0:.0f} samples/s, {shown}",
             epoch=epoch,
+            step=step,
             workers=self._size,
             samples_per_s=speed,
             **metrics,

@@ -192,10 +192,11 @@ class State:
             self._reducer = Reducer(self.model, self.optimizer, self._scaler, self._clip_norm)
             self.optimizer = self._reducer.optimizer
         before = self._world_size
+        self._reporter.join(worlds, hvd.rank(), hvd.size())
         generation = self._synchronize(worlds.generation)
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
-        self._reporter.enter(worlds, generation, hvd.rank(), hvd.size())
+        self._reporter.enter(generation)
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
 
@@ -280,7 +281,7 @@ class State:
             began = time.monotonic()
             save_checkpoint(self._checkpoint_url, self.status(), state=self.state_dict(), keep=self._keep)
             self._reporter.saved(epoch, time.monotonic() - began)
-        self._reporter.epoch_done(epoch)
+        self._reporter.epoch_done(epoch, self.global_step)
 
     def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
         """Write down what the dataset gave for this step; returns the batch without the record."""

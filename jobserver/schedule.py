@@ -30,7 +30,7 @@ def wanted(spec: JobSpec, progress: Progress | None, started_at: float | None, n
     if schedule is not None and schedule.epochs:
         found = _by_epoch(schedule, 0 if progress is None else progress.epoch)
     elif schedule is not None and schedule.times:
-        found = _by_time(schedule, elapsed_s)
+        found = _by_time(schedule, spec.max_np, elapsed_s)
     elif schedule is not None and schedule.change is not None:
         found = _by_rule(schedule.change, spec, elapsed_s)
     if found is None:
@@ -47,8 +47,8 @@ def check_schedule(spec: JobSpec) -> None:
     if sum((bool(schedule.epochs), bool(schedule.times), schedule.change is not None)) != 1:
         raise ValueError("schedule: give exactly one of epochs, times and change")
     starts: list[float] = [step.epoch for step in schedule.epochs] or [step.after_s for step in schedule.times]
-    if starts and (starts[0] != 0 or any(b <= a for a, b in itertools.pairwise(starts))):
-        raise ValueError(f"schedule: steps must begin at 0 and rise, not {', '.join(f'{s:g}' for s in starts)}")
+    if starts and (starts[0] < 0 or any(b <= a for a, b in itertools.pairwise(starts))):
+        raise ValueError(f"schedule: steps must rise from 0 or later, not {', '.join(f'{s:g}' for s in starts)}")
     for np in [step.np for step in schedule.epochs] + [step.np for step in schedule.times]:
         if not spec.min_np <= np <= spec.max_np:
             raise ValueError(f"schedule: np {np} must be between min_np {spec.min_np} and max_np {spec.max_np}")
@@ -65,11 +65,11 @@ def _by_epoch(schedule: Schedule, epoch: int) -> Wanted | None:
     return Wanted(step.np, f"the schedule asks for {step.np} from epoch {step.epoch}")
 
 
-def _by_time(schedule: Schedule, elapsed_s: float) -> Wanted | None:
+def _by_time(schedule: Schedule, max_np: int, elapsed_s: float) -> Wanted:
     coming = min((s.after_s for s in schedule.times if s.after_s > elapsed_s), default=None)
     reached = [step for step in schedule.times if step.after_s <= elapsed_s]
     if not reached:
-        return None
+        return Wanted(max_np, "as many as fit before the first step of the schedule", coming)
     step = max(reached, key=lambda s: s.after_s)
     return Wanted(step.np, f"the schedule asks for {step.np} from {step.after_s:g} s", coming)
 

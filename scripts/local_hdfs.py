@@ -3,71 +3,31 @@
     python scripts/local_hdfs.py up --dir DIR      prints the URL; Ctrl-C stops it
     python scripts/local_hdfs.py fetch             fills the cache only
 
-Hadoop 2.7.4 comes from public packages: the pyspark 3.0.0 source archive, the last to carry the server's classes, and
-four small Debian packages. 27 MB of jars are kept in ${EDL_CACHE_DIR:-~/.cache/edl}; nothing is installed.
+The jars come from hadoop_jars.py and are kept in ${EDL_CACHE_DIR:-~/.cache/edl}. From another program, import it with
+scripts/ on the path, and start it from a thread that lives as long: a JVM dies with the thread that started it.
 
-Invariants: everything listens on 127.0.0.1; no JVM outlives the process that started it; a cache folder is there
-complete and verified, or not at all. It proves the protocol of Hadoop 2, not Hadoop 3, high availability or Kerberos.
+Invariants: everything listens on 127.0.0.1; no JVM outlives the process that started it. It proves the protocol of
+Hadoop 2, not Hadoop 3, high availability or Kerberos.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import fcntl
-import hashlib
 import json
-import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
-import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PYSPARK = "pyspark==3.0.0"
-PYSPARK_SHA256 = "8c6e5cc51d91eb8d43e81d0b7093292b5e144ac81445491d5f887d2cf4fe121f"
-DEBIAN_PACKAGES = ("libjersey1-core-java", "libjersey1-server-java", "libjersey1-servlet-java", "libjsr311-api-java")
-#: Debian's jars by the name that the package gives them; its version is Debian's business.
-DEBIAN_JARS = ("jersey1-core.jar", "jersey1-server.jar", "jersey1-servlet.jar", "jsr311-api.jar")
-SPARK_JARS = (
-    "commons-cli-1.2.jar",
-    "commons-codec-1.10.jar",
-    "commons-collections-3.2.2.jar",
-    "commons-configuration-1.6.jar",
-    "commons-io-2.4.jar",
-    "commons-lang-2.6.jar",
-    "commons-logging-1.1.3.jar",
-    "guava-14.0.1.jar",
-    "hadoop-auth-2.7.4.jar",
-    "hadoop-common-2.7.4.jar",
-    "hadoop-hdfs-2.7.4.jar",
-    "htrace-core-3.1.0-incubating.jar",
-    "httpclient-4.5.6.jar",
-    "httpcore-4.4.12.jar",
-    "jackson-core-asl-1.9.13.jar",
-    "jackson-mapper-asl-1.9.13.jar",
-    "javax.servlet-api-3.1.0.jar",
-    "jaxb-api-2.2.2.jar",
-    "jetty-6.1.26.jar",
-    "jetty-sslengine-6.1.26.jar",
-    "jetty-util-6.1.26.jar",
-    "log4j-1.2.17.jar",
-    "netty-all-4.1.47.Final.jar",
-    "protobuf-java-2.5.0.jar",
-    "slf4j-api-1.7.30.jar",
-    "slf4j-log4j12-1.7.30.jar",
-    "xmlenc-0.52.jar",
-)
+from hadoop_jars import LocalHdfsError, Say, default_cache_dir, fetch_hadoop, run_tool
+
 JAVA_FLAGS = (
     "-Xmx192m",
     "-XX:+UseSerialGC",
@@ -88,131 +48,9 @@ log4j.appender.out.layout.ConversionPattern=%d{ISO8601} %p %c: %m%n
 """
 POLL_S = 0.1
 
-Say = Callable[[str], None]
-
-
-class LocalHdfsError(Exception):
-    """Raised when the local HDFS cannot be fetched or started; the message says what to do."""
-
 
 class PortTaken(LocalHdfsError):
     """Raised when another process took a port between our choice and its use."""
-
-
-def default_cache_dir() -> Path:
-    """${EDL_CACHE_DIR:-~/.cache/edl}."""
-    return Path(os.environ.get("EDL_CACHE_DIR") or "~/.cache/edl").expanduser()
-
-
-def fetch_hadoop(cache_dir: Path, say: Say) -> Path:
-    """The folder of jars, fetched on the first call: 206 MB over the network, 27 MB kept.
-
-    Raises:
-        LocalHdfsError: if a download fails or is not what it should be.
-    """
-    target = cache_dir / f"hadoop-2.7.4-{PYSPARK_SHA256[:12]}"
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / "hadoop.lock"):
-        if _is_complete(target):
-            return target
-        shutil.rmtree(target, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=cache_dir, prefix="hadoop-fetch-") as scratch:
-            jars = Path(scratch) / "jars"
-            jars.mkdir()
-            _fetch_spark_jars(Path(scratch), jars, say)
-            _fetch_debian_jars(Path(scratch), jars, say)
-            sums = {jar.name: _sha256(jar) for jar in sorted(jars.glob("*.jar"))}
-            (jars / "SHA256.json").write_text(json.dumps(sums, indent=1))
-            jars.rename(target)
-    say(f"kept {sum(f.stat().st_size for f in target.iterdir()) >> 20} MB in {target}")
-    return target
-
-
-def _is_complete(target: Path) -> bool:
-    """Whether every jar is there and unaltered; 0.1 s for 27 MB."""
-    index = target / "SHA256.json"
-    if not index.is_file():
-        return False
-    sums: dict[str, str] = json.loads(index.read_text())
-    wanted = {*SPARK_JARS, *DEBIAN_JARS}
-    return wanted <= set(sums) and all((target / n).is_file() and _sha256(target / n) == s for n, s in sums.items())
-
-
-def _fetch_spark_jars(scratch: Path, jars: Path, say: Say) -> None:
-    say(f"fetching {PYSPARK} (205 MB, once) for the HDFS server in it")
-    requirement = scratch / "requirements.txt"
-    requirement.write_text(f"{PYSPARK} --hash=sha256:{PYSPARK_SHA256}\n")
-    # `download`, never `install`: pip compares the hash before it looks inside.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation", "--require-hashes"]
-    command += ["--no-cache-dir", "--no-binary", "pyspark", "--progress-bar", "raw", "-d", str(scratch)]
-    _run_with_progress([*command, "-r", str(requirement)], scratch, say)
-    archive = next(scratch.glob("pyspark-*.tar.gz"))
-    if _sha256(archive) != PYSPARK_SHA256:
-        raise LocalHdfsError(f"{archive.name} has another sha256 than {PYSPARK_SHA256}")
-    say(f"unpacking {len(SPARK_JARS)} jars")
-    missing = set(SPARK_JARS)
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            name = Path(member.name).name
-            if name in missing and member.isfile() and (source := tar.extractfile(member)):
-                with source, (jars / name).open("wb") as out:
-                    shutil.copyfileobj(source, out)
-                missing.discard(name)
-    if missing:
-        raise LocalHdfsError(f"{archive.name} lacks {sorted(missing)}")
-
-
-def _run_with_progress(command: list[str], cwd: Path, say: Say) -> None:
-    """Run pip and turn its "Progress 1 of 2" lines into one line per tenth."""
-    told = 0
-    last_lines: list[str] = []
-    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
-        assert pip.stdout is not None
-        for line in pip.stdout:
-            words = line.split()
-            if len(words) == 4 and words[0] == "Progress" and words[1].isdigit() and words[3].isdigit():
-                done, whole = int(words[1]), max(int(words[3]), 1)
-                if done * 10 // whole > told:
-                    told = done * 10 // whole
-                    say(f"  {done >> 20} of {whole >> 20} MB")
-            else:
-                last_lines = [*last_lines[-9:], line.rstrip()]
-    if pip.returncode != 0:
-        raise LocalHdfsError("pip could not download it; its last lines:\n" + "\n".join(last_lines))
-
-
-def _fetch_debian_jars(scratch: Path, jars: Path, say: Say) -> None:
-    say(f"fetching {', '.join(DEBIAN_PACKAGES)} (1.2 MB)")
-    for tool in ("apt-get", "dpkg"):
-        if shutil.which(tool) is None:
-            raise LocalHdfsError(f"{tool} is missing: the local HDFS is set up on Debian or Ubuntu")
-    _run(["apt-get", "-o", "APT::Sandbox::User=root", "download", *DEBIAN_PACKAGES], scratch)
-    for package in scratch.glob("*.deb"):
-        _run(["dpkg", "-x", str(package), str(scratch / "debian")], scratch)
-    for name in DEBIAN_JARS:
-        found = scratch / "debian/usr/share/java" / name
-        if not found.exists():
-            raise LocalHdfsError(f"the Debian packages lack {name}")
-        shutil.copyfile(found, jars / name)
-
-
-def _run(command: list[str], cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise LocalHdfsError(f"{' '.join(command[:4])} ... failed:\n{done.stderr.strip()[-2000:]}")
-    return done.stdout
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Jvm:
@@ -232,14 +70,9 @@ class _Jvm:
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
             )
 
-    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """End it and wait until it is gone."""
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.process.kill()
         self.process.wait()
 
     def check(self) -> None:
@@ -344,8 +177,8 @@ class LocalHdfs:
 
     def set_safe_mode(self, on: bool) -> None:
         """Enter or leave safe mode, as an administrator does."""
-        _run(["java", *JAVA_FLAGS, "-cp", self._classes("namenode"), DFSADMIN, "-safemode", "enter" if on else "leave"],
-             self.base_dir)  # fmt: skip
+        command = ["java", *JAVA_FLAGS, "-cp", self._classes("namenode"), DFSADMIN]
+        run_tool([*command, "-safemode", "enter" if on else "leave"], self.base_dir)
 
     def _start_all(self, timeout_s: float) -> None:
         ports = _free_ports(2 + 3 * self._count)

@@ -95,12 +95,25 @@ class Cluster:
 
     def running(self, job: str) -> list[Json]:
         """The job's workers that are in the present world, oldest first."""
-        workers = [w for w in self.job(job)["workers"] if w["state"] == "running"]
+        workers = [w for w in self.job(job)["worker_records"] if w["state"] == "running"]
         return sorted(workers, key=lambda w: int(w["worker"][1:]))
 
     def wait_for_world(self, job: str, size: int, timeout_s: float = 60) -> None:
-        """Until `size` workers have completed a step together."""
-        self.wait(lambda: self.job(job)["world_size"] == size, timeout_s, f"{size} workers of {job} train", job)
+        """Until a world of `size` workers is the newest and has completed a step."""
+
+        def trains() -> bool:
+            detail = self.job(job)
+            world, progress = detail["rendezvous"], detail["progress"]
+            planned = {row[0] for row in (detail["plan"] or {"workers": []})["workers"]}
+            members = {row[0] for row in world["members"]} if world else set()
+            return (
+                len(members) == size
+                and members == planned
+                and progress is not None
+                and progress["generation"] == world["generation"]
+            )
+
+        self.wait(trains, timeout_s, f"{size} workers of {job} train", job)
 
     def wait_for_phase(self, job: str, phase: str, timeout_s: float = 90) -> None:
         self.wait(lambda: self.job(job)["phase"] == phase, timeout_s, f"{job} is {phase}", job)

@@ -5,7 +5,7 @@ Tests that kill a part of it start one of their own with `new_hdfs`.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -17,14 +17,11 @@ import pytest
 
 
 def _script() -> ModuleType:
-    """scripts/local_hdfs.py as a module."""
-    path = Path(__file__).parents[1] / "scripts" / "local_hdfs.py"
-    spec = importlib.util.spec_from_file_location("local_hdfs", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault("local_hdfs", importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
+    """scripts/local_hdfs.py as a module; it stands beside the jars' module, not in a package."""
+    folder = str(Path(__file__).parents[1] / "scripts")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module("local_hdfs")
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,9 @@ from checkpoints.errors import CheckpointError, CheckpointUnavailable, Checkpoin
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Longest wait for one call; a chunk of a write passes a pipeline of DataNodes that may have to be rebuilt.
-CALL_TIMEOUT_S = 90.0
+#: Longest wait for one call. The client was seen to wait for ever when a DataNode died under a write; the saver then
+#: writes the file again.
+CALL_TIMEOUT_S = 30.0
 
 #: Strings, as in hdfs-site.xml. The defaults (15 attempts, sleeping up to 15 s) are for daemons that cannot give up.
 FAIL_FAST = {

@@ -132,7 +132,7 @@ def test_submitting_again_after_a_scale_is_the_same_job_unless_it_says_np(server
         ({"job": None}, "job: expected `str`", "job"),
         ({"colour": 1}, "a job has no field 'colour'", "colour"),
         ({"stopped": True}, "a job has no field 'stopped'", "stopped"),
-        ({"schedule": {"times": [{"after_s": 5, "np": 1}]}}, "begin at 0", "schedule"),
+        ({"schedule": {"times": [{"after_s": -5, "np": 1}]}}, "rise from 0", "schedule"),
         ({"schedule": {"epochs": [{"epoch": 0, "np": 9}]}}, "np 9 must be between", "schedule"),
         ({"max_failures": -1}, "max_failures is -1", "max_failures"),
         ({"hold_timeout_s": 0}, "hold_timeout_s is 0", "hold_timeout_s"),

@@ -101,7 +101,11 @@ def test_a_grad_scaler_comes_back() -> None:
 
 def test_random_states_come_back() -> None:
     numpy_state = np.random.RandomState(5).get_state()
-    state = {"torch": torch.get_rng_state(), "numpy": numpy_state, "python": random.Random(4).getstate()}
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": numpy_state,
+        "python": random.Random(4).getstate(),
+    }
     found = round_trip(state)
     assert torch.equal(found["torch"], state["torch"])
     other = np.random.RandomState()
@@ -213,7 +217,7 @@ def test_other_tools_can_open_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("node", [[], {}, {"pickle": "x"}, {"bytes": "*"}, {"tensor": "none"}, {"dict": [[1]]}])
 def test_a_tree_that_is_not_ours_is_refused(node: Any) -> None:
     with pytest.raises((ValueError, KeyError)):
-        unflatten(node, {}.__getitem__)
+        unflatten(node, dict[str, Any]().__getitem__)
 
 
 def test_importing_and_listing_loads_no_torch_and_no_client(tmp_path: Path) -> None:

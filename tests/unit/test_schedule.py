@@ -41,6 +41,12 @@ def test_time_steps_count_from_the_start(now_s: float, np: int, wake_at: float |
     assert (found.np, found.wake_at) == (np, wake_at)
 
 
+def test_before_its_first_step_a_schedule_leaves_the_size_open() -> None:
+    by_time = wanted(spec(schedule=Schedule(times=(TimeStep(60, 2),))), None, 100.0, 110.0)
+    assert (by_time.np, by_time.wake_at) == (4, 160.0)
+    assert wanted(spec(schedule=Schedule(epochs=(EpochStep(3, 2),))), progress(2), 0.0, 0.0).np == 4
+
+
 def test_time_stands_still_before_the_start() -> None:
     schedule = Schedule(times=(TimeStep(0, 1), TimeStep(60, 3)))
     found = wanted(spec(schedule=schedule), None, None, 1e9)
@@ -88,7 +94,7 @@ def test_bounds_always_hold(least: int, span: int, nps: list[int], epoch: int) -
     [
         (Schedule(), "exactly one"),
         (Schedule(epochs=(EpochStep(0, 1),), times=(TimeStep(0, 1),)), "exactly one"),
-        (Schedule(epochs=(EpochStep(1, 1),)), "begin at 0"),
+        (Schedule(epochs=(EpochStep(-1, 1),)), "rise from 0"),
         (Schedule(epochs=(EpochStep(0, 1), EpochStep(0, 2))), "rise"),
         (Schedule(times=(TimeStep(0, 5),)), "np 5 must be between"),
         (Schedule(change=ChangeRule(0.0, 1, 1)), "every_s above 0"),

@@ -1,0 +1,254 @@
+"""edl submit, ps, describe, scale, stop, delete, events, nodes: one request each."""
+
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobserver.cli.client import Api, BadInput, print_json, print_table, with_api
+
+_STEP = re.compile(r"(\d+(?:\.\d+)?)(s?):(\d+)")
+_RULE = re.compile(r"(\d+(?:\.\d+)?)s:-(\d+)\+(\d+)")
+
+
+def parse_schedule(text: str) -> dict[str, Any]:
+    """The schedule of "0:1,2:2" (epoch:np), "0s:1,60s:2" (seconds:np) or "900s:-1+1" (every 900 s, changing).
+
+    Raises ValueError.
+    """
+    rule = _RULE.fullmatch(text.strip())
+    if rule:
+        return {"change": {"every_s": float(rule[1]), "remove": int(rule[2]), "add": int(rule[3])}}
+    steps = [_STEP.fullmatch(part.strip()) for part in text.split(",")]
+    found = [step for step in steps if step is not None]
+    kinds = {step[2] for step in found}
+    if len(found) < len(steps) or len(kinds) != 1:
+        raise ValueError(
+            f'schedule {text!r} is not understood: write "0:1,2:2" (epoch:np), "0s:1,60s:2" (seconds:np) '
+            'or "900s:-1+1" (every 900 s one leaves, then one joins)'
+        )
+    if kinds == {"s"}:
+        return {"times": [{"after_s": float(step[1]), "np": int(step[3])} for step in found]}
+    if any("." in step[1] for step in found):
+        raise ValueError(f"schedule {text!r}: an epoch is a whole number")
+    return {"epochs": [{"epoch": int(step[1]), "np": int(step[3])} for step in found]}
+
+
+def default_name(command: tuple[str, ...]) -> str:
+    """A job's name from its command: the script's name without its ending."""
+    script = next((part for part in command if part.endswith(".py")), command[0])
+    return re.sub(r"[^A-Za-z0-9._-]", "-", Path(script).stem).strip("-._")[:63] or "job"
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option("--name", default=None, help="name of the job (default: that of its script)")
+@click.option("--min-np", type=int, default=None, help="fewest workers it may run with (default: 1)")
+@click.option("--max-np", type=int, default=None, help="most workers it may have (default: --np, else --min-np)")
+@click.option("--np", type=int, default=None, help="wanted workers (default: as many as fit, or the schedule)")
+@click.option("--schedule", default=None, help='"0:1,2:2" (epoch:np), "0s:1,60s:2" or "900s:-1+1"')
+@click.option("--checkpoint", default=None, help="URL of the checkpoint directory")
+@click.option("--work-dir", default=None, help="where the command runs (default: the current directory)")
+@click.option("--env", "pairs", multiple=True, metavar="NAME=VALUE", help="environment of the workers; repeatable")
+@click.option("--package-sh", default=None, help="run as FILE -pod_id WORKER before each worker")
+@click.option("--pod-path", default=None, help="each worker runs in DIR/<worker>")
+@click.option("--kind", type=click.Choice(["elastic", "external"]), default=None, help="external: run by horovodrun")
+@click.option("--max-restarts", type=int, default=None, help="new attempts after all workers died (default: 3)")
+@click.option("--max-failures", type=int, default=None, help="worker failures between two epochs (default: 10)")
+@click.option("--hold-timeout", type=float, default=None, help="seconds below --min-np until it fails (default: 600)")
+@click.argument("command", nargs=-1)
+@with_api
+def submit(
+    api: Api,
+    as_json: bool,
+    command: tuple[str, ...],
+    name: str | None,
+    schedule: str | None,
+    work_dir: str | None,
+    pairs: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Submit a job: edl submit [OPTIONS] -- python train.py ARGS."""
+    if not command:
+        raise BadInput("the command is missing: edl submit [OPTIONS] -- python train.py")
+    body = _spec(options)
+    body |= {"job": name or default_name(command), "command": command}
+    body["work_dir"] = str(Path(work_dir or ".").absolute())
+    if schedule is not None:
+        try:
+            body["schedule"] = parse_schedule(schedule)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+    if pairs:
+        body["env"] = _environment(pairs)
+    answer = api.post("/jobs", body)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"job {answer['job']} {'is submitted' if answer['created'] else 'exists already'}")
+
+
+def _spec(options: dict[str, Any]) -> dict[str, Any]:
+    names = {"checkpoint": "checkpoint_url", "package_sh": "package_hook", "hold_timeout": "hold_timeout_s"}
+    return {names.get(option, option): value for option, value in options.items() if value is not None}
+
+
+def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--env {pair!r} is not NAME=VALUE")
+        found[name] = value
+    return found
+
+
+@click.command()
+@with_api
+def ps(api: Api, as_json: bool) -> None:
+    """List the jobs."""
+    answer = api.get("/jobs")
+    if as_json:
+        print_json(answer)
+        return
+    rows: list[tuple[object, ...]] = [
+        (
+            job["job"],
+            job["phase"],
+            f"{job['world_size']}/{job['workers']} of {job['min_np']}..{job['max_np']}",
+            job["epoch"] if job["epochs_total"] is None else f"{job['epoch']}/{job['epochs_total']}",
+            job["step"],
+            _round(job["samples_per_s"], 1),
+            _round(job["loss"], 4),
+            job["reason"].splitlines()[0] if job["reason"] else "",
+        )
+        for job in answer["jobs"]
+    ]
+    print_table(("JOB", "PHASE", "WORKERS", "EPOCH", "STEP", "SAMPLES/S", "LOSS", "REASON"), rows)
+
+
+@click.command()
+@click.argument("job")
+@with_api
+def describe(api: Api, as_json: bool, job: str) -> None:
+    """Show everything about a job."""
+    found = api.get(f"/jobs/{job}")
+    if as_json:
+        print_json(found)
+        return
+    spec, plan, progress = found["spec"], found["plan"], found["progress"] or {}
+    status = found["status"] or {"attempt": 1, "failures": 0, "restarts": 0}
+    for label, value in (
+        ("job", f"{job} ({found['kind']})"),
+        ("phase", f"{found['phase']}: {found['reason']}"),
+        ("command", " ".join(spec["command"])),
+        ("workers", f"{found['workers']} planned, {found['min_np']} to {found['max_np']}, np {spec['np'] or 'open'}"),
+        ("plan", f"revision {plan['revision']}, driver on {plan['driver_node']}: {plan['reason']}" if plan else "none"),
+        ("attempt", f"{status['attempt']} ({status['restarts']} restarts, {status['failures']} failures this epoch)"),
+        ("training", _training(progress)),
+        ("checkpoint", spec["checkpoint_url"] or "none"),
+    ):
+        click.echo(f"{label:<11}{value}")
+    workers: list[tuple[object, ...]] = [
+        (w["worker"], w["node"], w["slot"], w["state"], w["pid"], w["generation"], w["outcome"], w["exit_code"])
+        for w in found["worker_records"]
+    ]
+    click.echo()
+    print_table(("WORKER", "NODE", "SLOT", "STATE", "PID", "GENERATION", "OUTCOME", "EXIT"), workers)
+    click.echo()
+    _print_events(found["events"])
+
+
+def _training(progress: dict[str, Any]) -> str:
+    if not progress:
+        return "nothing reported yet"
+    figures = [f"epoch {progress['epoch']}", f"step {progress['step']}", f"world size {progress['world_size']}"]
+    for name, label in (("samples_per_s", "samples/s"), ("loss", "loss"), ("accuracy", "accuracy")):
+        if progress[name] is not None:
+            figures.append(f"{label} {progress[name]:.4g}")
+    return ", ".join([*figures, *([progress["message"]] if progress["message"] else [])])
+
+
+@click.command()
+@click.argument("job")
+@click.argument("np")
+@with_api
+def scale(api: Api, as_json: bool, job: str, np: str) -> None:
+    """Change how many workers a job has; NP is a number, or auto for its schedule."""
+    if np != "auto" and not np.isdecimal():
+        raise BadInput(f"NP is {np!r}: give a number of workers, or auto")
+    answer = api.post(f"/jobs/{job}/scale", {"np": None if np == "auto" else int(np)})
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"job {job} wants {'what its schedule says' if np == 'auto' else np + ' workers'}")
+
+
+@click.command()
+@click.argument("job")
+@with_api
+def stop(api: Api, as_json: bool, job: str) -> None:
+    """Stop a job; its workers end at their next step."""
+    answer = api.post(f"/jobs/{job}/stop")
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"job {job} is being stopped")
+
+
+@click.command()
+@click.argument("job")
+@with_api
+def delete(api: Api, as_json: bool, job: str) -> None:
+    """Forget a job that has ended, so that its name is free; logs and checkpoints stay."""
+    answer = api.delete(f"/jobs/{job}")
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"job {job} is forgotten")
+
+
+@click.command()
+@click.argument("job")
+@click.option("--after", type=int, default=-1, help="only events with a higher number")
+@with_api
+def events(api: Api, as_json: bool, job: str, after: int) -> None:
+    """Show what happened to a job, and why."""
+    answer = api.get(f"/jobs/{job}/events", after=after)
+    if as_json:
+        print_json(answer)
+    else:
+        _print_events(answer["events"])
+
+
+def _print_events(found: list[dict[str, Any]]) -> None:
+    for event in found:
+        at = datetime.fromtimestamp(event["at"]).strftime("%Y-%m-%d %H:%M:%S")
+        click.echo(f"{event['number']:>6}  {at}  {event['kind']:<10}  {event['text']}")
+
+
+@click.command()
+@with_api
+def nodes(api: Api, as_json: bool) -> None:
+    """List the nodes and their workers."""
+    answer = api.get("/nodes")
+    if as_json:
+        print_json(answer)
+        return
+    rows: list[tuple[object, ...]] = [
+        (
+            node["node"],
+            node["address"],
+            f"{len(node['workers'])}/{node['slots']}",
+            ",".join(map(str, node["gpus"])) or "cpu",
+            "draining" if node["draining"] else "ready",
+            " ".join(f"{w['job']}:{w['worker']}" for w in node["workers"]),
+        )
+        for node in answer["nodes"]
+    ]
+    print_table(("NODE", "ADDRESS", "SLOTS", "GPUS", "STATE", "WORKERS"), rows)
+
+
+def _round(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
