@@ -162,7 +162,10 @@ def _retry_unsaved(case: Case, now_s: float) -> Case:
 def _ask(case: Case, now_s: float) -> Case:
     why = _exhausted(case)
     if why is not None:
-        return replace(enter(case, Phase.FAILED, why, now_s), clear=True)
+        counted = case.status
+        began = case.job.status.value.attempt if case.job.status else 1  # the next one is not made
+        status = with_(counted, counts=(began, counted.failures, counted.restarts, counted.epoch_seen))
+        return replace(enter(replace(case, status=status), Phase.FAILED, why, now_s), clear=True)
     spec, status = case.job.spec.value, case.status
     if status.phase is Phase.HOLDING and now_s >= status.since + spec.hold_timeout_s:
         why = f"held below min_np {spec.min_np} for hold_timeout_s {spec.hold_timeout_s:g}"

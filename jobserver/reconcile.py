@@ -158,7 +158,8 @@ def _settle(
 ) -> tuple[Case, Plan | None]:
     """The decided case and its new plan, None where the plan stays."""
     if case.clear is not None:
-        return case, _plan(case, (), snapshot, case.status.reason, config) if case.clear else None
+        reason = case.status.reason.partition("\n")[0]  # the status has the end of the log, too
+        return case, _plan(case, (), snapshot, reason, config) if case.clear else None
     assert grant is not None, "allocate answers every request"
     number = case.job.plan.value.next_worker if case.job.plan else 1
     new = tuple(PlannedWorker(f"w{number + i}", slot.node, slot.slot) for i, slot in enumerate(grant.added))

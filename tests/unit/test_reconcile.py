@@ -242,6 +242,7 @@ def test_all_workers_dead_is_a_new_attempt_a_bounded_number_of_times() -> None:
     world.settle()
     assert (world.status().phase, world.ids(), world.plan().driver_node) == (Phase.FAILED, [], None)
     assert "max_restarts is 2" in world.status().reason
+    assert (world.status().attempt, "\n" in world.plan().reason) == (3, False)
     assert world.status().reason.endswith("ImportError: no module named torc")
 
 
