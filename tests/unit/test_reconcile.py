@@ -443,6 +443,26 @@ def test_old_workers_and_events_are_forgotten() -> None:
     assert any("w10 failed" in text for text in texts)
 
 
+def test_the_records_of_256_workers_stay_within_the_bound() -> None:
+    names = [f"{i:03d}-{'n' * 59}" for i in range(34)]
+    world = World()
+    for name in names:
+        world.join(name, 8)
+    world.submit(min_np=16, max_np=256, max_failures=1000)
+    world.settle()
+    world.run_workers()
+    assert len(world.ids()) == 256
+    for worker in world.ids()[:128]:
+        world.fail(worker, log_tail="x" * 10_000)
+    world.settle()
+    assert "; and 120 more; replaced, still 256 workers" in world.plan().reason
+    assert len(encode(world.plan())) < 24 * 1024
+    world.edit(max_failures=1)
+    world.fail(world.ids()[0], log_tail="x" * 10_000)
+    world.settle()
+    assert (world.status().phase, len(encode(world.status())) < 4096) == (Phase.FAILED, True)
+
+
 def test_every_phase_is_in_the_table() -> None:
     assert set(TRANSITIONS) == set(Phase)
     assert all(not TRANSITIONS[phase] for phase in Phase if phase.terminal)
