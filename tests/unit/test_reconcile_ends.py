@@ -1,8 +1,9 @@
 """The decision about jobs, as tables: holding, finishing, stopping, what cannot be read, and rubbish."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
-import replace
 from job_world import CONFIG, World, running
 
 from edl_collective.coord.records import (
