@@ -5,6 +5,7 @@ stay stays where it is; the same arguments give the same answer. Jobs come in th
 job's minimum, then what each holds beyond it, then what each wants beyond that. Why a job wants it is not known here.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -114,8 +115,10 @@ def _keep(request: Request, share: int, room: Room) -> tuple[PlannedWorker, ...]
 
 def _place(count: int, stay: Sequence[PlannedWorker], busy: Set[Slot], room: Room) -> list[Slot]:
     """Up to `count` free slots, chosen one after the other."""
-    used = {node: sum(s.node == node for s in busy) for node in room.nodes}
-    own = {node: sum(w.node == node for w in stay) for node in room.nodes}
+    if count <= 0:
+        return []
+    used = Counter(slot.node for slot in busy)
+    own = Counter(worker.node for worker in stay)
     free = {node: [i for i in range(slots) if Slot(node, i) not in busy] for node, slots in room.nodes.items()}
     chosen: list[Slot] = []
     while len(chosen) < count:

@@ -103,6 +103,8 @@ class Controller:
         if self._thread.ident is not None:
             self._thread.join(STOP_TIMEOUT_S)
         self._mirror.close()
+        if self._store.session is not Session.CONNECTED:
+            return  # the session expires, and with it the lead
         try:
             self._leadership.resign()
         except CoordError as error:

@@ -12,6 +12,7 @@ from jobserver.schedule import Wanted, wanted
 from jobserver.snapshot import Job, Slot
 
 MAX_TAIL_CHARS = 2000
+MAX_NEWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ def _finish(case: Case, now_s: float, finish_timeout_s: float) -> Case:
         slow = ", ".join(w.worker for w in case.crew.living)
         reason += f"; {slow} did not end within finish_timeout_s {finish_timeout_s:g} and are stopped"
     if case.crew.dead:
-        reason += "; " + ", ".join(death.text for death in case.crew.dead)
+        reason += "; " + some(tuple(death.text for death in case.crew.dead))
     return replace(enter(entered, Phase.SUCCEEDED, reason, now_s), clear=True)
 
 
@@ -162,7 +163,10 @@ def _retry_unsaved(case: Case, now_s: float) -> Case:
 def _ask(case: Case, now_s: float) -> Case:
     why = _exhausted(case)
     if why is not None:
-        return replace(enter(case, Phase.FAILED, why, now_s), clear=True)
+        counted = case.status
+        began = case.job.status.value.attempt if case.job.status else 1  # the next one is not made
+        status = with_(counted, counts=(began, counted.failures, counted.restarts, counted.epoch_seen))
+        return replace(enter(replace(case, status=status), Phase.FAILED, why, now_s), clear=True)
     spec, status = case.job.spec.value, case.status
     if status.phase is Phase.HOLDING and now_s >= status.since + spec.hold_timeout_s:
         why = f"held below min_np {spec.min_np} for hold_timeout_s {spec.hold_timeout_s:g}"
@@ -180,6 +184,12 @@ def _wanted(case: Case, now_s: float) -> Wanted:
     if near_end(case) and spec.min_np <= size <= spec.max_np:
         return Wanted(size, f"no resize near the end of training ({want.reason})", want.wake_at)
     return want
+
+
+def some(texts: tuple[str, ...]) -> str:
+    """The first of `texts` in one sentence, and how many more there are: a record has a size bound."""
+    more = f"; and {len(texts) - MAX_NEWS} more" if len(texts) > MAX_NEWS else ""
+    return "; ".join(texts[:MAX_NEWS]) + more
 
 
 def near_end(case: Case) -> bool:

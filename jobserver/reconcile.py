@@ -13,7 +13,7 @@ from edl_collective.coord.records import Event, JobKind, JobSpec, JobStatus, Pha
 from jobserver.allocate import Grant, Request, Room, allocate, worker_number
 from jobserver.changing import Changing, fill_in
 from jobserver.job_state import crew_of, is_over
-from jobserver.judge import Case, enter, judge, near_end, with_
+from jobserver.judge import Case, enter, judge, near_end, some, with_
 from jobserver.snapshot import At, Job, Slot, Snapshot
 
 
@@ -158,7 +158,8 @@ def _settle(
 ) -> tuple[Case, Plan | None]:
     """The decided case and its new plan, None where the plan stays."""
     if case.clear is not None:
-        return case, _plan(case, (), snapshot, case.status.reason, config) if case.clear else None
+        reason = case.status.reason.partition("\n")[0]  # the status has the end of the log, too
+        return case, _plan(case, (), snapshot, reason, config) if case.clear else None
     assert grant is not None, "allocate answers every request"
     number = case.job.plan.value.next_worker if case.job.plan else 1
     new = tuple(PlannedWorker(f"w{number + i}", slot.node, slot.slot) for i, slot in enumerate(grant.added))
@@ -208,7 +209,7 @@ def _plan_reason(case: Case, workers: tuple[PlannedWorker, ...]) -> str:
     if case.news and before == after:
         what = f"replaced, still {_workers(after)}"
     why = case.wanted.reason if after >= case.wanted.np else f"{case.wanted.np} are wanted ({case.wanted.reason})"
-    return "; ".join((*case.news, f"{what}: {why}"))
+    return "; ".join((*([some(case.news)] if case.news else []), f"{what}: {why}"))
 
 
 def _plan(

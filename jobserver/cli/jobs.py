@@ -182,7 +182,8 @@ def scale(api: Api, as_json: bool, job: str, np: str) -> None:
     if as_json:
         print_json(answer)
     else:
-        click.echo(f"job {job} wants {'what its schedule says' if np == 'auto' else np + ' workers'}")
+        wish = "what its schedule says" if np == "auto" else "1 worker" if int(np) == 1 else f"{int(np)} workers"
+        click.echo(f"job {job} wants {wish}")
 
 
 @click.command()
