@@ -30,25 +30,24 @@ class Collect:
     reason: str
 
 
-def collectable(found: Iterable[tuple[AttemptName, Condition]], ours: AttemptName, keep: int | None) -> list[Collect]:
+def collectable(found: Iterable[tuple[AttemptName, Condition]], ours: AttemptName, keep: int) -> list[Collect]:
     """Decide what to collect, oldest first.
 
     Args:
         found: every attempt in the folder with its condition.
         ours: the attempt that was committed just now.
-        keep: valid checkpoints to keep, at least 1; None keeps them all.
+        keep: valid checkpoints to keep, at least 1.
 
     Raises:
         ValueError: if keep is less than 1.
     """
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1, or None to keep all; it is {keep}")
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1; it is {keep}")
     known = dict(found)
     valid = sorted((a for a, condition in known.items() if condition is Condition.VALID), reverse=True)
     if ours not in valid:
         return []  # what we wrote cannot be seen: no ground to delete anything on
-    surplus = valid[keep:] if keep is not None else []
-    chosen = [Collect(a, f"more than {keep} newer or equal checkpoints are kept") for a in surplus]
+    chosen = [Collect(a, f"{keep} newer ones are kept") for a in valid[keep:]]
     chosen += [
         Collect(a, f"{condition.value}, and older than a valid checkpoint")
         for a, condition in known.items()

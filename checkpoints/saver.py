@@ -53,7 +53,8 @@ def save_checkpoint(
             numpy arrays, numbers, strings and None.
         driver_epoch: epoch of the driver that this worker belongs to; a worker of an older driver never wins over one
             of a newer.
-        keep: valid checkpoints to keep, at least 1; None keeps all.
+        keep: valid checkpoints to keep, at least 1, and the remains of dead saves go with
+            the rest; None removes nothing.
         driver: which driver to use, by default the one of the URL's scheme.
         retry_s: how long a file is written again when writing it fails although the file system answers: a dead
             HDFS DataNode is offered to writers until its NameNode notices. An outage is raised at once.
@@ -77,7 +78,8 @@ def save_checkpoint(
     try:
         attempt = _next_attempt(target, status, driver_epoch)
         manifest = _write(target, attempt, status, shards, now(), _Retry(target, str(attempt), retry_s))
-        _collect(target, attempt, keep)
+        if keep is not None:
+            _collect(target, attempt, keep)
     finally:
         if target is not driver:
             target.close()
@@ -157,7 +159,7 @@ class _Retry:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-def _collect(driver: Driver, attempt: AttemptName, keep: int | None) -> None:
+def _collect(driver: Driver, attempt: AttemptName, keep: int) -> None:
     """The save is done; that old checkpoints could not be removed is worth a warning, not a failed save."""
     try:
         store.collect(driver, attempt, keep)

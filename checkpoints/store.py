@@ -102,7 +102,7 @@ def examine(driver: Driver, attempt: AttemptName) -> Examined:
     """
     try:
         entries = {entry.name: entry for entry in driver.list_dir(str(attempt))}
-        if MANIFEST not in entries:
+        if MANIFEST not in entries or entries[MANIFEST].is_dir:
             return Examined(attempt, Condition.UNFINISHED, None, "no manifest: the save did not finish")
         data = read_file(driver, f"{attempt}/{MANIFEST}", MANIFEST_LIMIT_BYTES)
     except CheckpointNotFound:
@@ -135,7 +135,7 @@ def remove(driver: Driver, attempt: AttemptName) -> None:
     driver.remove_tree(str(attempt))
 
 
-def collect(driver: Driver, ours: AttemptName, keep: int | None) -> list[str]:
+def collect(driver: Driver, ours: AttemptName, keep: int) -> list[str]:
     """Remove what the policy lets go after `ours` was committed; returns the names removed."""
     found = [(attempt, examine(driver, attempt).condition) for attempt in attempts(driver)]
     removed = []

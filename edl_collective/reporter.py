@@ -96,7 +96,7 @@ class Reporter:
     def saved(self, epoch: int, seconds: float) -> None:
         self._tell("checkpoint", f"saved epoch {epoch} in {seconds:.2f} s", epoch=epoch, seconds=round(seconds, 3))
 
-    def epoch_done(self, epoch: int) -> None:
+    def epoch_done(self, epoch: int, step: int) -> None:
         """The epoch's line; counters begin again."""
         speed = self._samples_per_s()
         metrics = {name: round(value, 6) for name, value in self._metrics.items()}
@@ -105,6 +105,7 @@ class Reporter:
             "epoch",
             f"epoch {epoch}: {self._size} workers, {speed or 0:.0f} samples/s, {shown}",
             epoch=epoch,
+            step=step,
             workers=self._size,
             samples_per_s=speed,
             **metrics,

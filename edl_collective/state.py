@@ -281,7 +281,7 @@ class State:
             began = time.monotonic()
             save_checkpoint(self._checkpoint_url, self.status(), state=self.state_dict(), keep=self._keep)
             self._reporter.saved(epoch, time.monotonic() - began)
-        self._reporter.epoch_done(epoch)
+        self._reporter.epoch_done(epoch, self.global_step)
 
     def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
         """Write down what the dataset gave for this step; returns the batch without the record."""

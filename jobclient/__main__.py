@@ -37,8 +37,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = parse(argv, os.environ)
         logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
-        for chatty in ("kazoo", "uvicorn"):
-            logging.getLogger(chatty).setLevel(max(config.log_level, logging.WARNING))
+        _quieten(config.log_level)
         key = load_or_create_key(config.key_file)
         api = _bind(config, key)
         store = _connect(config)
@@ -60,6 +59,13 @@ def main(argv: Sequence[str]) -> int:
     finally:
         store.close()
     return 0
+
+
+def _quieten(level: int) -> None:
+    """What libraries say is for debugging: we say it ourselves where it matters, once."""
+    if level > logging.DEBUG:
+        for name in ("kazoo", "uvicorn"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _bind(config: Config, key: ClusterKey) -> NodeApi:

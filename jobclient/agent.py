@@ -10,21 +10,18 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from msgspec.structs import replace
-
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import Clock, SystemClock
-from edl_collective.coord.errors import Disconnected
+from edl_collective.coord.errors import CoordError
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import DriverRecord, NodeRecord, Outcome, WorkerState
+from edl_collective.coord.records import DriverRecord, NodeRecord, WorkerState
 from edl_collective.coord.store import Session, Store
 from edl_collective.messages import AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
 from jobclient.config import Config
 from jobclient.decide import (
     Action,
     LetLeave,
-    RecordLost,
     StartDriver,
     StartWorker,
     StopDriver,
@@ -35,7 +32,7 @@ from jobclient.decide import (
 from jobclient.driver_process import Driver
 from jobclient.launch import Launcher
 from jobclient.presence import RETRY_S, Presence
-from jobclient.reporting import Reporting
+from jobclient.reporting import Reporting, resized_after_restart
 from jobclient.snapshot import Snapshot, snapshot
 from jobclient.worker import Worker
 from jobclient.worker_link import WorkerLink
@@ -93,14 +90,14 @@ class Agent:
         self._workers: dict[tuple[str, str], Worker] = {}
         self._drivers: dict[str, Driver] = {}
         self._proxies: dict[str, Proxy] = {}
-        self._snapshot = Snapshot({}, {})
+        self._snapshot = Snapshot({}, {}, {})
         self._wake = asyncio.Event()
         self._closing = False
 
     # ---- life ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Register, then serve until `close` has been called and nothing is left. Raises Disconnected at the start."""
+        """Register, then serve until `close` has been called and nothing is left. Raises CoordError at the start."""
         loop = asyncio.get_running_loop()
         presence = Presence(self._store, self._paths, self._node, self._session_timeout_s)
         await presence.ensure()
@@ -144,7 +141,7 @@ class Agent:
             return False
         try:
             values = await asyncio.to_thread(mirror.refresh)
-        except Disconnected as error:
+        except CoordError as error:
             logger.warning("deciding nothing: %s", error)
             return False
         before, self._snapshot = self._snapshot, snapshot(values, self._paths)
@@ -190,10 +187,6 @@ class Agent:
             case StopWorker(job, worker, timeout_s, reason):
                 logger.info("job %s: stop %s (%s)", job, worker, reason)
                 self._workers[job, worker].stop(timeout_s)
-            case RecordLost(job, record, reason):
-                logger.info("job %s: %s is gone (%s)", job, record.worker, reason)
-                lost = replace(record, state=WorkerState.EXITED, outcome=Outcome.FAILED, log_tail=reason)
-                self._reporting.worker(job, lost)
             case StartDriver(job, reason):
                 logger.info("job %s: start the driver (%s)", job, reason)
                 driver = self._drivers.setdefault(job, Driver(job, self._clock, self._wake.set))
@@ -287,6 +280,8 @@ class Agent:
             case Finished():
                 proxy.worker_finished(name)
             case Happened(kind=kind, text=text, fields=fields):
+                before = self._snapshot.progress.get(job)
+                text, fields = resized_after_restart(kind, text, fields, before, self._clock.wall_s())
                 self._reporting.event(job, kind, text, {**fields, "worker": name})
             case Report() if worker.rank == 0:
                 self._reporting.report(job, message)
@@ -301,11 +296,6 @@ class Agent:
             if worker.rank == 0:
                 self._reporting.flush_progress(worker.job)
         self._reporting.worker(worker.job, worker.record)
-        if worker.record.outcome is Outcome.FAILED:
-            text = f"{worker.name} on {self._node.node} failed: {worker.exit_text}"
-            self._reporting.event(
-                worker.job, "worker", text, {"worker": worker.name, "exit_code": worker.record.exit_code}
-            )
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

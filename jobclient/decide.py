@@ -17,7 +17,6 @@ from edl_collective.coord.records import (
     Plan,
     PlannedWorker,
     WorkerRecord,
-    WorkerState,
 )
 
 #: pause before a dead driver is started again: doubles with each death, forgotten after it lived HEALTHY_DRIVER_S
@@ -105,15 +104,6 @@ class StopWorker:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordLost:
-    """Write that a worker of an earlier life of this node has ended."""
-
-    job: str
-    record: WorkerRecord
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class StartDriver:
     job: str
     reason: str
@@ -126,7 +116,7 @@ class StopDriver:
     reason: str
 
 
-Action = StartWorker | LetLeave | StopWorker | RecordLost | StartDriver | StopDriver
+Action = StartWorker | LetLeave | StopWorker | StartDriver | StopDriver
 
 #: for what is stopped when the spec, and with it its time-out, is gone
 DEFAULT_STOP_TIMEOUT_S = 10.0
@@ -147,7 +137,6 @@ def decide(view: View, now_s: float) -> Decision:
         action = _keep_or_stop(view, local, now_s, wakes)
         if action is not None:
             actions.append(action)
-    actions += _lost(view)
     actions += _starts(view)
     actions += _drivers(view, now_s, wakes)
     return Decision(tuple(actions), min(wakes, default=None))
@@ -209,21 +198,6 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
     return None
 
 
-def _lost(view: View) -> list[Action]:
-    """Workers that are recorded on this node, not as exited, and of which no process is here."""
-    here = {(w.job, w.worker) for w in view.workers}
-    reason = f"its JobClient on {view.node.node} died and was started again"
-    return [
-        RecordLost(name, record, reason)
-        for name, job in sorted(view.jobs.items())
-        for record in job.workers.values()
-        if record.node == view.node.node
-        and record.incarnation != view.node.incarnation
-        and record.state is not WorkerState.EXITED
-        and (name, record.worker) not in here
-    ]
-
-
 def _starts(view: View) -> list[Action]:
     """Planned workers that never ran and whose slot is free, lowest job name first."""
     taken = {w.slot for w in view.workers}
@@ -269,6 +243,8 @@ def _no_driver_here(view: View, job: JobView) -> str | None:
         return why or "the job was removed"
     if job.spec.kind is JobKind.EXTERNAL:
         return "horovodrun launches this job"
-    if job.plan is None or job.plan.driver_node != view.node.node:
-        return "the plan puts it elsewhere"
+    if job.plan is None or job.plan.driver_node is None:
+        return "the plan has none"
+    if job.plan.driver_node != view.node.node:
+        return f"the plan puts it on {job.plan.driver_node}"
     return None

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from edl_collective.coord.errors import Disconnected, Exists, RecordError
+from edl_collective.coord.errors import CoordError, Exists, RecordError
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import NodeRecord, decode, encode
 from edl_collective.coord.store import Session, Store
@@ -32,7 +32,7 @@ class Presence:
         self._end_listener: Callable[[], None] = store.on_session(self._session_changed)
 
     async def ensure(self) -> None:
-        """Return when the record is there and ours. Raises Disconnected."""
+        """Return when the record is there and ours. Raises Disconnected while ZooKeeper is away."""
         said = False
         while not await asyncio.to_thread(self._register):
             if not said:
@@ -49,8 +49,8 @@ class Presence:
                 continue
             try:
                 await self.ensure()
-            except Disconnected as error:
-                logger.info("not registered yet: %s", error)
+            except CoordError as error:
+                logger.warning("not registered yet: %s", error)
                 await self._wait(RETRY_S)
                 self._look.set()
 
@@ -59,7 +59,7 @@ class Presence:
         self._end_listener()
         try:
             await asyncio.to_thread(self._remove)
-        except Disconnected as error:
+        except CoordError as error:
             logger.warning("left without signing off: %s", error)
 
     def _register(self) -> bool:

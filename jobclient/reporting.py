@@ -5,14 +5,15 @@ is written at most once per PROGRESS_PERIOD_S and job, its last state always.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from msgspec.structs import asdict
 
 from edl_collective.coord.clock import Clock
-from edl_collective.coord.errors import Disconnected, RecordTooLarge
+from edl_collective.coord.errors import CoordError, Disconnected, RecordTooLarge
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import Event, Progress, WorkerRecord
 from edl_collective.coord.store import Store
@@ -24,6 +25,24 @@ logger = logging.getLogger(__name__)
 PROGRESS_PERIOD_S = 1.0
 #: between two tries to write while ZooKeeper does not answer
 RETRY_S = 1.0
+
+
+Fields = Mapping[str, str | int | float | bool | None]
+
+
+def resized_after_restart(
+    kind: str, text: str, fields: Fields, before: Progress | None, now_s: float
+) -> tuple[str, dict[str, str | int | float | bool | None]]:
+    """Complete what a new process cannot know of a resize: the world that died, and how long nobody trained.
+
+    Arguments: before, the last progress of the job; now_s, wall time, as Progress.last_step_at has it.
+    """
+    if kind != "resize" or fields.get("pause_s") is not None or before is None or not before.last_step_at:
+        return text, dict(fields)
+    pause_s = round(max(0.0, now_s - before.last_step_at), 2)
+    cause, to = fields.get("cause", ""), fields.get("to")
+    text = f"{before.world_size} -> {to} workers: {cause}, pause {pause_s:.2f} s"
+    return text, {**fields, "from": before.world_size, "pause_s": pause_s}
 
 
 @dataclass(slots=True)
@@ -44,16 +63,13 @@ class Reporting:
         self._ready = asyncio.Event()
 
     def worker(self, job: str, record: WorkerRecord) -> None:
-        self._outbox.put(job, self._paths.worker(job, record.worker), record)
-        self._ready.set()
+        with self._noting(job, f"the record of {record.worker}"):
+            self._outbox.put(job, self._paths.worker(job, record.worker), record)
 
     def event(self, job: str, kind: str, text: str, fields: Mapping[str, str | int | float | bool | None]) -> None:
-        """Append to the job's history; one that is too long for a record is refused with a line in the log."""
-        try:
+        """Append to the job's history."""
+        with self._noting(job, f"an event of kind {kind}"):
             self._outbox.event(job, Event(at=self._clock.wall_s(), kind=kind, text=text, fields=dict(fields)))
-        except RecordTooLarge as error:
-            logger.error("job %s: an event of kind %s is not kept: %s", job, kind, error)
-        self._ready.set()
 
     def report(self, job: str, report: Report) -> None:
         """Training progress as rank 0 sees it."""
@@ -72,8 +88,8 @@ class Reporting:
         last.timer.cancel()
         last.timer = None
         last.next_s = self._clock.monotonic_s() + PROGRESS_PERIOD_S
-        self._outbox.put(job, self._paths.progress(job), last.record)
-        self._ready.set()
+        with self._noting(job, "a report"):
+            self._outbox.put(job, self._paths.progress(job), last.record)
 
     def forget(self, job: str) -> None:
         """The job was removed: what still waits for it is dropped."""
@@ -82,6 +98,15 @@ class Reporting:
             last.timer.cancel()
         self._outbox.forget(job)
 
+    @contextlib.contextmanager
+    def _noting(self, job: str, what: str) -> Iterator[None]:
+        """Publish what was put; what a script made too long for a record is refused and named in the log."""
+        try:
+            yield
+        except RecordTooLarge as error:
+            logger.error("job %s: %s is not kept: %s", job, what, error)
+        self._ready.set()
+
     async def publish(self) -> None:
         """Write what is ready, for ever."""
         while True:
@@ -89,8 +114,10 @@ class Reporting:
             self._ready.clear()
             try:
                 await asyncio.to_thread(self._outbox.flush)
-            except Disconnected as error:
-                logger.debug("records wait: %s", error)
+            except CoordError as error:
+                logger.log(
+                    logging.DEBUG if isinstance(error, Disconnected) else logging.ERROR, "records wait: %s", error
+                )
                 await asyncio.sleep(RETRY_S)
                 self._ready.set()
 
@@ -101,5 +128,5 @@ class Reporting:
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.to_thread(self._outbox.flush)
-        except (TimeoutError, Disconnected) as error:
+        except (TimeoutError, CoordError) as error:
             logger.warning("the last records did not reach ZooKeeper: %s", error or f"no answer in {timeout_s:g} s")

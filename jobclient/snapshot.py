@@ -10,7 +10,16 @@ from typing import TypeVar
 
 from edl_collective.coord.errors import RecordError
 from edl_collective.coord.paths import Key, Paths
-from edl_collective.coord.records import DriverRecord, JobSpec, JobStatus, Plan, Record, WorkerRecord, decode
+from edl_collective.coord.records import (
+    DriverRecord,
+    JobSpec,
+    JobStatus,
+    Plan,
+    Progress,
+    Record,
+    WorkerRecord,
+    decode,
+)
 from edl_collective.coord.store import Versioned
 from jobclient.decide import JobView
 
@@ -22,6 +31,8 @@ class Snapshot:
     jobs: Mapping[str, JobView]
     #: where the driver of each job listens, of jobs that have one
     drivers: Mapping[str, DriverRecord]
+    #: the last progress of each job that has trained
+    progress: Mapping[str, Progress]
     problems: tuple[str, ...] = ()
 
 
@@ -35,6 +46,7 @@ def snapshot(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
     problems: list[str] = []
     jobs: dict[str, JobView] = {}
     drivers: dict[str, DriverRecord] = {}
+    progress: dict[str, Progress] = {}
     for job, records in found.items():
         jobs[job] = JobView(
             spec=_one(records.get(Key("spec", job=job)), JobSpec, problems),
@@ -45,7 +57,10 @@ def snapshot(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
         driver = _one(records.get(Key("driver", job=job)), DriverRecord, problems)
         if driver is not None:
             drivers[job] = driver
-    return Snapshot(jobs, drivers, tuple(problems))
+        last = _one(records.get(Key("progress", job=job)), Progress, problems)
+        if last is not None:
+            progress[job] = last
+    return Snapshot(jobs, drivers, progress, tuple(problems))
 
 
 def _workers(records: Iterable[tuple[Key, tuple[str, bytes]]], problems: list[str]) -> dict[str, WorkerRecord]:

@@ -147,7 +147,7 @@ class Worker:
         if not process.gone.done():
             return
         code = process.exited.result()
-        if code == 0 and self._stop_timeout_s is None:
+        if code == 0 and not self._told_to_leave:
             self._run(self._launch.main, self._main_changed)
             return
         problem = process.problem or f"package hook {process.command.argv[0]} failed with {exit_text(code)}"

@@ -6,6 +6,7 @@ folder). A file of `write_once` is linked under its name when it is complete, an
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -62,7 +63,7 @@ class LocalDriver:
             whole.write(memoryview(data))
             whole.commit()
             with translated("write", str(target)):
-                os.link(whole.path, target)
+                _link(whole.path, target)
                 _sync_folder(target.parent)
         finally:
             whole.abort()
@@ -140,6 +141,18 @@ class LocalReader:
     def close(self) -> None:
         """See Reader."""
         self._file.close()
+
+
+def _link(whole: Path, target: Path) -> None:
+    """Give a complete file its name, unless that is taken."""
+    try:
+        os.link(whole, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        # No hard links here (FAT, some network mounts): reserve the name, then replace the reservation whole.
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        whole.replace(target)
 
 
 def _entry(item: os.DirEntry[str]) -> Entry | None:

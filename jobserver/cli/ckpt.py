@@ -27,15 +27,7 @@ def list_(url: str, as_json: bool) -> None:
         print_json({"checkpoints": [_row(info) for info in found]})
         return
     rows: list[tuple[object, ...]] = [
-        (
-            row["name"],
-            row["condition"],
-            row["epoch"],
-            row["global_step"],
-            row["size_bytes"],
-            row["created"],
-            row["problem"],
-        )
+        tuple(row[name] for name in ("name", "condition", "epoch", "global_step", "size_bytes", "created", "problem"))
         for row in map(_row, found)
     ]
     print_table(("CHECKPOINT", "CONDITION", "EPOCH", "STEP", "BYTES", "CREATED", "PROBLEM"), rows)

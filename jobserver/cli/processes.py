@@ -16,11 +16,9 @@ TAIL_LINES = 15
 
 
 class Child:
-    """One process with its log; `ended` is called once when it has ended."""
+    """One process with its log; `ended` is set when it has ended."""
 
-    def __init__(
-        self, name: str, module: str, options: Sequence[str], log: Path, something_ended: threading.Event
-    ) -> None:
+    def __init__(self, name: str, module: str, options: Sequence[str], log: Path, ended: threading.Event) -> None:
         self.name = name
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +28,7 @@ class Child:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-        self._something_ended = something_ended
+        self._ended = ended
         threading.Thread(target=self._reap, name=f"edl-{name}", daemon=True).start()
 
     @property
@@ -38,9 +36,13 @@ class Child:
         """None while it runs."""
         return self._process.returncode
 
+    def ask_to_end(self) -> None:
+        """SIGTERM."""
+        self._process.terminate()
+
     def stop(self, timeout_s: float) -> None:
         """SIGTERM; SIGKILL after `timeout_s`; wait until it has ended."""
-        self._process.terminate()
+        self.ask_to_end()
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -56,4 +58,4 @@ class Child:
 
     def _reap(self) -> None:
         self._process.wait()
-        self._something_ended.set()
+        self._ended.set()

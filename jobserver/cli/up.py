@@ -47,31 +47,30 @@ def up(
     folder = (data_dir or Path("~/.edl")).expanduser().absolute()
     logs = (log_dir or Path("pod_log")).absolute()
     key = key_path(key_file)
-    something_ended = threading.Event()
+    ended = threading.Event()
     try:
         load_or_create_key(key)
         # The handlers stay until everything is down, so a second Ctrl-C cannot interrupt the way down.
-        with _signals_set(something_ended), ExitStack() as running:
+        with _signals_set(ended), ExitStack() as running:
             hosts = zookeeper or _own_zookeeper(folder, running)
             click.echo(f"zookeeper   {hosts}")
             common = ["--zookeeper", hosts, "--key-file", str(key)]
-            server = _start(
-                "jobserver", "jobserver", [*common, "--server-port", str(server_port)], folder, something_ended
-            )
+            node_children: list[Child] = []
+            running.callback(_stop_nodes, node_children)  # after the JobServer, which would plan around each of them
+            options = [*common, "--server-port", str(server_port)]
+            server = _start("jobserver", "jobserver", options, folder, ended)
             running.callback(_stop, server, SERVER_STOP_TIMEOUT_S)
             api = Api(f"http://127.0.0.1:{server_port}", key)
-            _wait(lambda: api.get("/health")["leader"], [server], something_ended)
+            _wait(lambda: api.get("/health")["leader"], [server], ended)
             click.echo(f"jobserver   http://127.0.0.1:{server_port}")
-            children = [server]
             for number in range(1, nodes + 1):
                 options = [*common, *_node_options(number, nodes, slots, logs)]
-                node = _start(f"node-{number}", "jobclient", options, folder, something_ended)
-                running.callback(_stop, node, NODE_STOP_TIMEOUT_S)
-                children.append(node)
-            for row in _wait(lambda: _registered(api, nodes), children, something_ended):
+                node_children.append(_start(f"node-{number}", "jobclient", options, folder, ended))
+            children = [server, *node_children]
+            for row in _wait(lambda: _registered(api, nodes), children, ended):
                 click.echo(f"{row['node']:<12}{row['slots']} slots")
             click.echo("ready       edl submit -- python train.py   (Ctrl-C stops everything)")
-            something_ended.wait()
+            ended.wait()
             for child in children:
                 child.check()
             click.echo("stopping")
@@ -102,13 +101,20 @@ def _own_zookeeper(folder: Path, running: ExitStack) -> str:
     return server.hosts
 
 
-def _start(name: str, module: str, options: list[str], folder: Path, something_ended: threading.Event) -> Child:
-    return Child(name, module, options, folder / "logs" / f"{name}.log", something_ended)
+def _start(name: str, module: str, options: list[str], folder: Path, ended: threading.Event) -> Child:
+    return Child(name, module, options, folder / "logs" / f"{name}.log", ended)
 
 
 def _stop(child: Child, timeout_s: float) -> None:
     child.stop(timeout_s)
     click.echo(f"stopped     {child.name}")
+
+
+def _stop_nodes(nodes: list[Child]) -> None:
+    for node in nodes:
+        node.ask_to_end()
+    for node in nodes:
+        _stop(node, NODE_STOP_TIMEOUT_S)
 
 
 def _node_options(number: int, nodes: int, slots: str, logs: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from checkpoints import (
     CheckpointDamaged,
     CheckpointError,
+    CheckpointExists,
     CheckpointInfo,
     CheckpointNotFound,
     CheckpointPermission,
@@ -299,3 +301,24 @@ def test_a_missing_package_is_named(package: str, url: str, extra: str, monkeypa
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(CheckpointUnsupported, match=rf"pip install 'edl-elastic\[{extra}\]'"):
         load_checkpoint(url)
+
+
+def test_a_disk_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    save(str(tmp_path), 1)
+    assert newest(str(tmp_path)).status.global_step == 1
+    driver = open_driver(str(tmp_path))
+    with pytest.raises(CheckpointExists):
+        driver.write_once(f"{newest(str(tmp_path)).info.name}/manifest.json", b"second")
+    assert newest(str(tmp_path)).skipped == ()
+
+
+def test_a_folder_in_the_manifests_place_is_no_checkpoint(tmp_path: Path) -> None:
+    save(str(tmp_path), 1)
+    folder = tmp_path / save(str(tmp_path), 2).name / "manifest.json"
+    folder.unlink()
+    folder.mkdir()
+    assert newest(str(tmp_path)).status.global_step == 1

@@ -31,7 +31,6 @@ from jobclient.decide import (
     LetLeave,
     LocalDriver,
     LocalWorker,
-    RecordLost,
     StartDriver,
     StartWorker,
     StopDriver,
@@ -81,8 +80,8 @@ ENDED = JobView(SPEC, plan(W1), replace(STATUS, phase=Phase.SUCCEEDED))
         ),
         pytest.param(
             view(with_(PLANNED, workers={"w1": record("w1", WorkerState.RUNNING, "life-1")})),
-            [RecordLost],
-            id="belongs to an earlier life of this node",
+            [],
+            id="belonged to an earlier life of this node",
         ),
         pytest.param(
             view(with_(PLANNED, workers={"w3": record("w3", WorkerState.RUNNING, "life-1", "b")})),
@@ -212,9 +211,6 @@ class SimulatedNode:
             case StopWorker(job, worker):
                 assert not self.workers[job, worker].stopping
                 self.workers[job, worker] = with_(self.workers[job, worker], stopping=True)
-            case RecordLost(job, lost):
-                ended = replace(lost, state=WorkerState.EXITED)
-                self.jobs[job] = with_(self.jobs[job], workers={**self.jobs[job].workers, lost.worker: ended})
             case StartDriver(job):
                 assert not self.drivers.get(job, LocalDriver(job, running=False)).running
                 self.drivers[job] = LocalDriver(job, running=True)
