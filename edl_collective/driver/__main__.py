@@ -14,6 +14,7 @@ from pathlib import Path
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.errors import CoordError
+from edl_collective.coord.key_file import KeyFileError, load_key
 from edl_collective.coord.paths import Paths, check_name
 from edl_collective.coord.zk_store import ZkStore
 from edl_collective.driver import world
@@ -62,11 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         check_name("job", options.job)
         check_name("node", options.node)
         paths = Paths(options.root)
-        key = ClusterKey(options.key_file.read_bytes().strip())
+        key = load_key(options.key_file)
         config = world.Config(
             form_grace_s=options.form_grace, join_grace_s=options.join_grace, suspect_grace_s=options.suspect_grace
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, KeyFileError) as error:
         parser.error(str(error))
     try:
         return asyncio.run(_run(options, paths, key, config))

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.integration
 
 KEY = ClusterKey(b"a key for tests, thirty-two byte")
 JOB = "train"
+ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20.0
 
 
@@ -37,6 +38,7 @@ class Job:
         self.drivers: list[subprocess.Popen[bytes]] = []
         self._key_file = tmp_path / "key"
         self._key_file.write_bytes(KEY.secret)
+        self._key_file.chmod(0o600)
 
     async def add_nodes(self, *names: str) -> None:
         meetings = Meetings()
@@ -48,7 +50,7 @@ class Job:
         command = [sys.executable, "-m", "edl_collective.driver", "--zookeeper", self.hosts, "--root", self.paths.root]
         command += ["--job", JOB, "--node", "a", "--key-file", str(self._key_file)]
         with log:
-            self.drivers.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2]))
+            self.drivers.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT))
         return self.drivers[-1]
 
     def kill_driver(self) -> None:
@@ -241,10 +243,29 @@ async def test_a_request_with_a_wrong_token_is_refused(job: Job) -> None:
 
 def test_help_teaches_and_wrong_options_are_one_line(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "edl_collective.driver"]
-    shown = subprocess.run([*run, "--help"], capture_output=True, text=True, check=True)
+    shown = subprocess.run([*run, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "rendezvous record" in shown.stdout
     bad = ["--zookeeper", "127.0.0.1:1", "--job", "a/b", "--node", "a", "--key-file", os.devnull]
-    refused = subprocess.run([*run, *bad], capture_output=True, text=True, check=False)
+    refused = subprocess.run([*run, *bad], capture_output=True, text=True, check=False, cwd=ROOT)
     assert refused.returncode == 2
     assert "cannot name a job" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_bytes(KEY.secret)
+    key_file.chmod(0o644)
+    command = [sys.executable, "-m", "edl_collective.driver", "--zookeeper", "127.0.0.1:1", "--job", "j", "--node", "a"]
+    refused = subprocess.run(
+        [*command, "--key-file", str(key_file)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert refused.returncode == 2
+    assert "chmod 600" in refused.stderr
+
+
+def test_the_driver_loads_neither_torch_nor_horovod() -> None:
+    loaded = "[m for m in ('torch', 'horovod', 'numpy') if m in sys.modules]"
+    code = f"import sys, edl_collective.driver.__main__; print({loaded})"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.strip() == "[]"
