@@ -43,9 +43,9 @@ def run(train: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]
         worlds = worlds_of(local.context())
         try:
             while True:
-                worlds.enter()
-                local.enter_world()
                 try:
+                    worlds.enter()
+                    local.enter_world()
                     state.enter(worlds)
                     result = train(state, *args, **kwargs)
                     worlds.finish()

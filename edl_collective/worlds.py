@@ -167,6 +167,8 @@ class GatedWorlds:
             logger.info("leaving the job: %s", answer.reason or "its plan has no place for this worker")
             self._link.close()
             raise SystemExit(LEFT_STATUS)
+        # Named at the next gate even if init() fails below: this generation was assigned, the next one is wanted.
+        self._generation, self.cause = answer.generation, answer.cause
         # Horovod's C++ reads these at each init and appends ":<port>" to the address, here to the end of a path.
         os.environ.update(
             HOROVOD_RANK=str(answer.rank),
@@ -181,7 +183,6 @@ class GatedWorlds:
         self._abort_switch.begin_init()
         hvd.init()
         self._abort_switch.arm(answer.generation)
-        self._generation, self.cause = answer.generation, answer.cause
         self._link.running(self._generation)
 
     def exit(self) -> None:

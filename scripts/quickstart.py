@@ -46,7 +46,7 @@ RECIPE = {
     "--workers": "1",
     "--total_batch_size": "64",
     "--lr_schedule": "onecycle",
-    "--lr": "0.02",
+    "--lr": "0.03",
 }
 
 Json = dict[str, Any]
