@@ -119,18 +119,21 @@ def _place(count: int, stay: Sequence[PlannedWorker], busy: Set[Slot], room: Roo
         return []
     used = Counter(slot.node for slot in busy)
     own = Counter(worker.node for worker in stay)
-    free = {node: [i for i in range(slots) if Slot(node, i) not in busy] for node, slots in room.nodes.items()}
+    free = {node: [i for i in range(slots) if Slot(node, i) not in busy] for node, slots in sorted(room.nodes.items())}
+    free = {node: slots for node, slots in free.items() if slots}
     chosen: list[Slot] = []
-    while len(chosen) < count:
-        open_nodes = [node for node in sorted(free) if free[node]]
-        if not open_nodes:
-            break
+    while free and len(chosen) < count:
+        rest = count - len(chosen)
         if room.pack:  # beside the job's own workers; else on the node that it fills best
-            rest = count - len(chosen)
-            node = min(open_nodes, key=lambda n: (-own[n], len(free[n]) < rest, abs(len(free[n]) - rest), n))
+            node = min(free, key=lambda n: (-own[n], len(free[n]) < rest, abs(len(free[n]) - rest), n))
+            batch = free[node][:rest]  # having taken one, the job's own workers draw the others there
         else:
-            node = min(open_nodes, key=lambda n: (own[n], used[n], -len(free[n]), n))
-        chosen.append(Slot(node, free[node].pop(0)))
-        own[node] += 1
-        used[node] += 1
+            node = min(free, key=lambda n: (own[n], used[n], -len(free[n]), n))
+            batch = free[node][:1]
+        chosen += [Slot(node, slot) for slot in batch]
+        own[node] += len(batch)
+        used[node] += len(batch)
+        free[node] = free[node][len(batch) :]
+        if not free[node]:
+            del free[node]
     return chosen

@@ -180,10 +180,11 @@ def _wanted(case: Case, now_s: float) -> Wanted:
     """The schedule's answer; near the end of training the present size, so that only losses are replaced."""
     spec = case.job.spec.value
     want = wanted(spec, case.job.progress, case.status.started_at, now_s)
+    if not near_end(case):
+        return want
     size = len(case.workers)
-    if near_end(case) and spec.min_np <= size <= spec.max_np:
-        return Wanted(size, f"no resize near the end of training ({want.reason})", want.wake_at)
-    return want
+    np = size if spec.min_np <= size <= spec.max_np else want.np  # a job without workers must begin somewhere
+    return Wanted(np, f"no resize near the end of training ({want.reason})", want.wake_at)
 
 
 def some(texts: tuple[str, ...]) -> str:

@@ -141,8 +141,10 @@ def _room(cases: list[Case], snapshot: Snapshot, config: ReconcileConfig) -> Roo
         held = {Slot(w.node, w.slot) for w in case.crew.living}
         living |= held
         leaving |= case.crew.leaving
-        if case.clear is not None:
-            (leaving if case.clear else taken).update(held)
+        if case.clear is True:
+            leaving |= held
+        elif case.clear is False:  # its plan stays, and with it the slots of those that have ended already
+            taken |= {Slot(w.node, w.slot) for w in case.workers}
     nodes = {name: node.slots for name, node in snapshot.nodes.items() if not node.draining}
     for name in snapshot.unreadable_nodes:  # it keeps who is there and takes nobody
         nodes[name] = 1 + max((slot.slot for slot in living if slot.node == name), default=-1)

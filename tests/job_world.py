@@ -21,6 +21,7 @@ from edl_collective.coord.records import (
     WorkerState,
     encode,
 )
+from jobserver.job_state import crew_of
 from jobserver.reconcile import (
     Action,
     Decision,
@@ -155,7 +156,7 @@ class World:
         for _ in range(500):
             decision = self.decide()
             if not decision.actions:
-                self.check()
+                self.check(settled=True)
                 return decision
             self.apply(decision.actions[0])
             self.check()
@@ -196,9 +197,13 @@ class World:
     def _change(self, job: str, **fields: object) -> None:
         self.jobs[job] = replace(self.jobs[job], **fields)
 
-    def check(self) -> None:
-        """No slot is planned twice; bounds hold."""
-        used = [Slot(w.node, w.slot) for j in self.jobs.values() if j.plan for w in j.plan.value.workers]
+    def check(self, settled: bool = False) -> None:
+        """No slot is planned twice; bounds hold. Between two actions another plan may still list its dead."""
+        snapshot = self.snapshot()
+        planned = {name: job.plan.value.workers for name, job in self.jobs.items() if job.plan}
+        if not settled:
+            planned = {name: crew_of(self.jobs[name], snapshot).living for name in planned}
+        used = [Slot(w.node, w.slot) for workers in planned.values() for w in workers]
         assert len(used) == len(set(used)), f"a slot is planned twice: {used}"
         for job in self.jobs.values():
             if job.plan is not None:

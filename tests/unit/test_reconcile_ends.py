@@ -62,6 +62,18 @@ def test_finishing_waits_for_the_others_and_replaces_nobody() -> None:
     assert (world.status().phase, world.ids()) == (Phase.SUCCEEDED, [])
 
 
+def test_the_slot_of_a_finished_worker_is_given_when_the_plan_lets_go() -> None:
+    world = running(2, nodes=1, min_np=2)
+    world.submit("second")
+    world.settle()
+    world.finish("w1")
+    world.settle()
+    assert world.status("second").phase is Phase.PENDING
+    world.finish("w2")
+    world.settle()
+    assert len(world.ids("second")) == 2
+
+
 def test_a_worker_that_never_ends_is_stopped_after_the_timeout() -> None:
     world = running(2)
     world.finish("w1")
