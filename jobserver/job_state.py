@@ -135,12 +135,12 @@ def is_new_attempt(job: Job, crew: Crew) -> bool:
 
 
 def is_whole(job: Job, crew: Crew) -> bool:
-    """True when the plan is the running world: each planned worker lives and runs in the newest generation.
+    """True when the plan is the running world: its workers, and no others, live and run in the newest generation.
 
     Nobody tells the world of an external job: its plan is taken for it.
     """
     planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
-    if not planned or {w.worker for w in crew.living} != planned:
+    if not planned or crew.leaving or {w.worker for w in crew.living} != planned:
         return False
     if job.spec.value.kind is JobKind.EXTERNAL:
         return True

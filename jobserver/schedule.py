@@ -94,9 +94,10 @@ def _by_rule(rule: ChangeRule, spec: JobSpec, changes: int) -> Wanted:
         if after == np:  # the pair repeats itself from here on
             break
         np = after
-    what = "begins with"
+    reason = f"the changing rule begins with {np}"
     if changes % 2 == 1:
-        np, what = max(np - rule.remove, spec.min_np), f"by change {changes} removes down to"
+        np = max(np - rule.remove, spec.min_np)
+        reason = f"change {changes} of the changing rule: down to {np}"
     elif changes:
-        what = f"by change {changes} adds up to"
-    return Wanted(np, f"the changing rule {what} {np}")
+        reason = f"change {changes} of the changing rule: up to {np}"
+    return Wanted(np, reason)
