@@ -150,6 +150,16 @@ def is_whole(job: Job, crew: Crew) -> bool:
     return {m.worker for m in world.members} == planned == at_work
 
 
+def still_training(job: Job, crew: Crew) -> tuple[PlannedWorker, ...]:
+    """The living that hold the training state: who is not in the world when a worker finishes gets no place any more.
+
+    Without a known world these are all that live.
+    """
+    members = {m.worker for m in job.rendezvous.members}
+    planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
+    return tuple(w for w in crew.living if w.worker in members) if members & planned else crew.living
+
+
 def saver_finished(job: Job, crew: Crew) -> bool:
     """True when the worker that saves (rank 0) is among the finished; without a known world, any finished one."""
     finished = {w.worker for w in crew.finished}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from edl_collective.coord.records import JobKind, JobStatus, Phase, PlannedWorker
-from jobserver.job_state import Crew, check_transition, is_new_attempt, is_whole, saver_finished
+from jobserver.job_state import Crew, check_transition, is_new_attempt, is_whole, saver_finished, still_training
 from jobserver.schedule import Wanted, change_due_at, wanted
 from jobserver.snapshot import Job, Slot
 
@@ -135,13 +135,14 @@ def _finish(case: Case, now_s: float, finish_timeout_s: float) -> Case:
     """A worker's training returned: nobody joins any more, the others get time to end."""
     entered = enter(case, Phase.FINISHING, "a worker finished: waiting for the others", now_s)
     deadline = entered.status.since + finish_timeout_s
-    if case.crew.living and now_s < deadline:
+    training = still_training(case.job, case.crew)
+    if training and now_s < deadline:
         return replace(entered, wake_at=deadline)
     if not saver_finished(case.job, case.crew):
         return _retry_unsaved(entered, now_s)
     reason = "training finished"
-    if case.crew.living:
-        slow = ", ".join(w.worker for w in case.crew.living)
+    if training:
+        slow = ", ".join(w.worker for w in training)
         reason += f"; {slow} did not end within finish_timeout_s {finish_timeout_s:g} and are stopped"
     if case.crew.dead:
         reason += "; " + some(tuple(death.text for death in case.crew.dead))
