@@ -31,9 +31,9 @@ EXAMPLE = ROOT / "examples" / "resnet50_pod"
 JOB = "resnet50"
 NODES, SLOTS = 3, 2
 #: epochs completed -> workers
-SCHEDULE = {0: 1, 1: 2, 4: 4, 7: 2}
+SCHEDULE = {0: 1, 1: 2, 3: 4, 5: 2}
 #: kill one of two workers in the middle of this epoch; kill everything of the job in the middle of that one
-KILL_ONE_IN, KILL_ALL_IN = 2, 9
+KILL_ONE_IN, KILL_ALL_IN = 2, 6
 WANTED_ACCURACY = 0.95
 POLL_S = 0.1
 MARK = "EDL_QUICKSTART"
@@ -236,7 +236,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--hdfs", action="store_true", help="keep the checkpoints on a real HDFS, started for the run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write epochs, resizes and seconds there as JSON")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs to train, at least 11 (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=9, help="epochs to train, at least 8 (default: %(default)s)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep images, checkpoints and logs in this new folder")
     parser.add_argument("--setup_s", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
