@@ -43,8 +43,8 @@ class Context:
     checkpoint_url: str | None
 
 
-#: Horovod 0.28.1 keeps values that these fix across a shutdown, and then writes its defaults over the wrong ones: a
-#: worker that was in a world before fuses 1 MiB where a new one fuses 128, and both abort (BayesianParameter::SetValue).
+#: Horovod 0.28.1 keeps values that these fix across a shutdown, then writes its defaults over the wrong ones: a worker
+#: that was in a world before fuses 1 MiB where a new one fuses 128, and both abort (BayesianParameter::SetValue).
 _NOT_ELASTIC = ("HOROVOD_CYCLE_TIME", "HOROVOD_FUSION_THRESHOLD", "HOROVOD_AUTOTUNE")
 
 
@@ -69,8 +69,8 @@ def _check_elastic(environ: Mapping[str, str]) -> None:
     for name in _NOT_ELASTIC:
         if environ.get(name, "0") != "0":
             raise ValueError(
-                f"{name} is {environ[name]!r}: unset it in an elastic job, Horovod applies it differently to new workers "
-                "and to those that were in a world before"
+                f"{name} is {environ[name]!r}: unset it in an elastic job, because Horovod applies it differently to "
+                "new workers and to those that were in a world before"
             )
 
 

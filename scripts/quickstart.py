@@ -92,6 +92,7 @@ class Quickstart:
     def _cluster(self) -> Iterator[None]:
         """`edl up`, until the block ends."""
         command = [_edl(), "up", "--nodes", str(NODES), "--slots", str(SLOTS), "--server-port", str(self.port)]
+        command += ["--zookeeper-port", "0"]  # no JobClient that somebody else runs here is to find it
         command += ["--data-dir", str(self.base / "edl"), "--log-dir", str(self.base / "logs")]
         self.say("$ " + " ".join(["edl", *command[1:5]]), "bold")
         environ = {name: value for name, value in self.environ.items() if name != "EDL_ZOOKEEPER"}
