@@ -45,4 +45,4 @@ state = hvd.elastic.TorchState(model=model, optimizer=optimizer, batch=0)
 state.register_reset_callbacks([on_reset])
 train(state)
 if hvd.rank() == 0:
-    print(f"done {state.batch} sum {float(model.weight.sum()):.6f}", flush=True)
+    print(f"done {state.batch} sum {model.weight.sum().item():.6f}", flush=True)
