@@ -196,7 +196,7 @@ class State:
         generation = self._synchronize(worlds.generation)
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
-        self._reporter.enter(generation)
+        self._reporter.enter(generation if worlds.generation is None else worlds.generation)
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
 
@@ -206,26 +206,33 @@ class State:
         if self._reducer is not None:
             self._reducer.forget_step()
 
-    def _synchronize(self, generation: int | None) -> int:
-        """Take the state of the rank that is furthest; returns the generation that all agree on."""
+    def _synchronize(self, offered: int | None) -> int:
+        """Take the state of the rank that is furthest; returns the generation that all agree on.
+
+        That is the one the world offers, if it is above all that the lineage has seen: generations rise over the life
+        of a job, also when a new attempt, alone or in another cluster, would count from 1 again.
+        """
         import horovod.torch as hvd
 
         reducer = self._in_world()
         whole = self._trained and not reducer.torn
-        mine = [self.global_step if whole else _FRESH, self.sampler.generation if generation is None else generation]
-        rows = collectives.gather_rows(mine)
-        furthest = max(step for step, _ in rows)
-        source = next(rank for rank, (step, _) in enumerate(rows) if step == furthest)
+        step = self.global_step if whole else _FRESH
+        rows = collectives.gather_rows([step, self.epoch, self.sampler.generation])
+        furthest = max(step for step, _, _ in rows)
+        source = next(rank for rank, (step, _, _) in enumerate(rows) if step == furthest)
         if furthest == _FRESH and hvd.rank() == source:
             self._resume()
-        if all(step == furthest for step, _ in rows) and furthest != _FRESH:
+        # A member that dies at the end of an epoch may leave some ranks before and some behind it, at the same step.
+        # The lowest rank decides then: if it is the one that saves, an epoch that it has not saved is not passed over.
+        if furthest != _FRESH and all(row[:2] == rows[source][:2] for row in rows):
             # Only what differs between ranks that completed the same step: running statistics, the script's values.
             collectives.broadcast_tensors(list(self.model.buffers()), source)
             self.user = collectives.broadcast_json(self.user, source)
         else:
             self._take_from(source)
         self._trained = True
-        return max(number for _, number in rows) + (generation is None)
+        newest = max(self.sampler.ledger.newest_generation, *(generation for _, _, generation in rows))
+        return max(offered or 0, newest + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that has to be equal on all ranks, by name; what a checkpoint holds."""

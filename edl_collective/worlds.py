@@ -28,7 +28,7 @@ class Worlds(Protocol):
 
     @property
     def generation(self) -> int | None:
-        """Number of the present world; None where nobody counts (horovodrun): the members then agree on one."""
+        """Number of the present world; None where nobody counts: the members then agree on one."""
 
     def enter(self) -> None:
         """Wait for a place in the next world and initialise Horovod. Raises SystemExit when told to leave."""
@@ -79,7 +79,7 @@ class FixedWorld(_LocalReports):
     """One world that never changes: the script alone, or under horovodrun -np N or mpirun."""
 
     cause = "start"
-    generation: int | None = 1
+    generation: int | None = None
 
     def __init__(self) -> None:
         self._entered = False
@@ -123,9 +123,10 @@ class HorovodrunWorlds(_LocalReports):
     def enter(self) -> None:
         import horovod.torch as hvd
 
+        # Before init(): a notice that comes while the world forms may be about the next one, and is not repeated.
+        self._notices = 0
         hvd.init()
         self.cause = "hosts changed" if self.cause else "start"
-        self._notices = 0
 
     def exit(self) -> None:
         import horovod.torch as hvd
