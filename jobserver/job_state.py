@@ -134,6 +134,22 @@ def is_new_attempt(job: Job, crew: Crew) -> bool:
     return not carriers & {w.worker for w in (*crew.living, *crew.finished)}
 
 
+def is_whole(job: Job, crew: Crew) -> bool:
+    """True when the plan is the running world: each planned worker lives and runs in the newest generation.
+
+    Nobody tells the world of an external job: its plan is taken for it.
+    """
+    planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
+    if not planned or {w.worker for w in crew.living} != planned:
+        return False
+    if job.spec.value.kind is JobKind.EXTERNAL:
+        return True
+    world, running = job.rendezvous, (WorkerState.RUNNING, job.rendezvous.generation)
+    records = [job.workers[name].value for name in planned if name in job.workers]
+    at_work = {record.worker for record in records if (record.state, record.generation) == running}
+    return {m.worker for m in world.members} == planned == at_work
+
+
 def saver_finished(job: Job, crew: Crew) -> bool:
     """True when the worker that saves (rank 0) is among the finished; without a known world, any finished one."""
     finished = {w.worker for w in crew.finished}
