@@ -31,11 +31,11 @@ EXAMPLE = ROOT / "examples" / "resnet50_pod"
 JOB = "resnet50"
 NODES, SLOTS = 3, 2
 #: epochs completed -> workers
-SCHEDULE = {0: 1, 1: 2, 3: 4, 5: 2}
+SCHEDULE = {0: 1, 1: 2, 3: 4, 4: 2}
 #: kill one of two workers in the middle of this epoch; kill everything of the job in the middle of that one
 KILL_ONE_IN, KILL_ALL_IN = 2, 6
 WANTED_ACCURACY = 0.95
-POLL_S = 0.1
+POLL_S = 0.25
 MARK = "EDL_QUICKSTART"
 STYLES = {"epoch": "green", "resize": "cyan", "resume": "magenta"}
 
