@@ -282,6 +282,7 @@ class Agent:
             case Happened(kind=kind, text=text, fields=fields):
                 before = self._snapshot.progress.get(job)
                 text, fields = resized_after_restart(kind, text, fields, before, self._clock.wall_s())
+                logger.info("job %s: %s", job, text)
                 self._reporting.event(job, kind, text, {**fields, "worker": name})
             case Report() if worker.rank == 0:
                 self._reporting.report(job, message)
