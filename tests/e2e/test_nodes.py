@@ -32,12 +32,12 @@ def assert_nothing_lost(victim: Victim) -> None:
 
 
 def test_nodes_come_and_go(cluster: Cluster) -> None:
-    """np is left open: 2 workers on the first node, 3 of 4 slots with the second, hold below min_np, go on."""
+    """np is left open: as many workers as there are slots, never above max_np; below min_np the job holds its state."""
     cluster.add_node("a", slots=2)
     cluster.submit("tiny", *SLOW, min_np=2, max_np=3)
     cluster.wait_for_world("tiny", 2)
     victim = Victim(cluster, "tiny", SAMPLES)
-    cluster.add_node("b", slots=2)
+    cluster.add_node("b", slots=1)
     cluster.wait_for_world("tiny", 3)
 
     # With this node the driver and rank 0 go, in order; one worker is left, holds its state and waits.
@@ -48,30 +48,25 @@ def test_nodes_come_and_go(cluster: Cluster) -> None:
     assert [(w["state"], w["outcome"], w["exit_code"]) for w in left] == [("exited", "left", 0)] * 2
     steps = victim.steps()
 
-    cluster.add_node("a", slots=2)
+    cluster.add_node("a", slots=4)
     cluster.wait_for_world("tiny", 3)
     assert cluster.job("tiny")["status"]["failures"] == 0
     assert cluster.job("tiny")["status"]["attempt"] == 1
-    assert steps[-1] in victim.steps()
+    assert steps == victim.steps()[: len(steps)]
     sizes = [(r["from"], r["to"]) for r in victim.resizes()]
     assert max(to for _, to in sizes) == 3
     assert_nothing_lost(victim)
 
 
 def test_schedule_and_graceful_leave(cluster: Cluster) -> None:
-    """1 -> 2 -> 1 workers by completed epochs; then the node of rank 0 leaves and training moves to the other."""
+    """1 -> 2 workers by completed epochs; then the node of rank 0 leaves and training goes on at the other."""
     for node in ("a", "b"):
         cluster.add_node(node)
-    schedule = {"epochs": [{"epoch": 0, "np": 1}, {"epoch": 3, "np": 2}, {"epoch": 10, "np": 1}]}
+    schedule = {"epochs": [{"epoch": 0, "np": 1}, {"epoch": 2, "np": 2}]}
     cluster.submit("tiny", *SLOW, min_np=1, max_np=2, schedule=schedule)
-    victim = Victim(cluster, "tiny", SAMPLES)
-    cluster.wait(lambda: len(victim.resizes()) == 3, 60, "three worlds by the schedule", "tiny")
-    assert [(r["from"], r["to"]) for r in victim.resizes()] == [(0, 1), (1, 2), (2, 1)]
-    workers = {step.worker for step in victim.steps()}
-    assert workers == {"w1", "w2"}
-
-    cluster.post("/jobs/tiny/scale", {"np": 2})
     cluster.wait_for_world("tiny", 2)
+    victim = Victim(cluster, "tiny", SAMPLES)
+    assert [(r["from"], r["to"]) for r in victim.resizes()] == [(0, 1), (1, 2)]
     since_s, event = time.monotonic(), victim.last_event()
     cluster.kill("a", signal.SIGTERM)
     cluster.wait_for_world("tiny", 1)
