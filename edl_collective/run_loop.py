@@ -45,9 +45,7 @@ def run(train: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]
     return through_worlds
 
 
-def carry(
-    train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *args: P.args, **kwargs: P.kwargs
-) -> R:
+def carry(train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
     """Call `train(state, ...)` in one world of `worlds` after another, until it returns or raises."""
     try:
         while True:

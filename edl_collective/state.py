@@ -83,6 +83,8 @@ class State:
         self._world_size = 0
         self._open: StepInfo | None = None
         self._backward_done = False
+        #: checkpoints of this run are newer than the one it began from, whatever their steps: see _save
+        self._order_floor = 0
         #: some rank voted, in the last step, to stop at this boundary
         self._stop = False
 
@@ -236,25 +238,25 @@ class State:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that has to be equal on all ranks, by name; what a checkpoint holds."""
-        reducer = self._in_world()
-        parts: dict[str, Any] = {
-            "model": self.model.state_dict(),
-            "optimizer": reducer.optimizer.state_dict(),
+        training: dict[str, Any] = {
             "sampler": self.sampler.state_dict(),
             "user": self.user,
+            "order_floor": self._order_floor,
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
-        if self._scaler is not None:
-            parts["scaler"] = self._scaler.state_dict()
-        return parts
+        optimizer = self._in_world().optimizer
+        return {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "training": training}
 
     def load_state_dict(self, parts: dict[str, Any]) -> None:
         """Take what state_dict() gave. Raises ValueError or KeyError when it is of another model or dataset."""
         self.model.load_state_dict(parts["model"])
         self._in_world().optimizer.load_state_dict(parts["optimizer"])
-        self.sampler.load_state_dict(parts["sampler"])
-        self.user = dict(parts["user"])
-        if self._scaler is not None and "scaler" in parts:
-            self._scaler.load_state_dict(parts["scaler"])
+        training = parts["training"]
+        self.sampler.load_state_dict(training["sampler"])
+        self.user = dict(training["user"])
+        self._order_floor = int(training["order_floor"])
+        if self._scaler is not None and training["scaler"] is not None:
+            self._scaler.load_state_dict(training["scaler"])
 
     def _take_from(self, source: int) -> None:
         """Receive the whole state; a rank whose source dies meanwhile holds a mixture, and knows it."""
@@ -279,16 +281,26 @@ class State:
         if loaded is None:
             return
         self.load_state_dict(loaded.state)
+        self._order_floor = loaded.info.driver_epoch
         self._reporter.resumed(loaded)
 
     def _complete_epoch(self, epoch: int) -> None:
         self._reporter.close_epoch()
         self.sampler.set_epoch(epoch + 1)
         if self._checkpoint_url is not None and self._reporter.rank == 0:
-            began = time.monotonic()
-            save_checkpoint(self._checkpoint_url, self.status(), state=self.state_dict(), keep=self._keep)
-            self._reporter.saved(epoch, time.monotonic() - began)
+            self._save(self._checkpoint_url, epoch)
         self._reporter.epoch_done(epoch, self.global_step)
+
+    def _save(self, url: str, epoch: int) -> None:
+        """Save the state; a rank 0 that was replaced and wakes up late saves below its successor.
+
+        A driver's epoch orders the attempts of one job, and another job that goes on from this folder counts its
+        drivers from 1 again: hence the floor.
+        """
+        began = time.monotonic()
+        order = self._order_floor + (self._worlds.driver_epoch if self._worlds is not None else 0)
+        save_checkpoint(url, self.status(), state=self.state_dict(), driver_epoch=order, keep=self._keep)
+        self._reporter.saved(epoch, time.monotonic() - began)
 
     def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
         """Write down what the dataset gave for this step; returns the batch without the record."""

@@ -25,6 +25,8 @@ class Worlds(Protocol):
 
     #: why the present world was formed, for people
     cause: str
+    #: epoch of the driver that formed it, 0 where no driver of ours does
+    driver_epoch: int
 
     @property
     def generation(self) -> int | None:
@@ -79,6 +81,7 @@ class FixedWorld(_LocalReports):
     """One world that never changes: the script alone, or under horovodrun -np N or mpirun."""
 
     cause = "start"
+    driver_epoch = 0
     generation: int | None = None
 
     def __init__(self) -> None:
@@ -110,6 +113,7 @@ class FixedWorld(_LocalReports):
 class HorovodrunWorlds(_LocalReports):
     """Worlds formed by horovodrun's own elastic driver, which notifies through Horovod's listener interface."""
 
+    driver_epoch = 0
     generation: int | None = None
 
     def __init__(self) -> None:
@@ -152,6 +156,7 @@ class GatedWorlds:
     def __init__(self, membership: Membership, on_interrupt: Callable[[], None] = lambda: None) -> None:
         self._generation = 0
         self.cause = ""
+        self.driver_epoch = 0
         self._abort_switch = AbortSwitch()
         self._link = AgentLink(membership, on_interrupt, self._abort_switch.abort)
 
@@ -169,7 +174,7 @@ class GatedWorlds:
             self._link.close()
             raise SystemExit(LEFT_STATUS)
         # Named at the next gate even if init() fails below: this generation was assigned, the next one is wanted.
-        self._generation, self.cause = answer.generation, answer.cause
+        self._generation, self.cause, self.driver_epoch = answer.generation, answer.cause, answer.epoch
         # Horovod's C++ reads these at each init and appends ":<port>" to the address, here to the end of a path.
         os.environ.update(
             HOROVOD_RANK=str(answer.rank),

@@ -1,7 +1,9 @@
 """The job of the end-to-end tests: a small CNN on scikit-learn's digits, with every step's samples recorded.
 
-Each worker writes what it took to <record_dir>/<worker or pid>.jsonl. `--step_s` makes a step last as long as on a
-bigger model, so that there is time to do things to the job in the middle of an epoch.
+Each worker writes what it took to <record_dir>/<worker or pid>.jsonl, and when it completed each step to the file
+beside it that ends in .times ("monotonic seconds, generation, steps completed"; the clock is the machine's).
+`--step_s` makes a step last as long as on a bigger model, so that there is time to do things to the job in the middle
+of an epoch.
 """
 
 import argparse
@@ -21,9 +23,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--min_local_batch", type=int, default=2)
     parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--step_s", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--record_dir", type=Path, default=None)
     args = parser.parse_args()
 
@@ -38,18 +42,22 @@ def main() -> None:
         nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
         nn.Flatten(), nn.Linear(128, 10),
     )  # fmt: skip
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    sampler = edl.ElasticBatchSampler(len(train_set), edl.TotalBatch(args.batch, min_local_batch=2), seed=args.seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
+    sampler = edl.ElasticBatchSampler(
+        len(train_set), edl.TotalBatch(args.batch, min_local_batch=args.min_local_batch), seed=args.seed
+    )
     loader = DataLoader(edl.RecordingDataset(train_set), batch_sampler=sampler)
-    step_log = None
+    step_log, times = None, None
     if args.record_dir is not None:
         args.record_dir.mkdir(parents=True, exist_ok=True)
-        step_log = edl.StepLog(args.record_dir / f"{os.environ.get('EDL_WORKER', os.getpid())}.jsonl")
+        name = os.environ.get("EDL_WORKER", str(os.getpid()))
+        step_log = edl.StepLog(args.record_dir / f"{name}.jsonl")
+        times = (args.record_dir / f"{name}.times").open("ab", buffering=0)
     state = edl.State(
         model=model,
         optimizer=optimizer,
         sampler=sampler,
-        schedule=edl.CosineLR(0.1, args.epochs),
+        schedule=edl.CosineLR(args.lr, args.epochs),
         checkpoint_url=edl.checkpoint_url(),
         step_log=step_log,
     )
@@ -63,6 +71,8 @@ def main() -> None:
             for pixels, targets in state.batches(loader):
                 state.backward(nn.functional.cross_entropy(model(pixels), targets), len(targets))
                 state.step()
+                if times is not None:
+                    times.write(b"%.6f %d %d\n" % (time.monotonic(), sampler.generation, state.global_step))
                 time.sleep(args.step_s)
             model.eval()
             with torch.no_grad():

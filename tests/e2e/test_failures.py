@@ -1,0 +1,137 @@
+"""kill -9 of each kind of process while a job of four workers trains: one job lives through all of it, test by test.
+
+After each fault: nothing that was trained is lost or done twice, the job is back at four workers, and it can be resized.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from cluster import Cluster
+from faults import Victim
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+SAMPLES = 1500
+#: where no collective fails, a step is never kept waiting this long, not even on a busy machine
+NO_PAUSE_S = 1.0
+#: the survivors of a killed worker train again within this time; gloo alone would take 30 s to notice
+SOON_S = 3.0
+SESSION_S = 4.0
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    cluster = Cluster(tmp_path_factory.mktemp("failures"))
+    try:
+        cluster.start(server_options=("--session-timeout", f"{SESSION_S:g}"))
+        for node in ("a", "b"):
+            cluster.add_node(node, slots=2)
+        cluster.submit(
+            "tiny", "--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES),
+            min_np=1, max_np=4, np=4, max_failures=100,
+        )  # fmt: skip
+        cluster.wait_for_world("tiny", 4)
+        yield Victim(cluster, "tiny", SAMPLES)
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_lost(victim: Victim) -> Iterator[None]:
+    """Every test begins and ends with four workers, no step lost, and each sample exactly once per epoch."""
+    yield
+    assert victim.lost_steps() == set()
+    report = victim.audit()
+    assert report.ok, str(report)
+
+
+def scale(victim: Victim, np: int) -> None:
+    victim.cluster.post("/jobs/tiny/scale", {"np": np})
+    victim.cluster.wait_for_world("tiny", np)
+
+
+def assert_went_on(victim: Victim, since_s: float, generation: int) -> None:
+    """The world of before has trained without a pause from `since_s` to now."""
+    assert victim.generations(since_s) == {generation}
+    assert victim.longest_gap_s(since_s) < NO_PAUSE_S
+
+
+def generation(victim: Victim) -> int:
+    return int(victim.cluster.job("tiny")["rendezvous"]["generation"])
+
+
+def test_leader_killed(victim: Victim) -> None:
+    cluster = victim.cluster
+    before, epoch, event = generation(victim), cluster.get("/health")["epoch"], victim.last_event()
+    since_s = time.monotonic()
+    cluster.kill("server")
+    victim.wait_for_steps(20)
+    cluster.start_server("--session-timeout", f"{SESSION_S:g}")
+    cluster.wait(lambda: cluster.get("/health")["epoch"] == epoch + 1, 20, "the restarted JobServer leads", "tiny")
+    assert_went_on(victim, since_s, before)
+    assert victim.resizes(after=event) == []
+    scale(victim, 3)
+
+
+def test_driver_killed(victim: Victim) -> None:
+    before, event = generation(victim), victim.last_event()
+    since_s = time.monotonic()
+    epoch = victim.kill_driver()
+    victim.cluster.wait(
+        lambda: (victim.driver() or {"epoch": 0})["epoch"] > epoch, 20, "a new driver has taken over", "tiny"
+    )
+    victim.wait_for_steps(5)
+    assert_went_on(victim, since_s, before)
+    assert victim.resizes(after=event) == []
+    scale(victim, 4)
+    assert [(r["from"], r["to"]) for r in victim.resizes(after=event)] == [(3, 4)]
+
+
+@pytest.mark.parametrize("ranks", [(3,), (0,), (1, 2)], ids=["worker", "rank-0", "two-at-once"])
+def test_workers_killed(victim: Victim, ranks: tuple[int, ...]) -> None:
+    event = victim.last_event()
+    since_s = time.monotonic()
+    names = victim.kill_ranks(*ranks)
+    assert names
+    victim.cluster.wait(lambda: victim.resizes(after=event), 30, "the survivors go on", "tiny")
+    smaller = victim.resizes(after=event)[0]
+    assert (smaller["from"], smaller["to"]) == (4, 4 - len(ranks))
+    assert all(f"worker {name} killed by SIGKILL" in smaller["cause"] for name in names)
+    assert smaller["pause_s"] < SOON_S
+    victim.cluster.wait_for_world("tiny", 4)
+    assert victim.longest_gap_s(since_s) < SOON_S
+
+
+def test_zookeeper_killed(victim: Victim) -> None:
+    before, event = generation(victim), victim.last_event()
+    since_s = time.monotonic()
+    victim.cluster.zookeeper.kill()
+    victim.wait_for_steps(40)
+    victim.cluster.zookeeper.start()
+    victim.wait_for_steps(5)
+    assert_went_on(victim, since_s, before)
+    assert victim.resizes(after=event) == []
+    scale(victim, 3)
+    scale(victim, 4)
+
+
+@pytest.mark.parametrize("hosts_driver", [False, True], ids=["beside", "with-driver"])
+def test_jobclient_killed(victim: Victim, hosts_driver: bool) -> None:
+    cluster, event = victim.cluster, victim.last_event()
+    host = victim.node_of_driver()
+    node = host if hosts_driver else next(n for n in ("a", "b") if n != host)
+    pids = [w["pid"] for w in cluster.running("tiny") if w["node"] == node]
+    assert len(pids) == 2
+    since_s = time.monotonic()
+    cluster.kill(node, signal.SIGKILL)
+    cluster.wait(lambda: not {p.pid for p in cluster.ours()} & set(pids), 10, "its workers died with it")
+    cluster.wait(lambda: victim.resizes(after=event), 30, "the other node goes on", "tiny")
+    smaller = victim.resizes(after=event)[0]
+    assert (smaller["from"], smaller["to"]) == (4, 2)
+    assert f"node {node} is gone" in smaller["cause"]
+    assert victim.longest_gap_s(since_s) < SESSION_S + SOON_S
+    assert victim.node_of_driver() != node
+    cluster.add_node(node, slots=2)
+    cluster.wait_for_world("tiny", 4)
