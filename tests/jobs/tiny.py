@@ -43,7 +43,9 @@ def main() -> None:
         nn.Flatten(), nn.Linear(128, 10),
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
-    sampler = edl.ElasticBatchSampler(len(train_set), edl.TotalBatch(args.batch, min_local_batch=args.min_local_batch), seed=args.seed)
+    sampler = edl.ElasticBatchSampler(
+        len(train_set), edl.TotalBatch(args.batch, min_local_batch=args.min_local_batch), seed=args.seed
+    )
     loader = DataLoader(edl.RecordingDataset(train_set), batch_sampler=sampler)
     step_log, times = None, None
     if args.record_dir is not None:
