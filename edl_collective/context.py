@@ -43,18 +43,35 @@ class Context:
     checkpoint_url: str | None
 
 
+#: Horovod 0.28.1 keeps values that these fix across a shutdown, then writes its defaults over the wrong ones: a worker
+#: that was in a world before fuses 1 MiB where a new one fuses 128, and both abort (BayesianParameter::SetValue).
+_NOT_ELASTIC = ("HOROVOD_CYCLE_TIME", "HOROVOD_FUSION_THRESHOLD", "HOROVOD_AUTOTUNE")
+
+
 def read_context(environ: Mapping[str, str]) -> Context:
-    """The context that `environ` describes. Raises ValueError when it is incomplete or malformed."""
+    """The context that `environ` describes. Raises ValueError when it is incomplete, malformed or not elastic."""
     checkpoint_url = environ.get("EDL_CHECKPOINT_URL") or None
     threads = _number(environ, "OMP_NUM_THREADS")
     if "EDL_AGENT_SOCKET" in environ:
         membership = _membership(environ)
+        _check_elastic(environ)
         # A JobClient makes exactly one device visible to each slot.
         return Context(Launcher.JOBCLIENT, membership, 0, threads, checkpoint_url)
     elastic = environ.get("HOROVOD_ELASTIC") == "1" and "HOROVOD_GLOO_RENDEZVOUS_ADDR" in environ
+    if elastic:
+        _check_elastic(environ)
     local_rank = _number(environ, "HOROVOD_LOCAL_RANK") or _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK") or 0
     launcher = Launcher.HOROVODRUN_ELASTIC if elastic else Launcher.FIXED
     return Context(launcher, None, local_rank, threads, checkpoint_url)
+
+
+def _check_elastic(environ: Mapping[str, str]) -> None:
+    for name in _NOT_ELASTIC:
+        if environ.get(name, "0") != "0":
+            raise ValueError(
+                f"{name} is {environ[name]!r}: unset it in an elastic job, because Horovod applies it differently to "
+                "new workers and to those that were in a world before"
+            )
 
 
 def _membership(environ: Mapping[str, str]) -> Membership:

@@ -3,6 +3,9 @@
 Change `import horovod.torch as hvd` to `import edl_collective.horovod as hvd`, and start the script under a JobClient:
 init() waits at the gate for a world of the job's driver, and elastic.run re-forms the world through the gate. Under
 horovodrun, or alone, everything is Horovod's own. All other names are those of horovod.torch.
+
+A notice carries the number of the generation that it ends. Horovod takes a notice only if its time is later than that
+of the one before, as rank 0 knows it; generations rise for all members alike, whoever is rank 0, and clocks do not.
 """
 
 import functools
@@ -16,32 +19,34 @@ from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrup
 from horovod.runner.elastic.worker import HostUpdateResult
 
 from edl_collective import local
-from edl_collective.worlds import GatedWorlds
+from edl_collective.worlds import GatedWorlds, Worlds
 
 
-class _Gate:
-    """The worlds of this process once init() was called under a JobClient."""
+class Notices:
+    """Puts the level of the notice into the state's own queue, where check_host_updates() looks."""
 
     def __init__(self) -> None:
-        self.worlds: GatedWorlds | None = None
         self._lock = threading.Lock()
+        self._worlds: Worlds | None = None
         self._state: Any = None
-        self._told = 0.0
 
-    def notice(self) -> None:
-        """Put the notice into the state's own queue, where check_host_updates() looks; called from any thread."""
+    def follow(self, worlds: Worlds, state: Any) -> None:
+        """From now on tell `state` when its world should change."""
         with self._lock:
-            if self._state is not None and self.worlds is not None and self.worlds.interrupted():
-                # Horovod takes a notice only if its time is later than that of the one before.
-                self._told += 1.0
-                self._state.on_hosts_updated(self._told, HostUpdateResult.mixed)
+            self._worlds, self._state = worlds, state
 
-    def listen(self, state: Any) -> None:
+    def tell(self) -> None:
+        """Called from any thread when the level may have risen, and in each new world: harmless when it has not."""
         with self._lock:
-            self._state = state
+            if self._worlds is not None and self._worlds.interrupted():
+                self._state.on_hosts_updated(self._worlds.generation, HostUpdateResult.mixed)
 
 
-_gate = _Gate()
+class _Process:
+    """The worlds of this process once init() was called under a JobClient."""
+
+    worlds: GatedWorlds | None = None
+    notices = Notices()
 
 
 def init(*args: Any, **kwargs: Any) -> None:
@@ -51,9 +56,41 @@ def init(*args: Any, **kwargs: Any) -> None:
     if membership is None:
         _hvd.init(*args, **kwargs)
         return
-    if _gate.worlds is None:
-        _gate.worlds = GatedWorlds(membership, _gate.notice)
-    _gate.worlds.enter()
+    if _Process.worlds is None:
+        _Process.worlds = GatedWorlds(membership, _Process.notices.tell)
+    _Process.worlds.enter()
+
+
+def shutdown() -> None:
+    """horovod.torch.shutdown()."""
+    if _Process.worlds is None:
+        _hvd.shutdown()
+    else:
+        _Process.worlds.exit()
+
+
+def carry(train: Callable[..., Any], worlds: Worlds, notices: Notices, state: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call `train(state, ...)` in one world after another; `worlds` is in its first one already."""
+    inside = True
+    notices.follow(worlds, state)
+    while True:
+        try:
+            if not inside:
+                worlds.enter()
+                inside = True
+                state.on_reset()  # empties the state's queue; tell() puts the level back if it still holds
+            notices.tell()
+            # Always: Horovod would skip it after a pure shrink, and deadlocks when a worker joins meanwhile (#3494).
+            state.sync()
+            result = train(state, *args, **kwargs)
+            worlds.finish()
+            return result
+        except HorovodInternalError:
+            state.restore()
+        except HostsUpdatedInterrupt:
+            pass
+        worlds.exit()
+        inside = False
 
 
 def _run(train: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,29 +98,9 @@ def _run(train: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(train)
     def through_worlds(state: Any, *args: Any, **kwargs: Any) -> Any:
-        worlds = _gate.worlds
-        if worlds is None:
+        if _Process.worlds is None:
             return _hvd.elastic.run(train)(state, *args, **kwargs)
-        skip_sync = False
-        _gate.listen(state)
-        while True:
-            _gate.notice()
-            try:
-                if not skip_sync:
-                    state.sync()
-                result = train(state, *args, **kwargs)
-                worlds.finish()
-                return result
-            except HorovodInternalError:
-                state.restore()
-            except HostsUpdatedInterrupt:
-                pass
-            # Horovod would skip the sync after a pure shrink and deadlocks when a worker joins meanwhile (#3494).
-            skip_sync = False
-            worlds.exit()
-            worlds.enter()
-            # Empties the state's queue; the level of the notice is put back above if it still holds.
-            state.on_reset()
+        return carry(train, _Process.worlds, _Process.notices, state, *args, **kwargs)
 
     return through_worlds
 

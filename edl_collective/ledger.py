@@ -53,6 +53,11 @@ class Ledger:
         """Every interval in the order in which it was consumed."""
         return tuple(self._rows)
 
+    @property
+    def newest_generation(self) -> int:
+        """The highest generation that consumed anything, 0 before the first step."""
+        return max((row.generation for row in self._rows), default=0)
+
     def append(self, epoch: int, generation: int, begin: int, end: int, world_size: int) -> None:
         """Add the positions [begin, end) that one completed global step consumed.
 
@@ -64,13 +69,6 @@ class Ledger:
             self._rows[-1] = replace(last, end=end)
         else:
             self._rows.append(added)
-
-    def truncate(self, epoch: int, position: int) -> None:
-        """Rewind to `position` of `epoch`, as the model does: forget all that was consumed from there on.
-
-        A completed epoch that is cut keeps the generations of its row, which are then an upper bound.
-        """
-        self._rows = [kept for row in self._rows if (kept := _before(row, epoch, position)) is not None]
 
     def complete(self, epoch: int, size: int) -> None:
         """Shrink an epoch of `size` samples, consumed exactly once, to one row. Harmless when done twice.
@@ -156,14 +154,6 @@ class Ledger:
 def _continues(last: Interval, added: Interval) -> bool:
     same = (last.epoch, last.generation, last.world_size) == (added.epoch, added.generation, added.world_size)
     return same and last.end == added.begin
-
-
-def _before(row: Interval, epoch: int, position: int) -> Interval | None:
-    if row.epoch < epoch or (row.epoch == epoch and row.end <= position):
-        return row
-    if row.epoch > epoch or row.begin >= position:
-        return None
-    return replace(row, end=position)
 
 
 def _merge_span(spans: list[Span], added: Span) -> None:

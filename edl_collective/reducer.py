@@ -10,6 +10,23 @@ import horovod.torch as hvd
 import torch
 
 
+class _Reducible:
+    """Horovod's "compression": gradients as Horovod can reduce them, which are contiguous and not bfloat16.
+
+    Gradients of channels_last weights are not contiguous; a rank without samples gives contiguous zeros for them. Both
+    are reduced in the order of the logical shape, so they add up.
+    """
+
+    @staticmethod
+    def compress(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wide = gradient.float() if gradient.dtype is torch.bfloat16 else gradient
+        return wide.contiguous(), gradient
+
+    @staticmethod
+    def decompress(reduced: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient if reduced.data_ptr() == gradient.data_ptr() else gradient.copy_(reduced)
+
+
 class Reducer:
     """Wraps `optimizer` for the worlds of this process; construct it inside the first world.
 
@@ -24,7 +41,9 @@ class Reducer:
         clip_norm: float | None,
     ) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, named_parameters=named, op=hvd.Sum)
+        self.optimizer: Any = hvd.DistributedOptimizer(
+            optimizer, named_parameters=named, op=hvd.Sum, compression=_Reducible
+        )
         if optimizer.state:
             self.optimizer.load_state_dict(optimizer.state_dict())
         self._scaler = scaler

@@ -102,13 +102,6 @@ def rank_span(count: int, rank: int, world_size: int, min_local_batch: int = 1) 
     return begin, begin + share + (rank < extra)
 
 
-def plan_step(remaining: int, global_batch: int, world_size: int, min_local_batch: int = 1) -> tuple[int, ...]:
-    """Chunk size of every rank in the next global step; the sum is step_count()."""
-    count = step_count(remaining, global_batch, min_local_batch)
-    spans = (rank_span(count, rank, world_size, min_local_batch) for rank in range(world_size))
-    return tuple(end - begin for begin, end in spans)
-
-
 def rank_steps(
     order: Indices, position: int, rank: int, world_size: int, global_batch: int, min_local_batch: int = 1
 ) -> Iterator[RankStep]:

@@ -83,6 +83,8 @@ class State:
         self._world_size = 0
         self._open: StepInfo | None = None
         self._backward_done = False
+        #: checkpoints of this run are newer than the one it began from, whatever their steps: see _save
+        self._order_floor = 0
         #: some rank voted, in the last step, to stop at this boundary
         self._stop = False
 
@@ -196,7 +198,7 @@ class State:
         generation = self._synchronize(worlds.generation)
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
-        self._reporter.enter(generation)
+        self._reporter.enter(generation if worlds.generation is None else worlds.generation)
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
 
@@ -206,48 +208,55 @@ class State:
         if self._reducer is not None:
             self._reducer.forget_step()
 
-    def _synchronize(self, generation: int | None) -> int:
-        """Take the state of the rank that is furthest; returns the generation that all agree on."""
+    def _synchronize(self, offered: int | None) -> int:
+        """Take the state of the rank that is furthest; returns the generation that all agree on.
+
+        That is the one the world offers, if it is above all that the lineage has seen: generations rise over the life
+        of a job, also when a new attempt, alone or in another cluster, would count from 1 again.
+        """
         import horovod.torch as hvd
 
         reducer = self._in_world()
         whole = self._trained and not reducer.torn
-        mine = [self.global_step if whole else _FRESH, self.sampler.generation if generation is None else generation]
-        rows = collectives.gather_rows(mine)
-        furthest = max(step for step, _ in rows)
-        source = next(rank for rank, (step, _) in enumerate(rows) if step == furthest)
+        step = self.global_step if whole else _FRESH
+        rows = collectives.gather_rows([step, self.epoch, self.sampler.generation])
+        furthest = max(step for step, _, _ in rows)
+        source = next(rank for rank, (step, _, _) in enumerate(rows) if step == furthest)
         if furthest == _FRESH and hvd.rank() == source:
             self._resume()
-        if all(step == furthest for step, _ in rows) and furthest != _FRESH:
+        # A member that dies at the end of an epoch may leave some ranks before and some behind it, at the same step.
+        # The lowest rank decides then: if it is the one that saves, an epoch that it has not saved is not passed over.
+        if furthest != _FRESH and all(row[:2] == rows[source][:2] for row in rows):
             # Only what differs between ranks that completed the same step: running statistics, the script's values.
             collectives.broadcast_tensors(list(self.model.buffers()), source)
             self.user = collectives.broadcast_json(self.user, source)
         else:
             self._take_from(source)
         self._trained = True
-        return max(number for _, number in rows) + (generation is None)
+        newest = max(self.sampler.ledger.newest_generation, *(generation for _, _, generation in rows))
+        return max(offered or 0, newest + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that has to be equal on all ranks, by name; what a checkpoint holds."""
-        reducer = self._in_world()
-        parts: dict[str, Any] = {
-            "model": self.model.state_dict(),
-            "optimizer": reducer.optimizer.state_dict(),
+        training: dict[str, Any] = {
             "sampler": self.sampler.state_dict(),
             "user": self.user,
+            "order_floor": self._order_floor,
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
-        if self._scaler is not None:
-            parts["scaler"] = self._scaler.state_dict()
-        return parts
+        optimizer = self._in_world().optimizer
+        return {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "training": training}
 
     def load_state_dict(self, parts: dict[str, Any]) -> None:
         """Take what state_dict() gave. Raises ValueError or KeyError when it is of another model or dataset."""
         self.model.load_state_dict(parts["model"])
         self._in_world().optimizer.load_state_dict(parts["optimizer"])
-        self.sampler.load_state_dict(parts["sampler"])
-        self.user = dict(parts["user"])
-        if self._scaler is not None and "scaler" in parts:
-            self._scaler.load_state_dict(parts["scaler"])
+        training = parts["training"]
+        self.sampler.load_state_dict(training["sampler"])
+        self.user = dict(training["user"])
+        self._order_floor = int(training["order_floor"])
+        if self._scaler is not None and training["scaler"] is not None:
+            self._scaler.load_state_dict(training["scaler"])
 
     def _take_from(self, source: int) -> None:
         """Receive the whole state; a rank whose source dies meanwhile holds a mixture, and knows it."""
@@ -272,16 +281,26 @@ class State:
         if loaded is None:
             return
         self.load_state_dict(loaded.state)
+        self._order_floor = loaded.info.driver_epoch
         self._reporter.resumed(loaded)
 
     def _complete_epoch(self, epoch: int) -> None:
         self._reporter.close_epoch()
         self.sampler.set_epoch(epoch + 1)
         if self._checkpoint_url is not None and self._reporter.rank == 0:
-            began = time.monotonic()
-            save_checkpoint(self._checkpoint_url, self.status(), state=self.state_dict(), keep=self._keep)
-            self._reporter.saved(epoch, time.monotonic() - began)
+            self._save(self._checkpoint_url, epoch)
         self._reporter.epoch_done(epoch, self.global_step)
+
+    def _save(self, url: str, epoch: int) -> None:
+        """Save the state; a rank 0 that was replaced and wakes up late saves below its successor.
+
+        A driver's epoch orders the attempts of one job, and another job that goes on from this folder counts its
+        drivers from 1 again: hence the floor.
+        """
+        began = time.monotonic()
+        order = self._order_floor + (self._worlds.driver_epoch if self._worlds is not None else 0)
+        save_checkpoint(url, self.status(), state=self.state_dict(), driver_epoch=order, keep=self._keep)
+        self._reporter.saved(epoch, time.monotonic() - began)
 
     def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
         """Write down what the dataset gave for this step; returns the batch without the record."""

@@ -25,10 +25,12 @@ class Worlds(Protocol):
 
     #: why the present world was formed, for people
     cause: str
+    #: epoch of the driver that formed it, 0 where no driver of ours does
+    driver_epoch: int
 
     @property
     def generation(self) -> int | None:
-        """Number of the present world; None where nobody counts (horovodrun): the members then agree on one."""
+        """Number of the present world; None where nobody counts: the members then agree on one."""
 
     def enter(self) -> None:
         """Wait for a place in the next world and initialise Horovod. Raises SystemExit when told to leave."""
@@ -79,7 +81,8 @@ class FixedWorld(_LocalReports):
     """One world that never changes: the script alone, or under horovodrun -np N or mpirun."""
 
     cause = "start"
-    generation: int | None = 1
+    driver_epoch = 0
+    generation: int | None = None
 
     def __init__(self) -> None:
         self._entered = False
@@ -110,6 +113,7 @@ class FixedWorld(_LocalReports):
 class HorovodrunWorlds(_LocalReports):
     """Worlds formed by horovodrun's own elastic driver, which notifies through Horovod's listener interface."""
 
+    driver_epoch = 0
     generation: int | None = None
 
     def __init__(self) -> None:
@@ -123,9 +127,10 @@ class HorovodrunWorlds(_LocalReports):
     def enter(self) -> None:
         import horovod.torch as hvd
 
+        # Before init(): a notice that comes while the world forms may be about the next one, and is not repeated.
+        self._notices = 0
         hvd.init()
         self.cause = "hosts changed" if self.cause else "start"
-        self._notices = 0
 
     def exit(self) -> None:
         import horovod.torch as hvd
@@ -151,6 +156,7 @@ class GatedWorlds:
     def __init__(self, membership: Membership, on_interrupt: Callable[[], None] = lambda: None) -> None:
         self._generation = 0
         self.cause = ""
+        self.driver_epoch = 0
         self._abort_switch = AbortSwitch()
         self._link = AgentLink(membership, on_interrupt, self._abort_switch.abort)
 
@@ -168,7 +174,7 @@ class GatedWorlds:
             self._link.close()
             raise SystemExit(LEFT_STATUS)
         # Named at the next gate even if init() fails below: this generation was assigned, the next one is wanted.
-        self._generation, self.cause = answer.generation, answer.cause
+        self._generation, self.cause, self.driver_epoch = answer.generation, answer.cause, answer.epoch
         # Horovod's C++ reads these at each init and appends ":<port>" to the address, here to the end of a path.
         os.environ.update(
             HOROVOD_RANK=str(answer.rank),

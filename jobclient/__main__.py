@@ -11,7 +11,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.errors import CoordError, Disconnected
@@ -33,9 +33,9 @@ logger = logging.getLogger("jobclient")
 _PATIENCE_S = 2.0
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     try:
-        config = parse(argv, os.environ)
+        config = parse(argv, environ)
         logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
         _quieten(config.log_level)
         key = load_or_create_key(config.key_file)

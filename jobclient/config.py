@@ -92,7 +92,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
 
     Raises ConfigError; --help and options that do not exist end the process as argparse does.
     """
-    split = _count_options(argv)
+    split = count_options(argv)
     given = vars(_parser().parse_args([*map(_dashes, argv[:split]), *argv[split:]]))
     values = {**_from_file(given["config"] or environ.get("EDL_CONFIG")), **_from_environ(environ)}
     values |= {name: value for name, value in given.items() if value is not None}
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count_options(argv: Sequence[str]) -> int:
+def count_options(argv: Sequence[str]) -> int:
     """Where the script stands in `argv`: what follows it is not ours to read."""
     index = 0
     while index < len(argv) and argv[index].startswith("-") and argv[index] != "--":
@@ -186,7 +186,6 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
 
     address = text("address", "127.0.0.1")
     slots, gpus = _slots(values, environ)
-    cores = len(os.sched_getaffinity(0))
     return Config(
         node=text("node", socket.gethostname()),
         zookeeper=text("zookeeper", "127.0.0.1:2181"),
@@ -198,7 +197,9 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         interface=str(values["interface"]) if "interface" in values else interface_of(address),
         slots=slots,
         gpus=gpus,
-        threads_per_slot=_integer("threads_per_slot", values.get("threads_per_slot", max(1, cores // max(1, slots)))),
+        threads_per_slot=_integer(
+            "threads_per_slot", values.get("threads_per_slot", max(1, _cores() // max(1, slots)))
+        ),
         labels=_labels(values.get("labels", "")),
         log_dir=Path(text("log_dir", "pod_log")).absolute(),
         work_dir=Path(text("work_dir", ".")).absolute(),
@@ -242,11 +243,20 @@ def _slots(values: Mapping[str, object], environ: Mapping[str, str]) -> tuple[in
     given = values.get("gpus")
     gpus = found if given is None else _gpu_list(given)
     if "slots" not in values:
-        return (len(gpus), gpus) if gpus else (len(os.sched_getaffinity(0)), ())
+        return (len(gpus), gpus) if gpus else (_cores(), ())
     slots = _integer("slots", values["slots"])
     if given is None:
         gpus = found[:slots] if len(found) >= slots else ()
     return slots, gpus
+
+
+def machine_slots(environ: Mapping[str, str]) -> int:
+    """How many slots this machine has unless somebody says otherwise: its GPUs, else its CPU cores."""
+    return len(_cuda_devices(environ)) or _cores()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _gpu_list(given: object) -> tuple[int, ...]:

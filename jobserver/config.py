@@ -18,6 +18,7 @@ from pathlib import Path
 from edl_collective.coord.key_file import KEY_FILE_VARIABLE, key_file
 from edl_collective.coord.paths import Paths, check_name
 from edl_collective.coord.records import ChangeRule
+from jobclient.config import machine_slots
 from jobserver.changing import Changing
 
 DEFAULT_PORT = 8180
@@ -34,6 +35,8 @@ class Config:
     """One JobServer's settings."""
 
     zookeeper: str = "127.0.0.1:2181"
+    #: `zookeeper` was named by somebody, not made up as a default
+    zookeeper_given: bool = False
     zookeeper_root: str = "/edl"
     zookeeper_wait_s: float = 30.0
     session_timeout_s: float = 10.0
@@ -80,7 +83,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-_OPTIONS: dict[str, tuple[str, str]] = {
+OPTIONS: dict[str, tuple[str, str]] = {
     "zookeeper": ("HOSTS", "host:port[,host:port] (default: 127.0.0.1:2181)"),
     "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),
     "zookeeper_wait": ("SECONDS", "how long to wait for ZooKeeper at start (default: 30)"),
@@ -94,7 +97,10 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "log_level": ("N", "10 debug, 20 info, 30 warnings, 40 errors (default: 20)"),
     "node_ips": ("LIST", "nodes of the changing script, separated by commas (default: 127.0.0.1)"),
     "pod_num_of_node": ("N", "pods on each of these nodes (default: 1)"),
-    "gpu_num_of_node": ("N", "GPUs, that is slots, on each of these nodes (default: 8)"),
+    "gpu_num_of_node": (
+        "N",
+        "GPUs, that is slots, on each of these nodes (default: those of this one, or its CPU cores)",
+    ),
     "time_interval_to_change": ("SECONDS", "every so often pods leave, or join (default: 900)"),
     "add_pods_one_step": ("N", "pods that join at a time (default: 1)"),
     "del_pods_one_step": ("N", "pods that leave at a time (default: 1)"),
@@ -111,7 +117,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     """The configuration for this command line. Raises ConfigError; unknown options end the process as argparse does."""
     given = vars(_parser().parse_args([_dashes(argument) for argument in argv]))
     values = _from_file(given["config"] or environ.get("EDL_CONFIG"))
-    names = [*_OPTIONS, "changing"]
+    names = [*OPTIONS, "changing"]
     values |= {name: environ[f"EDL_{name.upper()}"] for name in names if environ.get(f"EDL_{name.upper()}")}
     values |= {name: value for name, value in given.items() if value is not None and name != "config"}
     return _build(values, environ)
@@ -126,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of the options below")
-    for name, (metavar, text) in _OPTIONS.items():
+    for name, (metavar, text) in OPTIONS.items():
         parser.add_argument("--" + name.replace("_", "-"), dest=name, metavar=metavar, help=text)
     parser.add_argument("--changing", action="store_true", default=None, help="use the changing script")
     return parser
@@ -147,7 +153,7 @@ def _from_file(path: str | None) -> dict[str, object]:
         raise ConfigError(f"--config {path} cannot be read: {error}") from error
     values = {name.replace("-", "_"): value for name, value in values.items()}
     for name in values:
-        if name not in _OPTIONS and name != "changing":
+        if name not in OPTIONS and name != "changing":
             raise ConfigError(f"--config {path} sets {name!r}, which is not an option; see --help")
     return values
 
@@ -159,6 +165,7 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         raise ConfigError(f"--placement is {placement!r}: it must be pack or spread")
     return Config(
         zookeeper=str(values.get("zookeeper", "127.0.0.1:2181")),
+        zookeeper_given="zookeeper" in values,
         zookeeper_root=str(values.get("zookeeper_root", "/edl")),
         zookeeper_wait_s=_number(values, "zookeeper_wait", 30.0),
         session_timeout_s=_number(values, "session_timeout", 10.0),
@@ -170,15 +177,15 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         finish_timeout_s=_number(values, "finish_timeout", 120.0),
         pack=placement == "pack",
         log_level=_integer(values, "log_level", 20),
-        changing=_changing(values),
+        changing=_changing(values, environ),
     )
 
 
-def _changing(values: Mapping[str, object]) -> Changing | None:
+def _changing(values: Mapping[str, object], environ: Mapping[str, str]) -> Changing | None:
     """The rule in workers: a pod of the start script has gpu_num_of_node / pod_num_of_node of them."""
     nodes = [ip for ip in re.split(r"[,\s]+", str(values.get("node_ips", "127.0.0.1"))) if ip]
     pods = _integer(values, "pod_num_of_node", 1)
-    gpus = _integer(values, "gpu_num_of_node", 8)
+    gpus = _integer(values, "gpu_num_of_node", machine_slots(environ))
     every_s = _number(values, "time_interval_to_change", 900.0)
     add, remove = _integer(values, "add_pods_one_step", 1), _integer(values, "del_pods_one_step", 1)
     if not nodes:

@@ -134,6 +134,32 @@ def is_new_attempt(job: Job, crew: Crew) -> bool:
     return not carriers & {w.worker for w in (*crew.living, *crew.finished)}
 
 
+def is_whole(job: Job, crew: Crew) -> bool:
+    """True when the plan is the running world: its workers, and no others, live and run in the newest generation.
+
+    Nobody tells the world of an external job: its plan is taken for it.
+    """
+    planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
+    if not planned or crew.leaving or {w.worker for w in crew.living} != planned:
+        return False
+    if job.spec.value.kind is JobKind.EXTERNAL:
+        return True
+    world, running = job.rendezvous, (WorkerState.RUNNING, job.rendezvous.generation)
+    records = [job.workers[name].value for name in planned if name in job.workers]
+    at_work = {record.worker for record in records if (record.state, record.generation) == running}
+    return {m.worker for m in world.members} == planned == at_work
+
+
+def still_training(job: Job, crew: Crew) -> tuple[PlannedWorker, ...]:
+    """The living that hold the training state: who is not in the world when a worker finishes gets no place any more.
+
+    Without a known world these are all that live.
+    """
+    members = {m.worker for m in job.rendezvous.members}
+    planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
+    return tuple(w for w in crew.living if w.worker in members) if members & planned else crew.living
+
+
 def saver_finished(job: Job, crew: Crew) -> bool:
     """True when the worker that saves (rank 0) is among the finished; without a known world, any finished one."""
     finished = {w.worker for w in crew.finished}

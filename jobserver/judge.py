@@ -6,9 +6,11 @@ What depends on other jobs (which slots are free) is left open here: `Case.clear
 
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from edl_collective.coord.records import JobKind, JobStatus, Phase, PlannedWorker
-from jobserver.job_state import Crew, check_transition, is_new_attempt, saver_finished
-from jobserver.schedule import Wanted, wanted
+from jobserver.job_state import Crew, check_transition, is_new_attempt, is_whole, saver_finished, still_training
+from jobserver.schedule import Wanted, change_due_at, wanted
 from jobserver.snapshot import Job, Slot
 
 MAX_TAIL_CHARS = 2000
@@ -76,7 +78,8 @@ def with_(
         status.restarts,
         status.epoch_seen,
     )
-    return JobStatus(
+    return structs.replace(
+        status,
         phase=status.phase if phase is None else phase,
         reason=status.reason if reason is None else reason,
         since=status.since if since is None else since,
@@ -132,13 +135,14 @@ def _finish(case: Case, now_s: float, finish_timeout_s: float) -> Case:
     """A worker's training returned: nobody joins any more, the others get time to end."""
     entered = enter(case, Phase.FINISHING, "a worker finished: waiting for the others", now_s)
     deadline = entered.status.since + finish_timeout_s
-    if case.crew.living and now_s < deadline:
+    training = still_training(case.job, case.crew)
+    if training and now_s < deadline:
         return replace(entered, wake_at=deadline)
     if not saver_finished(case.job, case.crew):
         return _retry_unsaved(entered, now_s)
     reason = "training finished"
-    if case.crew.living:
-        slow = ", ".join(w.worker for w in case.crew.living)
+    if training:
+        slow = ", ".join(w.worker for w in training)
         reason += f"; {slow} did not end within finish_timeout_s {finish_timeout_s:g} and are stopped"
     if case.crew.dead:
         reason += "; " + some(tuple(death.text for death in case.crew.dead))
@@ -172,14 +176,37 @@ def _ask(case: Case, now_s: float) -> Case:
         why = f"held below min_np {spec.min_np} for hold_timeout_s {spec.hold_timeout_s:g}"
         if len(case.crew.living) < spec.min_np:
             return replace(enter(case, Phase.FAILED, why, now_s), clear=True)
+    case = _next_change(case, now_s)
     want = _wanted(case, now_s)
-    return replace(case, clear=None, wanted=want, wake_at=want.wake_at)
+    return replace(case, clear=None, wanted=want, wake_at=case.wake_at or want.wake_at)
+
+
+def _next_change(case: Case, now_s: float) -> Case:
+    """The job's rule makes its next change an interval after the last one took effect, and never into a resize."""
+    status = case.status
+    due_at = change_due_at(case.job.spec.value, status.changed_at)
+    if due_at is None or not is_whole(case.job, case.crew):
+        return case
+    if now_s < due_at:
+        return replace(case, wake_at=due_at)
+    return replace(case, status=structs.replace(status, changes=status.changes + 1, changed_at=None))
+
+
+def note_effect(case: Case, now_s: float) -> Case:
+    """To be called when the plan stays: from now on the interval of the job's rule counts, if the plan is the world."""
+    spec, status = case.job.spec.value, case.status
+    if status.changed_at is not None or not is_whole(case.job, case.crew):
+        return case
+    due_at = change_due_at(spec, now_s)
+    if due_at is None:
+        return case
+    return replace(case, status=structs.replace(status, changed_at=now_s), wake_at=due_at)
 
 
 def _wanted(case: Case, now_s: float) -> Wanted:
     """The schedule's answer; near the end of training the present size, so that only losses are replaced."""
     spec = case.job.spec.value
-    want = wanted(spec, case.job.progress, case.status.started_at, now_s)
+    want = wanted(spec, case.job.progress, case.status.started_at, now_s, case.status.changes)
     if not near_end(case):
         return want
     size = len(case.workers)

@@ -13,7 +13,7 @@ from edl_collective.coord.records import Event, JobKind, JobSpec, JobStatus, Pha
 from jobserver.allocate import Grant, Request, Room, allocate, worker_number
 from jobserver.changing import Changing, fill_in
 from jobserver.job_state import crew_of, is_over
-from jobserver.judge import Case, enter, judge, near_end, some, with_
+from jobserver.judge import Case, enter, judge, near_end, note_effect, some, with_
 from jobserver.snapshot import At, Job, Slot, Snapshot
 
 
@@ -169,7 +169,7 @@ def _settle(
     drained = tuple(f"{w.worker} leaves {w.node}, which drains" for w in grant.dropped if _drains(w.node, snapshot))
     case = _phase(replace(case, news=case.news + drained), workers, grant.missing, snapshot, now_s)
     plan = _plan(case, workers, snapshot, _plan_reason(case, workers), config)
-    return case, plan
+    return (note_effect(case, now_s) if plan is None else case), plan
 
 
 def _drains(node: str, snapshot: Snapshot) -> bool:

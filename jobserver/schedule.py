@@ -20,8 +20,14 @@ class Wanted:
     wake_at: float | None = None
 
 
-def wanted(spec: JobSpec, progress: Progress | None, started_at: float | None, now_s: float) -> Wanted:
-    """The wanted number of workers. `started_at` and `now_s` are wall times in seconds; a job not started is at 0 s."""
+def wanted(
+    spec: JobSpec, progress: Progress | None, started_at: float | None, now_s: float, changes: int = 0
+) -> Wanted:
+    """The wanted number of workers.
+
+    started_at, now_s: wall times in seconds; a job not started is at 0 s.
+    changes: how many changes its ChangeRule has made; when the next one is due, `change_due_at` says.
+    """
     if spec.np is not None:
         return Wanted(spec.np, f"np {spec.np} was asked for")
     schedule = spec.schedule
@@ -32,7 +38,7 @@ def wanted(spec: JobSpec, progress: Progress | None, started_at: float | None, n
     elif schedule is not None and schedule.times:
         found = _by_time(schedule, spec.max_np, elapsed_s)
     elif schedule is not None and schedule.change is not None:
-        found = _by_rule(schedule.change, spec, elapsed_s)
+        found = _by_rule(schedule.change, spec, changes)
     if found is None:
         return Wanted(spec.max_np, f"as many as fit up to max_np {spec.max_np}")
     wake_at = None if found.wake_at is None or started_at is None else started_at + found.wake_at
@@ -74,20 +80,24 @@ def _by_time(schedule: Schedule, max_np: int, elapsed_s: float) -> Wanted:
     return Wanted(step.np, f"the schedule asks for {step.np} from {step.after_s:g} s", coming)
 
 
-def _by_rule(rule: ChangeRule, spec: JobSpec, elapsed_s: float) -> Wanted | None:
-    """Start at max_np; then in turn, every interval, take `remove` away and give `add` back."""
-    if rule.every_s <= 0:
-        return None
-    interval = int(elapsed_s // rule.every_s)
+def change_due_at(spec: JobSpec, changed_at: float | None) -> float | None:
+    """Wall time of the next change of the job's rule; None without a rule, or while the last one has no effect yet."""
+    rule = spec.schedule.change if spec.schedule is not None and spec.np is None else None
+    return None if rule is None or changed_at is None else changed_at + rule.every_s
+
+
+def _by_rule(rule: ChangeRule, spec: JobSpec, changes: int) -> Wanted:
+    """Start at max_np; then in turn take `remove` away and give `add` back."""
     np = spec.max_np
-    for _ in range(interval // 2):
+    for _ in range(changes // 2):
         after = min(max(np - rule.remove, spec.min_np) + rule.add, spec.max_np)
         if after == np:  # the pair repeats itself from here on
             break
         np = after
-    what = "begins with"
-    if interval % 2 == 1:
-        np, what = max(np - rule.remove, spec.min_np), f"after {interval} x {rule.every_s:g} s removes down to"
-    elif interval:
-        what = f"after {interval} x {rule.every_s:g} s adds up to"
-    return Wanted(np, f"the changing rule {what} {np}", (interval + 1) * rule.every_s)
+    reason = f"the changing rule begins with {np}"
+    if changes % 2 == 1:
+        np = max(np - rule.remove, spec.min_np)
+        reason = f"change {changes} of the changing rule: down to {np}"
+    elif changes:
+        reason = f"change {changes} of the changing rule: up to {np}"
+    return Wanted(np, reason)

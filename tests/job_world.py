@@ -91,6 +91,10 @@ class World:
         for worker in plan.workers:
             if worker.worker not in self.jobs[job].workers and worker.node in self.nodes:
                 self.record(worker.worker, WorkerState.RUNNING, job=job)
+        records = self.jobs[job].workers
+        for name in {w.worker for w in plan.workers} & records.keys():
+            if records[name].value.state is WorkerState.RUNNING:
+                self.record(name, WorkerState.RUNNING, job=job, generation=plan.revision)
         members = tuple(Member(w.worker, w.node, i, 0, 1, 0, 1) for i, w in enumerate(plan.workers))
         self._change(job, rendezvous=Rendezvous(generation=plan.revision, epoch=1, members=members))
 
@@ -102,6 +106,7 @@ class World:
         exit_code: int | None = None,
         job: str = "j",
         log_tail: str = "",
+        generation: int = 0,
     ) -> None:
         place = self.history[job, worker]
         old = self.jobs[job].workers.get(worker)
@@ -114,6 +119,7 @@ class World:
             outcome=outcome,
             exit_code=exit_code,
             log_tail=log_tail,
+            generation=generation,
         )
         workers = {**self.jobs[job].workers, worker: At(found, old.version + 1 if old else 0)}
         self._change(job, workers=workers)

@@ -57,7 +57,10 @@ class TimeStep(msgspec.Struct, frozen=True):
 
 
 class ChangeRule(msgspec.Struct, frozen=True):
-    """The changing script: every `every_s` seconds in turn `remove` workers leave, then `add` workers join."""
+    """The changing script: every `every_s` seconds in turn `remove` workers leave, then `add` workers join.
+
+    An interval counts from the moment at which what the change before asked for was the running world.
+    """
 
     every_s: float
     add: int
@@ -176,6 +179,10 @@ class JobStatus(Record, frozen=True, kw_only=True):
     restarts: int = 0
     #: completed epochs when the counters were last cleared
     epoch_seen: int = 0
+    #: changes that the job's ChangeRule has made, and the wall time since which the last of them has been the running
+    #: world; None until it is
+    changes: int = 0
+    changed_at: float | None = None
 
 
 class WorkerState(StrEnum):

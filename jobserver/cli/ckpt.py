@@ -37,7 +37,7 @@ def _row(info: Any) -> dict[str, Any]:
     return {
         "name": info.name,
         "number": info.number,
-        "condition": str(info.condition),
+        "condition": info.condition.value,
         "epoch": None if info.status is None else info.status.epoch_no,
         "driver_epoch": info.driver_epoch,
         "global_step": info.global_step,

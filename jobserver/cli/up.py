@@ -30,6 +30,13 @@ SERVER_STOP_TIMEOUT_S = 15.0
 @click.option("--nodes", type=click.IntRange(1, 64), default=1, show_default=True, help="JobClients to start")
 @click.option("--slots", default="auto", show_default=True, help="slots of each node, or auto")
 @click.option("--zookeeper", envvar="EDL_ZOOKEEPER", default=None, help="use this one instead of starting one")
+@click.option(
+    "--zookeeper-port",
+    type=click.IntRange(0, 65535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="preferred port of the started one; 0 takes any that is free, so that no other program finds it by default",
+)
 @click.option("--server-port", type=int, default=8180, show_default=True, help="port of the JobServer")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="data and logs (default: ~/.edl)")
 @click.option("--log-dir", type=click.Path(path_type=Path), default=None, help="workers' logs (default: ./pod_log)")
@@ -38,6 +45,7 @@ def up(
     nodes: int,
     slots: str,
     zookeeper: str | None,
+    zookeeper_port: int,
     server_port: int,
     data_dir: Path | None,
     log_dir: Path | None,
@@ -52,7 +60,7 @@ def up(
         load_or_create_key(key)
         # The handlers stay until everything is down, so a second Ctrl-C cannot interrupt the way down.
         with _signals_set(ended), ExitStack() as running:
-            hosts = zookeeper or _own_zookeeper(folder, running)
+            hosts = zookeeper or _own_zookeeper(folder, zookeeper_port, running)
             click.echo(f"zookeeper   {hosts}")
             common = ["--zookeeper", hosts, "--key-file", str(key)]
             node_children: list[Child] = []
@@ -94,8 +102,8 @@ def _signals_set(ended: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _own_zookeeper(folder: Path, running: ExitStack) -> str:
-    server = LocalZooKeeper(folder / "zookeeper", DEFAULT_PORT)
+def _own_zookeeper(folder: Path, port: int, running: ExitStack) -> str:
+    server = LocalZooKeeper(folder / "zookeeper", port)
     server.start()
     running.callback(server.stop)
     return server.hosts

@@ -52,3 +52,12 @@ def test_half_an_environment_names_what_is_missing(missing: str) -> None:
 def test_a_number_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match="OMP_NUM_THREADS is 'many'"):
         read_context({"OMP_NUM_THREADS": "many"})
+
+
+@pytest.mark.parametrize("variable", ["HOROVOD_CYCLE_TIME", "HOROVOD_FUSION_THRESHOLD", "HOROVOD_AUTOTUNE"])
+def test_what_horovod_does_not_survive_is_refused_in_elastic_jobs_only(variable: str) -> None:
+    with pytest.raises(ValueError, match=f"{variable} is '5'"):
+        read_context({**UNDER_JOBCLIENT, variable: "5"})
+    with pytest.raises(ValueError, match=variable):
+        read_context({"HOROVOD_ELASTIC": "1", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "h", variable: "5"})
+    assert read_context({variable: "5"}).launcher is Launcher.FIXED

@@ -58,16 +58,6 @@ def test_missing_and_doubled_agree_with_counting(
     assert _positions(ledger.doubled(epoch)) == sorted({p for p in covered if covered.count(p) > 1})
 
 
-@given(st.lists(rows, max_size=12), st.integers(0, 2), st.integers(0, 45))
-def test_truncate_forgets_exactly_what_came_later(
-    entries: list[tuple[int, int, int, int, int]], epoch: int, position: int
-) -> None:
-    ledger = _ledger(*entries)
-    kept = [[p for p in _covered(ledger, number) if (number, p) < (epoch, position)] for number in range(3)]
-    ledger.truncate(epoch, position)
-    assert [_covered(ledger, number) for number in range(3)] == kept
-
-
 def test_completed_epoch_becomes_one_row() -> None:
     ledger = _ledger((0, 1, 0, 10, 2), (0, 2, 10, 20, 4), (0, 4, 20, 25, 1), (1, 4, 0, 5, 1))
     ledger.complete(0, 25)
@@ -102,13 +92,12 @@ def test_epoch_that_lost_or_doubled_is_not_completed(
         ledger.complete(0, 10)
 
 
-def test_rewind_into_a_completed_epoch_reopens_it() -> None:
-    ledger = _ledger((0, 1, 0, 10, 2), (0, 2, 10, 20, 4), (1, 2, 0, 4, 4))
+def test_newest_generation_outlives_completion() -> None:
+    assert Ledger().newest_generation == 0
+    ledger = _ledger((0, 1, 0, 10, 2), (0, 4, 10, 20, 4))
+    assert ledger.newest_generation == 4
     ledger.complete(0, 20)
-    ledger.truncate(0, 12)
-    ledger.append(0, 3, 12, 20, 1)
-    assert ledger.missing(0, 20) == ledger.doubled(0) == []
-    assert ledger.missing(1, 20) == [(0, 20)]
+    assert ledger.newest_generation == 4
 
 
 @pytest.mark.parametrize(

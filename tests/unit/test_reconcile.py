@@ -112,17 +112,68 @@ def test_a_schedule_by_epoch() -> None:
     assert sizes == [1, 1, 2, 2, 4, 4]
 
 
+def test_the_changing_rule_waits_until_its_last_change_is_the_running_world() -> None:
+    world = World()
+    world.join("a", 4)
+    world.submit(max_np=3, schedule=Schedule(change=ChangeRule(10.0, 1, 2)))
+    sizes = []
+    for _ in range(5):
+        world.settle()
+        sizes.append(len(world.ids()))
+        world.now_s += 1000.0  # however long its workers take to start, no change comes in between
+        assert world.settle().wake_at is None
+        assert len(world.ids()) == sizes[-1]
+        world.let_go()
+        world.run_workers()
+        assert world.settle().wake_at == world.now_s + 10.0
+        assert world.status().changed_at == world.now_s
+        world.now_s += 9.0
+        world.settle()
+        assert len(world.ids()) == sizes[-1]
+        world.now_s += 1.0
+    assert sizes == [3, 1, 2, 1, 2]
+
+
+def test_the_changing_rule_goes_on_where_slots_are_fewer_than_it_wants() -> None:
+    world = World()
+    world.join("a", 1)
+    world.submit(max_np=2, schedule=Schedule(change=ChangeRule(10.0, 1, 1)))
+    world.settle()
+    world.run_workers()
+    for change in range(4):
+        world.settle()
+        assert (world.status().changes, world.ids()) == (change, ["w1"])
+        world.now_s += 10.0
+
+
+def test_the_changing_rule_waits_for_the_replacement_of_a_dead_worker() -> None:
+    world = World()
+    world.join("a", 2)
+    world.submit(max_np=2, schedule=Schedule(change=ChangeRule(10.0, 1, 1)))
+    world.settle()
+    world.run_workers()
+    world.settle()
+    world.fail("w2")
+    world.now_s += 20.0
+    world.settle()
+    assert world.ids() == ["w1", "w3"]
+    world.run_workers()
+    world.settle()
+    assert world.ids() == ["w1"]
+
+
 def test_the_changing_script_is_written_into_new_jobs_that_leave_their_size_open() -> None:
     world = World(replace(CONFIG, changing=Changing(ChangeRule(900.0, 1, 2), 3)))
     world.join("a", 8)
     world.submit("open", max_np=1024)
     world.submit("closed", np=1)
-    started = world.settle()
+    world.settle()
     spec = world.jobs["open"].spec.value
     assert spec.schedule is not None
     assert (spec.schedule.change, spec.max_np) == (ChangeRule(900.0, 1, 2), 3)
     assert [len(world.ids(j)) for j in ("open", "closed")] == [3, 1]
-    assert started.wake_at == world.now_s + 900
+    world.run_workers("open")
+    assert world.settle().wake_at == world.now_s + 900
     world.now_s += 900
     world.settle()
     assert world.ids("open") == ["w1"]

@@ -62,6 +62,16 @@ def test_finishing_waits_for_the_others_and_replaces_nobody() -> None:
     assert (world.status().phase, world.ids()) == (Phase.SUCCEEDED, [])
 
 
+def test_a_worker_that_never_joined_is_not_waited_for() -> None:
+    world = running(2)
+    world.edit(np=3)
+    world.settle()
+    for worker in ("w1", "w2"):
+        world.finish(worker)
+    world.settle()
+    assert (world.status().phase, world.status().reason) == (Phase.SUCCEEDED, "training finished")
+
+
 def test_the_slot_of_a_finished_worker_is_given_when_the_plan_lets_go() -> None:
     world = running(2, nodes=1, min_np=2)
     world.submit("second")

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from edl_collective.sampler import (
     MAX_DATASET_SIZE,
     permutation,
-    plan_step,
     rank_span,
     rank_steps,
     step_count,
@@ -15,6 +14,13 @@ from edl_collective.sampler import (
 
 sizes = st.integers(1, 300)
 worlds = st.integers(1, 12)
+
+
+def chunk_sizes(remaining: int, global_batch: int, world: int, min_local: int) -> tuple[int, ...]:
+    """What each rank takes of the next global step."""
+    count = step_count(remaining, global_batch, min_local)
+    spans = (rank_span(count, rank, world, min_local) for rank in range(world))
+    return tuple(end - begin for begin, end in spans)
 
 
 @st.composite
@@ -63,7 +69,7 @@ def test_permutation_refuses_bad_input(size: int, seed: int, epoch: int) -> None
 @given(remaining=st.integers(0, 400), batch=batches(), world=worlds)
 def test_chunks_keep_their_bounds(remaining: int, batch: tuple[int, int], world: int) -> None:
     global_batch, min_local = batch
-    chunks = plan_step(remaining, global_batch, world, min_local)
+    chunks = chunk_sizes(remaining, global_batch, world, min_local)
     count = sum(chunks)
     left = remaining - count
     assert len(chunks) == world
@@ -105,7 +111,7 @@ def test_spans_of_the_ranks_are_adjacent(count: int, world: int, min_local: int)
 def test_chunks_of_known_steps(
     remaining: int, global_batch: int, world: int, min_local: int, chunks: tuple[int, ...]
 ) -> None:
-    assert plan_step(remaining, global_batch, world, min_local) == chunks
+    assert chunk_sizes(remaining, global_batch, world, min_local) == chunks
 
 
 @given(remaining=st.integers(0, 400), batch=batches())

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edl_collective.coord.records import ChangeRule, EpochStep, JobSpec, Progress, Schedule, TimeStep
-from jobserver.schedule import check_schedule, wanted
+from jobserver.schedule import change_due_at, check_schedule, wanted
 
 
 def spec(**fields: object) -> JobSpec:
@@ -65,21 +65,28 @@ def test_time_stands_still_before_the_start() -> None:
 )
 def test_change_rule_removes_then_adds_within_the_bounds(add: int, remove: int, series: list[int]) -> None:
     job = spec(schedule=Schedule(change=ChangeRule(10.0, add, remove)))
-    found = [wanted(job, None, 1000.0, 1000.0 + 10 * i + 1) for i in range(len(series))]
+    found = [wanted(job, None, 1000.0, 9e9, changes) for changes in range(len(series))]
     assert [w.np for w in found] == series
-    assert [w.wake_at for w in found] == [1010.0 + 10 * i for i in range(len(series))]
+    assert {w.wake_at for w in found} == {None}
+
+
+def test_a_change_is_due_an_interval_after_the_last_one_took_effect() -> None:
+    rule = Schedule(change=ChangeRule(10.0, 1, 1))
+    assert change_due_at(spec(schedule=rule), 1000.0) == 1010.0
+    assert change_due_at(spec(schedule=rule), None) is None
+    assert change_due_at(spec(schedule=rule, np=2), 1000.0) is None
+    assert change_due_at(spec(), 1000.0) is None
 
 
 @given(st.integers(0, 10**9), st.integers(0, 5), st.integers(0, 5), st.integers(1, 3), st.integers(3, 9))
-def test_change_rule_after_a_year_is_what_step_by_step_gives(
-    elapsed_s: int, add: int, remove: int, least: int, most: int
+def test_change_rule_after_many_changes_is_what_step_by_step_gives(
+    changes: int, add: int, remove: int, least: int, most: int
 ) -> None:
     job = spec(min_np=least, max_np=most, schedule=Schedule(change=ChangeRule(7.0, add, remove)))
     np = most
-    intervals = min(elapsed_s // 7, 200 + elapsed_s // 7 % 2)  # by then the pattern repeats
-    for i in range(1, intervals + 1):
+    for i in range(1, min(changes, 200 + changes % 2) + 1):  # by then the pattern repeats
         np = max(np - remove, least) if i % 2 else min(np + add, most)
-    assert wanted(job, None, 0.0, float(elapsed_s)).np == np
+    assert wanted(job, None, 0.0, 0.0, changes).np == np
 
 
 @given(st.integers(1, 4), st.integers(0, 4), st.lists(st.integers(0, 20), max_size=4), st.integers(0, 9))
