@@ -225,7 +225,8 @@ def accuracy(seeds: int) -> list[Row]:
 
 def _train(cluster: Cluster, job: str, seed: int, *, disturbed: bool) -> float:
     epochs = 10
-    options = ("--epochs", str(epochs), "--seed", str(seed), "--lr", "0.05", "--step_s", "0.1")
+    pace = "0.1" if disturbed else "0"  # time to disturb it; the steps are the same
+    options = ("--epochs", str(epochs), "--seed", str(seed), "--lr", "0.05", "--step_s", pace)
     cluster.submit(job, *options, record_dir=job, min_np=1, max_np=3, np=2)
     cluster.wait_for_world(job, 2)
     if disturbed:
