@@ -40,28 +40,33 @@ def run(train: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]
 
     @functools.wraps(train)
     def through_worlds(state: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        worlds = worlds_of(local.context())
-        try:
-            while True:
-                try:
-                    worlds.enter()
-                    local.enter_world()
-                    state.enter(worlds)
-                    result = train(state, *args, **kwargs)
-                    worlds.finish()
-                    return result
-                except WorldChanged:
-                    logger.info("the world changes at a step boundary")
-                except _collective_failure() as error:
-                    logger.warning("a collective failed, re-forming the world: %s", str(error).splitlines()[0])
-                local.exit_world()
-                worlds.exit()
-                state.leave_world()
-        finally:
-            local.exit_world()
-            worlds.exit()
+        return carry(train, worlds_of(local.context()), state, *args, **kwargs)
 
     return through_worlds
+
+
+def carry(train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call `train(state, ...)` in one world of `worlds` after another, until it returns or raises."""
+    try:
+        while True:
+            try:
+                worlds.enter()
+                local.enter_world()
+                state.enter(worlds)
+                result = train(state, *args, **kwargs)
+                worlds.finish()
+                return result
+            except WorldChanged:
+                logger.info("the world changes at a step boundary")
+            except _collective_failure() as error:
+                reason = next(iter(str(error).splitlines()), "no reason given")
+                logger.warning("a collective failed, re-forming the world: %s", reason)
+            local.exit_world()
+            worlds.exit()
+            state.leave_world()
+    finally:
+        local.exit_world()
+        worlds.exit()
 
 
 def _collective_failure() -> type[Exception]:

@@ -93,6 +93,7 @@ class Agent:
         self._snapshot = Snapshot({}, {}, {})
         self._wake = asyncio.Event()
         self._closing = False
+        self._draining = False
 
     # ---- life ---------------------------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(presence.keep()), group.create_task(self._reporting.publish())]
-                await self._loop(mirror)
+                await self._loop(mirror, presence)
                 for task in background:
                     task.cancel()
         finally:
@@ -119,21 +120,38 @@ class Agent:
             await presence.resign()
 
     def close(self) -> None:
-        """Stop all workers by the ladder, then the drivers, then end; called again: at once."""
+        """Let all workers leave at a step boundary, then stop the drivers, then end; called again: at once.
+
+        Workers that have not left in time, or that nobody can plan away, are stopped by the ladder.
+        """
         if self._closing:
             logger.warning("stopping at once")
             self._kill_all()
         self._closing = True
         self._wake.set()
 
-    async def _loop(self, mirror: Mirror) -> None:
+    async def _loop(self, mirror: Mirror, presence: Presence) -> None:
+        said_goodbye = False
         while True:
             self._wake.clear()
+            if self._closing and not said_goodbye:
+                said_goodbye = True
+                self._draining = await self._drain(presence)
             known = await self._load(mirror)
             if self._closing and not self._alive():
                 return
             wake_at_s = await self._decide() if known or self._closing else self._clock.monotonic_s() + RETRY_S
             await self._wait(wake_at_s)
+
+    async def _drain(self, presence: Presence) -> bool:
+        """Ask for a plan without this node; whether one can be expected."""
+        if self._store.session is not Session.CONNECTED:
+            return False
+        try:
+            return await presence.drain()
+        except CoordError as error:
+            logger.warning("the workers cannot leave in order: %s", error)
+            return False
 
     async def _load(self, mirror: Mirror) -> bool:
         """Take a new snapshot; False if ZooKeeper cannot be reached and the old one stands."""
@@ -160,6 +178,7 @@ class Agent:
             workers=tuple(worker.view() for worker in self._workers.values()),
             drivers=tuple(driver.view for driver in self._drivers.values()),
             closing=self._closing,
+            draining=self._draining,
         )
         decision = decide(view, self._clock.monotonic_s())
         for action in decision.actions:

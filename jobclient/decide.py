@@ -74,6 +74,8 @@ class View:
     drivers: tuple[LocalDriver, ...] = ()
     #: the JobClient itself is to end
     closing: bool = False
+    #: the JobServer was told so, and its next plan lets the workers of this node leave at a step boundary
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class StopDriver:
 
 Action = StartWorker | LetLeave | StopWorker | StartDriver | StopDriver
 
+_CLOSING = "the JobClient is stopping"
 #: for what is stopped when the spec, and with it its time-out, is gone
 DEFAULT_STOP_TIMEOUT_S = 10.0
 
@@ -178,14 +181,14 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
     job = view.jobs.get(local.job)
     spec = job.spec if job else None
     timeout_s = spec.stop_timeout_s if spec else DEFAULT_STOP_TIMEOUT_S
-    if view.closing:
-        return StopWorker(local.job, local.worker, timeout_s, "the JobClient is stopping")
+    if view.closing and not view.draining:
+        return StopWorker(local.job, local.worker, timeout_s, _CLOSING)
     why = _ended(job)
     if why is not None or job is None or spec is None:
         return StopWorker(local.job, local.worker, timeout_s, why or "the job was removed")
-    if job.plan is None or any(p.worker == local.worker for p in _mine(view, job)):
+    if any(p.worker == local.worker for p in _mine(view, job)) or (job.plan is None and not view.closing):
         return None  # a plan that cannot be read stops nobody
-    reason = f"plan {job.plan.revision}: {job.plan.reason}"
+    reason = _CLOSING if view.closing or job.plan is None else f"plan {job.plan.revision}: {job.plan.reason}"
     if local.cold:
         return StopWorker(local.job, local.worker, timeout_s, reason)
     if local.leave_by_s is None:
@@ -223,7 +226,7 @@ def _drivers(view: View, now_s: float, wakes: list[float]) -> list[Action]:
         if view.closing:
             # It outlives the workers of its node, so that their leaving reaches the others; it is not started again.
             busy = any(w.job == name and not w.exited for w in view.workers)
-            why_not = None if busy and driver.running else "the JobClient is stopping"
+            why_not = None if busy and driver.running else _CLOSING
         if driver.running and why_not and not driver.stopping:
             timeout_s = job.spec.stop_timeout_s if job.spec else DEFAULT_STOP_TIMEOUT_S
             actions.append(StopDriver(name, timeout_s, why_not))

@@ -8,6 +8,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from edl_collective.coord.errors import CoordError, Exists, RecordError
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import NodeRecord, decode, encode
@@ -25,6 +27,7 @@ class Presence:
     def __init__(self, store: Store, paths: Paths, record: NodeRecord, session_timeout_s: float) -> None:
         self._store = store
         self._path = paths.node(record.node)
+        self._leader_path = paths.leader
         self._record = record
         self._session_timeout_s = session_timeout_s
         self._loop = asyncio.get_running_loop()
@@ -54,6 +57,14 @@ class Presence:
                 await self._wait(RETRY_S)
                 self._look.set()
 
+    async def drain(self) -> bool:
+        """Say that this node takes no more workers and those it has are to leave; False if nobody leads who decides so.
+
+        Raises CoordError when ZooKeeper cannot be reached.
+        """
+        self._record = replace(self._record, draining=True)
+        return await asyncio.to_thread(self._say_draining)
+
     async def resign(self) -> None:
         """Take the record away if it is ours, so that the node is gone now and not after the session time-out."""
         self._end_listener()
@@ -73,6 +84,13 @@ class Presence:
         except Exists:
             return False
         logger.info("node %s is registered: %d slots", self._record.node, self._record.slots)
+        return True
+
+    def _say_draining(self) -> bool:
+        found = self._store.get(self._path)
+        if found is None or found.owner != self._store.session_id or self._store.get(self._leader_path) is None:
+            return False
+        self._store.set(self._path, encode(self._record, self._path), found.version)
         return True
 
     def _remove(self) -> None:

@@ -69,8 +69,8 @@ class Cluster:
         self._spawn(node, command)
         self.wait(lambda: node in {n["node"] for n in self.get("/nodes")["nodes"]}, 20, f"node {node} is registered")
 
-    def submit(self, job: str, *args: str, **spec: Any) -> None:
-        command = [sys.executable, str(TINY_JOB), "--record_dir", str(self.base / "records"), *args]
+    def submit(self, job: str, *args: str, program: Path = TINY_JOB, record_dir: str = "records", **spec: Any) -> None:
+        command = [sys.executable, str(program), "--record_dir", str(self.base / record_dir), *args]
         answer = self.api.post("/api/v1/jobs", json={"job": job, "command": command, **spec})
         assert answer.status_code == 201, answer.text
 

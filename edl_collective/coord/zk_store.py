@@ -16,6 +16,7 @@ from kazoo.client import KazooClient
 from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.interfaces import IAsyncResult
 from kazoo.protocol.states import KazooState, WatchedEvent
+from kazoo.retry import KazooRetry
 
 from edl_collective.coord.errors import CoordError, Disconnected, Exists, NotEmpty, NotFound, VersionConflict
 from edl_collective.coord.store import Check, Create, Delete, Op, Session, Set, Versioned, Wake
@@ -37,6 +38,12 @@ _UNREACHABLE = (
 )
 
 
+#: between two tries to reach a server. kazoo's own pauses grow to a minute: a server that comes back after an outage
+#: would expire the session of a client that is not there within the session time-out, and with it all its nodes.
+LONGEST_RECONNECT_S = 1.0
+RECONNECTS_PER_SESSION = 10
+
+
 class ZkStore:
     """A session with the ensemble at `hosts` ("host:port,host:port").
 
@@ -47,7 +54,9 @@ class ZkStore:
     def __init__(self, hosts: str, *, session_timeout_s: float = 10.0, operation_timeout_s: float = 10.0) -> None:
         self._hosts = hosts
         self._operation_timeout_s = operation_timeout_s
-        self._client = KazooClient(hosts=hosts, timeout=session_timeout_s)
+        longest_s = min(LONGEST_RECONNECT_S, session_timeout_s / RECONNECTS_PER_SESSION)
+        reconnect = KazooRetry(max_tries=-1, delay=longest_s / 4, max_delay=longest_s)
+        self._client = KazooClient(hosts=hosts, timeout=session_timeout_s, connection_retry=reconnect)
         self._listeners: list[Callable[[Session], None]] = []
         self._listeners_lock = threading.Lock()
         self._client.add_listener(self._session_changed)

@@ -125,6 +125,8 @@ class Relay:
             logger.debug("a proxy has closed its connection")
         except wire.WireError as error:
             logger.warning("refused %s: %s", writer.get_extra_info("peername"), error)
+        except asyncio.CancelledError:
+            logger.debug("closing: %s", writer.get_extra_info("peername"))  # raised, asyncio would print it as an error
         finally:
             writer.transport.abort()
 

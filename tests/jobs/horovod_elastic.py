@@ -5,12 +5,13 @@ It says "batch <number> size <workers>" on rank 0 for each batch and ends with "
 
 import argparse
 import time
+from pathlib import Path
 
 import horovod.torch as hvd
 import torch
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--batches", type=int, default=60)
+parser.add_argument("--stop_file", type=Path, required=True, help="training ends when rank 0 sees this file")
 parser.add_argument("--step_s", type=float, default=0.0)
 args = parser.parse_args()
 
@@ -28,7 +29,7 @@ def on_reset() -> None:
 
 @hvd.elastic.run
 def train(state: hvd.elastic.TorchState) -> None:
-    while state.batch < args.batches:
+    while not hvd.broadcast_object(args.stop_file.exists(), root_rank=0, name="stop"):
         inputs = torch.randn(8, 4)
         optimizer.zero_grad()
         loss = ((model(inputs) - inputs.sum(1, keepdim=True)) ** 2).mean()

@@ -10,6 +10,7 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -23,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--min_local_batch", type=int, default=2)
     parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--step_s", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
@@ -42,8 +44,10 @@ def main() -> None:
         nn.Flatten(), nn.Linear(128, 10),
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
-    sampler = edl.ElasticBatchSampler(len(train_set), edl.TotalBatch(args.batch, min_local_batch=2), seed=args.seed)
-    loader = DataLoader(edl.RecordingDataset(train_set), batch_sampler=sampler)
+    sampler = edl.ElasticBatchSampler(
+        len(train_set), edl.TotalBatch(args.batch, min_local_batch=args.min_local_batch), seed=args.seed
+    )
+    loader: DataLoader[Any] = DataLoader(edl.RecordingDataset(train_set), batch_sampler=sampler)
     step_log, times = None, None
     if args.record_dir is not None:
         args.record_dir.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,9 @@ EMPTY = JobView(SPEC, plan(OTHER), STATUS)
 ENDED = JobView(SPEC, plan(W1), replace(STATUS, phase=Phase.SUCCEEDED))
 
 
+DRAINING: dict[str, Any] = {"closing": True, "draining": True}
+
+
 @pytest.mark.parametrize(
     ("given_view", "kinds"),
     [
@@ -105,6 +108,11 @@ ENDED = JobView(SPEC, plan(W1), replace(STATUS, phase=Phase.SUCCEEDED))
         pytest.param(view(ENDED, local()), [StopWorker], id="job ended"),
         pytest.param(view(None, local()), [StopWorker], id="job removed"),
         pytest.param(view(PLANNED, local(), closing=True), [StopWorker], id="JobClient ends"),
+        pytest.param(view(PLANNED, local(), **DRAINING), [LetLeave], id="JobClient drains"),
+        pytest.param(view(EMPTY, local(leave_by_s=101.0), **DRAINING), [], id="draining, has time to leave"),
+        pytest.param(view(PLANNED, local(leave_by_s=100.0), **DRAINING), [StopWorker], id="draining, did not leave"),
+        pytest.param(view(PLANNED, local(cold=True), **DRAINING), [StopWorker], id="draining, in no world"),
+        pytest.param(view(with_(PLANNED, plan=None), local(), **DRAINING), [LetLeave], id="draining without a plan"),
     ],
 )
 def test_workers(given_view: View, kinds: list[type]) -> None:
@@ -198,10 +206,12 @@ class SimulatedNode:
     workers: dict[tuple[str, str], LocalWorker] = field(default_factory=dict)
     drivers: dict[str, LocalDriver] = field(default_factory=dict)
     closing: bool = False
+    draining: bool = False
     started: set[tuple[str, str]] = field(default_factory=set)
 
     def view(self) -> View:
-        return View(NODE, self.jobs, tuple(self.workers.values()), tuple(self.drivers.values()), self.closing)
+        workers, drivers = tuple(self.workers.values()), tuple(self.drivers.values())
+        return View(NODE, self.jobs, workers, drivers, self.closing, self.draining)
 
     def apply(self, action: Action) -> None:
         match action:
@@ -272,7 +282,7 @@ def job_views(draw: st.DrawFn, job: str) -> JobView:
 @st.composite
 def nodes(draw: st.DrawFn) -> SimulatedNode:
     jobs = {name: draw(job_views(name)) for name in draw(st.sampled_from([[], ["j"], ["j", "k"]]))}
-    node = SimulatedNode(jobs, closing=draw(st.booleans()))
+    node = SimulatedNode(jobs, closing=draw(st.booleans()), draining=draw(st.booleans()))
     for slot in draw(st.sets(st.integers(0, 1))):
         name = (draw(st.sampled_from("jk")), draw(st.sampled_from(NAMES)))
         cold, stopping = draw(st.booleans()), draw(st.booleans())
@@ -284,7 +294,8 @@ def nodes(draw: st.DrawFn) -> SimulatedNode:
 
 
 def copy_of(node: SimulatedNode) -> SimulatedNode:
-    return SimulatedNode(dict(node.jobs), dict(node.workers), dict(node.drivers), node.closing, set(node.started))
+    parts = (dict(node.jobs), dict(node.workers), dict(node.drivers))
+    return SimulatedNode(*parts, node.closing, node.draining, set(node.started))
 
 
 @settings(max_examples=150, deadline=None)

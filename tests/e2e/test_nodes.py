@@ -1,0 +1,77 @@
+"""The size of a job follows its schedule and its nodes, between min_np and max_np, without a lost step."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from faults import Victim
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+SAMPLES = 1500
+SOON_S = 3.0
+SLOW = ("--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.close()
+
+
+def assert_nothing_lost(victim: Victim) -> None:
+    assert victim.lost_steps() == set()
+    report = victim.audit()
+    assert report.ok, str(report)
+
+
+def test_nodes_come_and_go(cluster: Cluster) -> None:
+    """np is left open: as many workers as there are slots, never above max_np; below min_np the job holds its state."""
+    cluster.add_node("a", slots=2)
+    cluster.submit("tiny", *SLOW, min_np=2, max_np=3)
+    cluster.wait_for_world("tiny", 2)
+    victim = Victim(cluster, "tiny", SAMPLES)
+    cluster.add_node("b", slots=1)
+    cluster.wait_for_world("tiny", 3)
+
+    # With this node the driver and rank 0 go, in order; one worker is left, holds its state and waits.
+    assert victim.node_of_driver() == "a"
+    cluster.kill("a", signal.SIGTERM)
+    cluster.wait_for_phase("tiny", "holding", 20)
+    left = [w for w in cluster.job("tiny")["worker_records"] if w["node"] == "a"]
+    assert [(w["state"], w["outcome"], w["exit_code"]) for w in left] == [("exited", "left", 0)] * 2
+    steps = victim.steps()
+
+    cluster.add_node("a", slots=4)
+    cluster.wait_for_world("tiny", 3)
+    assert cluster.job("tiny")["status"]["failures"] == 0
+    assert cluster.job("tiny")["status"]["attempt"] == 1
+    assert steps == victim.steps()[: len(steps)]
+    sizes = [(r["from"], r["to"]) for r in victim.resizes()]
+    assert max(to for _, to in sizes) == 3
+    assert_nothing_lost(victim)
+
+
+def test_schedule_and_graceful_leave(cluster: Cluster) -> None:
+    """1 -> 2 workers by completed epochs; then the node of rank 0 leaves and training goes on at the other."""
+    for node in ("a", "b"):
+        cluster.add_node(node)
+    schedule = {"epochs": [{"epoch": 0, "np": 1}, {"epoch": 2, "np": 2}]}
+    cluster.submit("tiny", *SLOW, min_np=1, max_np=2, schedule=schedule)
+    cluster.wait_for_world("tiny", 2)
+    victim = Victim(cluster, "tiny", SAMPLES)
+    assert [(r["from"], r["to"]) for r in victim.resizes()] == [(0, 1), (1, 2)]
+    since_s, event = time.monotonic(), victim.last_event()
+    cluster.kill("a", signal.SIGTERM)
+    cluster.wait_for_world("tiny", 1)
+    (resize,) = victim.resizes(after=event)
+    assert (resize["from"], resize["to"]) == (2, 1)
+    assert "leaves a, which drains" in resize["cause"]
+    assert victim.longest_gap_s(since_s) < SOON_S
+    assert_nothing_lost(victim)

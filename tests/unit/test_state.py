@@ -1,0 +1,290 @@
+"""The state of a job between two steps, in one process: Horovod is real and alone, the worlds are given."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import horovod.torch as hvd
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from edl_collective.batches import ElasticBatchSampler
+from edl_collective.errors import ProgressError, StepOrderError, WorldChanged
+from edl_collective.messages import Happened, Report
+from edl_collective.scaling import BatchPolicy, CosineLR, PerWorkerBatch, TotalBatch, lr_at
+from edl_collective.state import State
+
+SAMPLES = 10
+
+
+class GivenWorlds:
+    """A world of one, with the generation and the notice that the test gives."""
+
+    cause = "test"
+
+    def __init__(self, generation: int | None = None) -> None:
+        self.generation = generation
+        self.level = False
+        self.events: list[Happened] = []
+
+    def enter(self) -> None: ...
+
+    def exit(self) -> None: ...
+
+    def interrupted(self) -> bool:
+        return self.level
+
+    def finish(self) -> None: ...
+
+    def report(self, report: Report) -> None: ...
+
+    def happened(self, event: Happened) -> None:
+        self.events.append(event)
+
+    def told(self, kind: str) -> list[str]:
+        return [event.text for event in self.events if event.kind == kind]
+
+
+class TornOnce(torch.optim.SGD):
+    """Fails once in the middle of an update, when some parameters have changed."""
+
+    fail = False
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        if type(self).fail:
+            type(self).fail = False
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(1000.0)
+            raise RuntimeError("torn")
+        super().step()
+
+
+class Job:
+    """A linear model on ten samples in batches of four: three steps an epoch."""
+
+    def __init__(
+        self,
+        *,
+        worlds: GivenWorlds | None = None,
+        policy: BatchPolicy | None = None,
+        schedule: CosineLR | None = None,
+        checkpoint_url: str | None = None,
+        optimizer: type[torch.optim.SGD] = torch.optim.SGD,
+    ) -> None:
+        torch.manual_seed(1)
+        self.worlds = worlds or GivenWorlds()
+        self.model = torch.nn.Linear(2, 1)
+        inputs = torch.randn(SAMPLES, 2)
+        self.sampler = ElasticBatchSampler(SAMPLES, policy or TotalBatch(4))
+        self.loader = DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_sampler=self.sampler)
+        groups = [{"params": [self.model.weight]}, {"params": [self.model.bias], "lr": 0.4, "lr_scale": 2.0}]
+        self.state = State(
+            model=self.model,
+            optimizer=optimizer(groups, lr=0.1, momentum=0.9),
+            sampler=self.sampler,
+            schedule=schedule,
+            checkpoint_url=checkpoint_url,
+        )
+
+    def enter(self) -> "Job":
+        self.state.enter(self.worlds)
+        return self
+
+    def loss(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        inputs, targets = batch
+        return ((self.model(inputs) - targets) ** 2).mean()
+
+    def step(self, batch: list[torch.Tensor]) -> None:
+        self.state.backward(self.loss(batch), len(batch[0]))
+        self.state.step()
+
+    def train(self, epochs: int) -> "Job":
+        for _ in self.state.epochs(epochs):
+            for batch in self.state.batches(self.loader):
+                self.step(batch)
+        return self
+
+    def weights(self) -> list[float]:
+        return [*self.model.weight.flatten().tolist(), *self.model.bias.tolist()]
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    hvd.init()
+    yield
+    hvd.shutdown()
+
+
+# ---- the order of calls ----------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_used_inside_run_only() -> None:
+    job = Job()
+    with pytest.raises(StepOrderError, match=r"edl_collective\.run"):
+        next(iter(job.state.batches(job.loader)))
+
+
+def test_step_needs_a_backward_before_it() -> None:
+    job = Job().enter()
+    with pytest.raises(StepOrderError, match=r"after state\.backward"):
+        job.state.step()
+    next(batches := job.state.batches(job.loader))
+    with pytest.raises(StepOrderError, match=r"after state\.backward"):
+        job.state.step()
+    batches.close()
+
+
+def test_backward_belongs_once_to_a_batch_and_knows_its_length() -> None:
+    job = Job().enter()
+    with pytest.raises(StepOrderError, match="belongs once"):
+        job.state.backward(torch.zeros(()), 4)
+    batch = next(batches := job.state.batches(job.loader))
+    with pytest.raises(ValueError, match="samples is 3 but this batch has 4"):
+        job.state.backward(job.loss(batch), 3)
+    job.state.backward(job.loss(batch), 4)
+    with pytest.raises(StepOrderError, match="belongs once"):
+        job.state.backward(job.loss(batch), 4)
+    batches.close()
+
+
+def test_a_batch_without_a_step_is_noticed_at_the_next() -> None:
+    job = Job().enter()
+    batches = job.state.batches(job.loader)
+    batch = next(batches)
+    job.state.backward(job.loss(batch), 4)
+    with pytest.raises(StepOrderError, match=r"state\.step\(\) was not called"):
+        next(batches)
+
+
+def test_an_epoch_that_is_cut_short_is_not_completed() -> None:
+    job = Job().enter()
+    with pytest.raises(ProgressError, match="epoch 0 ended at sample 4 of 10"):
+        for _ in job.state.epochs(1):
+            for batch in job.state.batches(job.loader):
+                job.step(batch)
+                break
+    assert job.state.epoch == 0
+
+
+# ---- learning rate and resizes ---------------------------------------------------------------------------------------
+
+
+def test_rates_follow_the_samples_at_every_step() -> None:
+    schedule = CosineLR(0.1, 2)
+    job = Job(schedule=schedule).enter()
+    for _ in job.state.epochs(2):
+        for batch in job.state.batches(job.loader):
+            rate = lr_at(schedule, job.sampler.samples_seen, SAMPLES)
+            assert [group["lr"] for group in job.state.optimizer.param_groups] == [rate, rate * 2.0]
+            job.step(batch)
+    assert job.state.global_step == 6
+
+
+def test_without_a_schedule_the_policy_scales_each_groups_own_rate() -> None:
+    job = Job(policy=PerWorkerBatch(4, reference_world_size=2)).enter()
+    next(batches := job.state.batches(job.loader))
+    assert [group["lr"] for group in job.state.optimizer.param_groups] == [0.05, 0.2]
+    batches.close()
+
+
+def test_adjust_functions_hear_of_every_world_in_order() -> None:
+    job = Job()
+    heard: list[tuple[object, ...]] = []
+    job.state.on_resize(lambda state, before, now: heard.append(("first", state, before, now)))
+
+    @job.state.on_resize
+    def second(state: State, before: int, now: int) -> None:
+        heard.append(("second", state, before, now))
+
+    job.enter()
+    assert heard == [("first", job.state, 0, 1), ("second", job.state, 0, 1)]
+    job.state.leave_world()
+    job.enter()
+    assert heard[2:] == [("first", job.state, 1, 1), ("second", job.state, 1, 1)]
+
+
+def test_a_notice_ends_the_world_after_the_step_and_the_next_goes_on_there() -> None:
+    undisturbed = Job().enter().train(1)
+    job = Job().enter()
+    job.worlds.level = True
+    with pytest.raises(WorldChanged):
+        job.train(1)
+    assert (job.sampler.position, job.state.global_step) == (4, 1)
+    job.worlds.level = False
+    job.state.leave_world()
+    job.enter().train(1)
+    assert job.weights() == undisturbed.weights()
+    assert [(row.begin, row.end) for row in job.sampler.ledger.rows] == [(0, SAMPLES)]
+
+
+def test_a_failed_step_is_forgotten_and_taken_again() -> None:
+    undisturbed = Job().enter().train(1)
+    job = Job().enter()
+    batch = next(job.state.batches(job.loader))
+    job.state.backward(job.loss(batch), 4)
+    hvd.shutdown()  # what a collective failure leads to
+    job.state.leave_world()
+    hvd.init()
+    job.enter().train(1)
+    assert job.weights() == undisturbed.weights()
+
+
+# ---- checkpoints and generations -------------------------------------------------------------------------------------
+
+
+def test_each_epoch_is_saved_and_a_new_attempt_resumes_at_the_next(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/ckpt"
+    whole = Job(checkpoint_url=url).enter().train(3)
+    assert [text.partition(" in ")[0] for text in whole.worlds.told("checkpoint")] == [
+        "saved epoch 0", "saved epoch 1", "saved epoch 2",
+    ]  # fmt: skip
+    shutil.rmtree(tmp_path / "ckpt")
+    Job(checkpoint_url=url).enter().train(2)
+    resumed = Job(checkpoint_url=url).enter()
+    assert resumed.worlds.told("resume") == ["resumed from a checkpoint at epoch 2"]
+    assert (resumed.state.epoch, resumed.state.global_step) == (2, 6)
+    assert resumed.train(3).weights() == whole.weights()
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_is_told(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/ckpt"
+    Job(checkpoint_url=url).enter().train(2)
+    shards = sorted((tmp_path / "ckpt").rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    shards[-1].write_bytes(shards[-1].read_bytes()[:-1])
+    job = Job(checkpoint_url=url).enter()
+    assert job.state.epoch == 1
+    (told,) = job.worlds.told("checkpoint")
+    assert told.startswith("skipped checkpoint")
+    assert job.worlds.told("resume") == ["resumed from a checkpoint at epoch 1"]
+
+
+def test_a_lone_rank_that_is_torn_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/ckpt"
+    undisturbed = Job(optimizer=TornOnce).enter().train(2)
+    job = Job(checkpoint_url=url, optimizer=TornOnce).enter().train(1)
+    TornOnce.fail = True
+    with pytest.raises(RuntimeError, match="torn"):
+        job.train(2)
+    job.state.leave_world()
+    job.enter()
+    assert (job.state.epoch, job.sampler.position) == (1, 0)
+    assert job.train(2).weights() == undisturbed.weights()
+
+
+def test_generations_rise_over_restarts_where_nobody_counts(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/ckpt"
+    assert Job(checkpoint_url=url).enter().train(1).sampler.generation == 1
+    assert Job(checkpoint_url=url).enter().train(2).sampler.generation == 2
+    # Another cluster's driver counts from 1 again, too.
+    assert Job(checkpoint_url=url, worlds=GivenWorlds(1)).enter().train(3).sampler.generation == 3
+
+
+def test_the_generation_of_the_driver_is_taken_when_it_is_newer() -> None:
+    job = Job(worlds=GivenWorlds(7)).enter()
+    assert job.sampler.generation == 7
+    job.worlds.generation = 8
+    job.state.leave_world()
+    assert job.enter().sampler.generation == 8
+    resizes = [event.fields["generation"] for event in job.train(1).worlds.events if event.kind == "resize"]
+    assert resizes == [8]
