@@ -276,7 +276,7 @@ class State:
         """On the rank that every other will copy: continue from the newest valid checkpoint, if there is one."""
         if self._checkpoint_url is None:
             return
-        preflight(self._checkpoint_url)
+        preflight(self._checkpoint_url, knob="--checkpoint or EDL_CHECKPOINT_PATH")
         loaded = load_checkpoint(self._checkpoint_url)
         if loaded is None:
             return

@@ -150,7 +150,8 @@ class Worker:
         if code == 0 and not self._told_to_leave:
             self._run(self._launch.main, self._main_changed)
             return
-        problem = process.problem or f"package hook {process.command.argv[0]} failed with {exit_text(code)}"
+        hook = process.command.argv[-3]  # what follows it is -pod_id and the worker, before it may stand a shell
+        problem = process.problem or f"package hook {hook} failed with {exit_text(code)}"
         self._end(code or NOT_STARTED, "" if self._told_to_leave else problem)
         self._set_gone()
 

@@ -40,13 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = from_process(sys.argv[1:] if argv is None else argv)
         logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("kazoo").setLevel(max(config.log_level, logging.WARNING))
-        logging.getLogger("uvicorn").setLevel(max(config.log_level, logging.WARNING))
+        _quieten(config.log_level)
         _serve(config)
     except (ConfigError, CannotStart, CoordError) as error:
         print(f"jobserver: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _quieten(level: int) -> None:
+    """What libraries say is for debugging: we say it ourselves where it matters, once."""
+    if level > logging.DEBUG:
+        for name in ("kazoo", "uvicorn"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _serve(config: Config) -> None:

@@ -26,11 +26,11 @@ class Step(NamedTuple):
 
 
 class Victim:
-    """The job that things are done to. `samples`: of an epoch."""
+    """The job that things are done to. `samples`: of an epoch; `records`: what it was given as record_dir."""
 
-    def __init__(self, cluster: Cluster, job: str, samples: int) -> None:
+    def __init__(self, cluster: Cluster, job: str, samples: int, records: str = "records") -> None:
         self.cluster, self.job, self.samples = cluster, job, samples
-        self._records = cluster.base / "records"
+        self._records = cluster.base / records
 
     # ---- faults ---------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -73,12 +74,12 @@ class World:
     def drain(self, node: str) -> None:
         self.nodes[node] = msgspec.structs.replace(self.nodes[node], draining=True)
 
-    def submit(self, job: str = "j", **fields: object) -> None:
+    def submit(self, job: str = "j", **fields: Any) -> None:
         self.now_s += 0.001
         values = {"job": job, "command": ("x",), "min_np": 1, "max_np": 4, "submitted_at": self.now_s, **fields}
         self.jobs[job] = Job(At(JobSpec(**values), 0))
 
-    def edit(self, job: str = "j", **fields: object) -> None:
+    def edit(self, job: str = "j", **fields: Any) -> None:
         old = self.jobs[job].spec
         self._change(job, spec=At(msgspec.structs.replace(old.value, **fields), old.version + 1))
 
@@ -200,7 +201,7 @@ class World:
                 assert all(int(w[1:]) >= job.plan.value.next_worker for w in new)
             self._change(name, plan=At(action.plan, (action.plan_version or 0) + 1))
 
-    def _change(self, job: str, **fields: object) -> None:
+    def _change(self, job: str, **fields: Any) -> None:
         self.jobs[job] = replace(self.jobs[job], **fields)
 
     def check(self, settled: bool = False) -> None:
@@ -216,7 +217,7 @@ class World:
                 assert len(job.plan.value.workers) <= job.spec.value.max_np
 
 
-def running(np: int = 2, nodes: int = 2, slots: int = 2, **fields: object) -> World:
+def running(np: int = 2, nodes: int = 2, slots: int = 2, **fields: Any) -> World:
     """A world with job j running with `np` workers."""
     world = World()
     for i in range(nodes):

@@ -70,6 +70,8 @@ class Api:
         except httpx.HTTPError as error:
             text = f"no JobServer answers at {self._server} ({error}); check --server / EDL_SERVER"
             raise CommandFailed(text) from error
+        if answer.status_code in (400, 422):
+            raise BadInput(_sentence(answer))
         if answer.status_code >= 400:
             raise CommandFailed(_sentence(answer))
         return answer

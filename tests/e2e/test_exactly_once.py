@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import ROOT, Cluster
@@ -31,7 +32,7 @@ def audited(cluster: Cluster, samples: int, epochs: int) -> AuditReport:
 
 def test_uneven_tails_and_a_planted_off_by_one(cluster: Cluster) -> None:
     """67 samples in batches of 64 leave 3 for four workers; then the same with a sampler that is wrong by one."""
-    options = {"min_np": 4, "max_np": 4}
+    options: dict[str, Any] = {"min_np": 4, "max_np": 4}
     right, wrong = 67, 1500
     cluster.submit("right", "--epochs", "2", "--samples", str(right), "--min_local_batch", "1", **options)
     cluster.wait_for_phase("right", "succeeded", 90)

@@ -1,6 +1,6 @@
-"""kill -9 of each kind of process while a job of four workers trains: one job lives through all of it, test by test.
+"""kill -9 of each kind of process while a job of four workers trains: one job lives through all of it.
 
-After each fault: nothing that was trained is lost or done twice, the job is back at four workers, and it can be resized.
+After each fault: nothing that was trained is lost or done twice, the job is back at its size, and can be resized.
 """
 
 import signal
@@ -58,6 +58,13 @@ def assert_went_on(victim: Victim, since_s: float, generation: int) -> None:
     assert victim.longest_gap_s(since_s) < NO_PAUSE_S
 
 
+def story(victim: Victim) -> str:
+    """What the resizes and the logs of the dead say, for the message of a failure."""
+    records = victim.cluster.job("tiny")["worker_records"]
+    ends = [f"{w['worker']}: {w['exit_code']} {w['log_tail']}" for w in records if w["state"] == "exited"]
+    return "\n".join([*map(str, victim.resizes()), *ends])
+
+
 def generation(victim: Victim) -> int:
     return int(victim.cluster.job("tiny")["rendezvous"]["generation"])
 
@@ -97,7 +104,7 @@ def test_workers_killed(victim: Victim, ranks: tuple[int, ...]) -> None:
     assert names
     victim.cluster.wait(lambda: victim.resizes(after=event), 30, "the survivors go on", "tiny")
     smaller = victim.resizes(after=event)[0]
-    assert (smaller["from"], smaller["to"]) == (4, 4 - len(ranks))
+    assert (smaller["from"], smaller["to"]) == (4, 4 - len(ranks)), story(victim)
     assert all(f"worker {name} killed by SIGKILL" in smaller["cause"] for name in names)
     assert smaller["pause_s"] < SOON_S
     victim.cluster.wait_for_world("tiny", 4)

@@ -1,4 +1,4 @@
-"""The size of a job follows its schedule and the nodes that come and go, between min_np and max_np, without a lost step."""
+"""The size of a job follows its schedule and its nodes, between min_np and max_np, without a lost step."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""The tiny job with a fault planted in its sampler: each rank but the first takes the sample before its own, once an epoch.
+"""The tiny job with a fault planted in its sampler: in the first step of an epoch ranks begin one sample too early.
 
 It is here to prove that the audit of what the datasets gave notices what the sampler's own ledger cannot.
 """
@@ -24,5 +24,5 @@ class OffByOne(edl.ElasticBatchSampler):
 
 
 if __name__ == "__main__":
-    edl.ElasticBatchSampler = OffByOne
+    edl.ElasticBatchSampler = OffByOne  # type: ignore[misc]
     tiny.main()

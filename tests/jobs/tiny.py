@@ -10,6 +10,7 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -46,7 +47,7 @@ def main() -> None:
     sampler = edl.ElasticBatchSampler(
         len(train_set), edl.TotalBatch(args.batch, min_local_batch=args.min_local_batch), seed=args.seed
     )
-    loader = DataLoader(edl.RecordingDataset(train_set), batch_sampler=sampler)
+    loader: DataLoader[Any] = DataLoader(edl.RecordingDataset(train_set), batch_sampler=sampler)
     step_log, times = None, None
     if args.record_dir is not None:
         args.record_dir.mkdir(parents=True, exist_ok=True)

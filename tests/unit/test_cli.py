@@ -149,8 +149,8 @@ def test_submit_reads_a_schedule(cluster: Cluster) -> None:
     ("arguments", "status", "text"),
     [
         (["describe", "nope"], 1, "there is no job nope"),
-        (["submit", "--min-np", "5", "--max-np", "2", "--", "x"], 1, "min_np must not exceed max_np"),
-        (["submit", "--np", "0", "--", "x"], 1, "np is 0"),
+        (["submit", "--min-np", "5", "--max-np", "2", "--", "x"], 2, "min_np must not exceed max_np"),
+        (["submit", "--np", "0", "--", "x"], 2, "np is 0"),
         (["submit"], 2, "the command is missing"),
         (["submit", "--schedule", "soon", "--", "x"], 2, "schedule 'soon' is not understood"),
         (["submit", "--env", "A", "--", "x"], 2, "--env 'A' is not NAME=VALUE"),

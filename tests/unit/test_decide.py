@@ -68,7 +68,7 @@ EMPTY = JobView(SPEC, plan(OTHER), STATUS)
 ENDED = JobView(SPEC, plan(W1), replace(STATUS, phase=Phase.SUCCEEDED))
 
 
-DRAINING = {"closing": True, "draining": True}
+DRAINING: dict[str, Any] = {"closing": True, "draining": True}
 
 
 @pytest.mark.parametrize(

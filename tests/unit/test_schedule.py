@@ -1,5 +1,7 @@
 """The wanted number of workers: tables, bounds and the time at which it may change."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from edl_collective.coord.records import ChangeRule, EpochStep, JobSpec, Progres
 from jobserver.schedule import change_due_at, check_schedule, wanted
 
 
-def spec(**fields: object) -> JobSpec:
+def spec(**fields: Any) -> JobSpec:
     return JobSpec(**{"job": "j", "command": ("x",), "min_np": 1, "max_np": 4, **fields})
 
 
