@@ -1,4 +1,4 @@
-"""The pages that show how a script becomes elastic: their scripts, their diffs and their commands are run as printed."""
+"""The pages that show how a script becomes elastic: their scripts, diffs and commands run as printed."""
 
 import os
 import re

@@ -27,7 +27,7 @@ def on_reset() -> None:
         group["lr"] = 0.01 * hvd.size()
 
 
-@hvd.elastic.run
+@hvd.elastic.run  # type: ignore[untyped-decorator]
 def train(state: hvd.elastic.TorchState) -> None:
     while not hvd.broadcast_object(args.stop_file.exists(), root_rank=0, name="stop"):
         inputs = torch.randn(8, 4)

@@ -17,6 +17,7 @@ class Scripted:
     """Worlds and a state at once, so that the order of all calls is one list; a call may be told to raise."""
 
     cause = "test"
+    driver_epoch = 0
 
     def __init__(self, **failures: list[BaseException | None]) -> None:
         self.calls: list[str] = []
