@@ -68,6 +68,10 @@ def worker_environment(
     threads = str(shared.threads_per_slot)
     defaults = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     defaults["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(GLOO_TIMEOUT_S)
+    # With the response cache Horovod agrees by an 8-byte allreduce, in the same gloo slot as the gradients. A survivor
+    # whose reduction failed goes on to agree while another still sends gradients: gloo ends the process (SIGABRT,
+    # "op.preamble.length <= op.nbytes"). Without it the agreement is a gather and a broadcast, in slots of their own.
+    defaults["HOROVOD_CACHE_CAPACITY"] = "0"
     # on a node of CPU slots the GPUs that it may have are hidden
     defaults["CUDA_VISIBLE_DEVICES"] = str(node.gpus[planned.slot]) if node.gpus else ""
     if shared.interface:

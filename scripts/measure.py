@@ -69,6 +69,7 @@ class Trials:
         self.victim, self.cluster = victim, victim.cluster
         self.gaps: dict[str, list[float]] = {}
         self.lost: dict[str, list[float]] = {}
+        self.taken_along: list[float] = []
 
     def do(self, case: str, fault: Callable[[], object], after: Callable[[], object]) -> None:
         """`after` waits until what the fault caused is over; only then the gap is looked for."""
@@ -84,14 +85,15 @@ class Trials:
     def scale(self, np: int) -> Callable[[], object]:
         return lambda: self.cluster.post(f"/jobs/{JOB}/scale", {"np": np})
 
-    def resized(self, size: int) -> Callable[[], None]:
-        """Wait for the next world, of `size` workers."""
+    def shrunk(self, expected: int) -> Callable[[], None]:
+        """Wait for the next world; counts the survivors that a kill took with it, where `expected` should be left."""
         before = self.victim.last_event()
 
-        def seen() -> bool:
-            return any(resize["to"] == size for resize in self.victim.resizes(after=before))
+        def count() -> None:
+            self.cluster.wait(lambda: self.victim.resizes(after=before), 60, "a smaller world", JOB)
+            self.taken_along.append(expected - int(self.victim.resizes(after=before)[0]["to"]))
 
-        return lambda: self.cluster.wait(seen, 60, f"a world of {size}", JOB)
+        return count
 
     def train(self, size: int) -> Callable[[], None]:
         return lambda: self.cluster.wait_for_world(JOB, size)
@@ -105,7 +107,8 @@ class Trials:
 
     def rows(self) -> list[Row]:
         kinds = (("pause_s", "s", self.gaps), ("steps_lost", "steps", self.lost))
-        return [row(case, metric, unit, runs) for metric, unit, found in kinds for case, runs in found.items()]
+        rows = [row(case, metric, unit, runs) for metric, unit, found in kinds for case, runs in found.items()]
+        return [*rows, row("kills of one worker", "survivors_lost", "workers", self.taken_along)]
 
 
 def failures(runs: int) -> list[Row]:
@@ -132,7 +135,7 @@ def _one_round(trials: Trials) -> None:
     trials.do("join-3-4", trials.scale(4), trials.train(4))
     for case, rank in (("kill-4-3", 3), ("kill-rank-0", 0)):
         # The pause of the loss, then of the replacement that joins: told apart by the event of the first.
-        trials.do(case, functools.partial(victim.kill_ranks, rank), trials.resized(3))
+        trials.do(case, functools.partial(victim.kill_ranks, rank), trials.shrunk(3))
         trials.train(4)()
     epoch = victim.driver()["epoch"]
     trials.do("driver-kill", victim.kill_driver, trials.led_by(epoch))

@@ -56,6 +56,7 @@ def test_worker_knows_who_it_is_and_what_it_has() -> None:
     assert got["OMP_NUM_THREADS"] == got["MKL_NUM_THREADS"] == "4"
     assert got["HOROVOD_GLOO_IFACE"] == got["NCCL_SOCKET_IFNAME"] == "eth1"
     assert got["HOROVOD_GLOO_TIMEOUT_SECONDS"] == "10"
+    assert got["HOROVOD_CACHE_CAPACITY"] == "0"
     assert got["PATH"] == "/venv/bin:/usr/bin"
     assert "EDL_CHECKPOINT_URL" not in got
     assert not got.keys() & {"HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_GLOO_RENDEZVOUS_ADDR"}
