@@ -86,6 +86,7 @@ def carry(train: Callable[..., Any], worlds: Worlds, notices: Notices, state: An
             worlds.finish()
             return result
         except HorovodInternalError:
+            worlds.give_up()
             state.restore()
         except HostsUpdatedInterrupt:
             pass

@@ -61,6 +61,7 @@ def carry(train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *a
             except _collective_failure() as error:
                 reason = next(iter(str(error).splitlines()), "no reason given")
                 logger.warning("a collective failed, re-forming the world: %s", reason)
+                worlds.give_up()
             local.exit_world()
             worlds.exit()
             state.leave_world()

@@ -41,6 +41,9 @@ class Worlds(Protocol):
     def interrupted(self) -> bool:
         """True when the world should change at the next step boundary. Costs nothing: called on each step."""
 
+    def give_up(self) -> None:
+        """A collective failed: those under way cannot complete; call before exit()."""
+
     def finish(self) -> None:
         """The training function returned: what follows is no failure."""
 
@@ -69,6 +72,9 @@ def warm() -> None:
 
 class _LocalReports:
     """For launchers without a JobClient: what happens is logged by rank 0."""
+
+    def give_up(self) -> None:
+        return None  # without our sockets' numbers there is nothing to cut
 
     def report(self, report: Report) -> None:
         logger.debug("%s", report)
@@ -196,6 +202,11 @@ class GatedWorlds:
 
         self._abort_switch.disarm()
         hvd.shutdown()
+
+    def give_up(self) -> None:
+        # Horovod's thread goes on to its next agreement after a failed reduction. hvd.shutdown() joins it, and would
+        # wait for gloo's time-out where the others have failed, too, and an abort that comes then finds nothing to cut.
+        self._abort_switch.abort(self._generation)
 
     def interrupted(self) -> bool:
         return self._link.interrupted_generation >= self._generation

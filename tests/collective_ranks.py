@@ -41,6 +41,8 @@ class World:
 
     def exit(self) -> None: ...
 
+    def give_up(self) -> None: ...
+
     def interrupted(self) -> bool:
         return self.level
 

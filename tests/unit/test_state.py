@@ -34,6 +34,8 @@ class GivenWorlds:
 
     def exit(self) -> None: ...
 
+    def give_up(self) -> None: ...
+
     def interrupted(self) -> bool:
         return self.level
 
