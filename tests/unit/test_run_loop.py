@@ -158,7 +158,8 @@ def test_a_horovod_state_goes_back_to_its_commit_after_a_failure() -> None:
     script = Scripted(enter=[HorovodInternalError("gone")])
     assert dropped_in(script, HorovodInternalError("gloo"), "done") == "done"
     assert script.calls == [
-        "sync", "train", "give up", "restore", "exit", "enter", "give up", "restore", "exit", "enter", "reset", "sync", "train", "finish",
+        "sync", "train", "give up", "restore", "exit", "enter",
+        "give up", "restore", "exit", "enter", "reset", "sync", "train", "finish",
     ]  # fmt: skip
 
 
