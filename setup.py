@@ -36,6 +36,7 @@ INSTALL_REQUIRES = [
     "numpy>=2.0",
     "psutil>=6.0",
     "rich>=13.7",
+    "starlette>=0.40",
     "uvicorn>=0.30",
     "xxhash>=3.4",
 ]
@@ -61,8 +62,8 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-asyncio>=0.24",
         "pytest-timeout>=2.3",
-        "pytest-xdist>=3.6",
         "ruff>=0.8",
+        "safetensors>=0.4",
         *HDFS,
         *WEBHDFS,
         *EXAMPLE,

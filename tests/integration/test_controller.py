@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -46,6 +47,11 @@ def put(store: Store, path: str, record: Record) -> None:
 def plan_of(store: Store, paths: Paths = P, job: str = "j") -> Plan | None:
     found = store.get(paths.plan(job))
     return None if found is None else decode(found.data, Plan)
+
+
+def has_workers(store: Store, paths: Paths, count: int) -> bool:
+    plan = plan_of(store, paths)
+    return plan is not None and len(plan.workers) == count
 
 
 def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
@@ -87,6 +93,7 @@ def test_a_standby_writes_nothing_and_takes_over() -> None:
     standby.step()
     plan = plan_of(second)
     assert plan is not None
+    assert plan.revision == 2  # it goes on
     assert plan.leader_epoch == 2
     standby.stop()
 
@@ -112,7 +119,7 @@ class Interfering(MemoryStore):
 
     before: Callable[[], None] | None = None
 
-    def transact(self, ops: list[Op]) -> None:
+    def transact(self, ops: Sequence[Op]) -> None:
         before, self.before = self.before, None
         if before is not None:
             before()
@@ -211,9 +218,11 @@ class Process:
 
     @property
     def url(self) -> str:
-        found: list[str] = []
-        until(lambda: found.extend(re.findall(r"serves (http://\S+)", self.log.read_text())) or found)
-        return found[0]
+        until(lambda: self._urls())
+        return self._urls()[0]
+
+    def _urls(self) -> list[str]:
+        return re.findall(r"serves (http://\S+)", self.log.read_text())
 
     def call(self, path: str, body: object = None) -> dict[str, object]:
         url = self.url  # served: so the key is there
@@ -273,7 +282,7 @@ def test_scale_is_planned_within_50_ms_and_the_server_stays_small(
     for np in [2, 3, 4, 5, 6, 7, 8]:
         asked = time.monotonic()
         server.call("/api/v1/jobs/j/scale", {"np": np})
-        until(lambda np=np: len((plan_of(store, paths) or NODE).workers) == np)
+        until(partial(has_workers, store, paths, np))
         delays_ms.append((time.monotonic() - asked) * 1000)
     rss_mb = psutil.Process(server.child.pid).memory_info().rss / 2**20
     used = psutil.Process(server.child.pid).cpu_times()
@@ -306,9 +315,10 @@ def test_kill_9_of_the_leader_moves_the_lead_and_touches_no_plan(launch: Launch,
     until(lambda: second.call("/api/v1/health")["leading"])
     assert plan_of(store, paths) == before
     second.call("/api/v1/jobs/j/scale", {"np": 3})
-    until(lambda: (plan_of(store, paths) or before).revision == 2)  # the revision goes on
+    until(partial(has_workers, store, paths, 3))
     plan = plan_of(store, paths)
     assert plan is not None
+    assert plan.revision == 2  # it goes on
     assert plan.leader_epoch == 2
     assert second.end() == 0
     assert store.get(paths.leader) is None, "SIGTERM resigns"

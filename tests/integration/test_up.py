@@ -43,7 +43,8 @@ class Up:
         assert self.child.poll() is None, self.output.read_text()
 
     def processes(self) -> list[psutil.Process]:
-        return psutil.Process(self.child.pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(self.child.pid).children(recursive=True)
+        return found
 
     def edl(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "jobserver.cli.main", *arguments]

@@ -4,6 +4,7 @@ import asyncio
 import http.server
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -42,10 +43,10 @@ class Client:
         self._app = app
         self.headers = {"Authorization": f"Bearer {TOKEN}"}
 
-    def request(self, method: str, path: str, **arguments: object) -> httpx.Response:
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         return asyncio.run(self._request(method, path, {"headers": self.headers, **arguments}))
 
-    async def _request(self, method: str, path: str, arguments: dict[str, object]) -> httpx.Response:
+    async def _request(self, method: str, path: str, arguments: dict[str, Any]) -> httpx.Response:
         transport = httpx.ASGITransport(app=self._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             return await client.request(method, path, **arguments)
@@ -89,7 +90,7 @@ def server() -> Iterator[Server]:
     found.controller.stop()
 
 
-def refused(answer: object, status: int, text: str, field: str | None = None) -> None:
+def refused(answer: httpx.Response, status: int, text: str, field: str | None = None) -> None:
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error", "field"}
     assert text in answer.json()["error"]

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -64,10 +65,10 @@ class Cluster:
         environment = {"EDL_SERVER": self.url, "EDL_KEY_FILE": str(self.key_file)}
         return CliRunner().invoke(edl, list(arguments), env=environment)
 
-    def json(self, *arguments: str) -> dict[str, object]:
+    def json(self, *arguments: str) -> dict[str, Any]:
         result = self.edl(*arguments, "--json")
         assert result.exit_code == 0, result.output
-        found: dict[str, object] = json.loads(result.stdout)
+        found: dict[str, Any] = json.loads(result.stdout)
         return found
 
 

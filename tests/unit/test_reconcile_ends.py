@@ -224,4 +224,4 @@ def test_every_phase_is_in_the_table() -> None:
 @pytest.mark.parametrize("field", ["finish_timeout_s", "max_events", "max_ended_workers", "max_deletions"])
 def test_a_bad_configuration_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=field):
-        ReconcileConfig(**{field: 0})
+        replace(ReconcileConfig(), **{field: 0})  # type: ignore[arg-type]

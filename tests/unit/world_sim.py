@@ -7,6 +7,7 @@ disconnect. `settle` delivers everything and lets time pass until nothing change
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from edl_collective.coord.records import Plan, PlannedWorker, Rendezvous
 from edl_collective.driver import world
@@ -155,16 +156,16 @@ class Cluster:
             found.append(self.start_driver)
         for name, node in self.nodes.items():
             if not node.connected and self.driver is not None:
-                found.append(lambda n=name: self._connect(n))
+                found.append(partial(self._connect, name))
             if node.to_driver:
-                found.append(lambda n=name: self._to_driver(n))
+                found.append(partial(self._to_driver, name))
             if node.from_driver:
-                found.append(lambda n=name: self._from_driver(n))
+                found.append(partial(self._from_driver, name))
         for worker in self.workers.values():
             if worker.state == "starting":
-                found.append(lambda w=worker: self._gate(w))
+                found.append(partial(self._gate, worker))
             if worker.state == "init" and self._all_assigned(worker.generation):
-                found.append(lambda w=worker: self._runs(w))
+                found.append(partial(self._runs, worker))
         return found
 
     def settle(self) -> None:
