@@ -49,6 +49,21 @@ class AgentLost(CollectiveError):
         return f"the JobClient at {self.socket_path} is gone: this worker ends"
 
 
+class FruitlessWorlds(CollectiveError):
+    """Raised when world after world fails in a collective before a single step was completed."""
+
+    def __init__(self, worlds: int, reason: str) -> None:
+        super().__init__(worlds, reason)
+        self.worlds = worlds
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.worlds} worlds in a row failed before a step was completed ({self.reason}): no member was lost each "
+            "time, so look for what the ranks do differently in the training function"
+        )
+
+
 class StepOrderError(CollectiveError):
     """Raised when backward() and step() are not called once each for every batch of State.batches()."""
 

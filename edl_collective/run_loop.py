@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from edl_collective import local
-from edl_collective.errors import WorldChanged
+from edl_collective.errors import FruitlessWorlds, WorldChanged
 from edl_collective.worlds import Worlds, worlds_of
 
 logger = logging.getLogger(__name__)
@@ -20,8 +20,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+#: worlds in a row that failed before a step was completed, after which the fault is not a lost member
+MAX_FRUITLESS_WORLDS = 20
+
+
 class Elastic(Protocol):
     """A state that run() can carry from world to world."""
+
+    @property
+    def global_step(self) -> int: ...
 
     def enter(self, worlds: Worlds) -> None: ...
 
@@ -46,7 +53,11 @@ def run(train: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]
 
 
 def carry(train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call `train(state, ...)` in one world of `worlds` after another, until it returns or raises."""
+    """Call `train(state, ...)` in one world of `worlds` after another, until it returns or raises.
+
+    Raises FruitlessWorlds when collectives fail again and again without a step between.
+    """
+    failures, step = 0, 0
     try:
         while True:
             try:
@@ -62,6 +73,9 @@ def carry(train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *a
                 reason = next(iter(str(error).splitlines()), "no reason given")
                 logger.warning("a collective failed, re-forming the world: %s", reason)
                 worlds.give_up()
+                failures, step = (failures + 1, step) if state.global_step == step else (1, state.global_step)
+                if failures == MAX_FRUITLESS_WORLDS:
+                    raise FruitlessWorlds(failures, reason) from error
             local.exit_world()
             worlds.exit()
             state.leave_world()

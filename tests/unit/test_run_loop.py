@@ -7,9 +7,9 @@ from horovod.common.exceptions import HorovodInternalError
 
 from edl_collective import horovod as drop_in
 from edl_collective import local
-from edl_collective.errors import NotInitialised, NotInWorld, WorldChanged
+from edl_collective.errors import FruitlessWorlds, NotInitialised, NotInWorld, WorldChanged
 from edl_collective.messages import Happened, Report
-from edl_collective.run_loop import carry, run
+from edl_collective.run_loop import MAX_FRUITLESS_WORLDS, carry, run
 from edl_collective.worlds import Worlds
 
 
@@ -24,6 +24,7 @@ class Scripted:
         self._failures = failures
         self.generation: int | None = None
         self.level = False
+        self.global_step = 0
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -180,3 +181,26 @@ def test_a_notice_is_newer_than_that_of_any_earlier_world_whoever_was_rank_0() -
         script.generation, script.level = generation, True
         notices.tell()
     assert script.notices == [3, 5]
+
+
+def test_worlds_that_fail_without_a_step_between_come_to_an_end() -> None:
+    script = Scripted()
+
+    def train(_state: Scripted) -> None:
+        raise HorovodInternalError("ranks differ\nand more")
+
+    with pytest.raises(FruitlessWorlds, match="20 worlds in a row failed before a step was completed .ranks differ."):
+        carry(train, script, script)
+    assert script.calls.count("give up") == MAX_FRUITLESS_WORLDS
+
+
+def test_a_completed_step_begins_the_count_again() -> None:
+    script = Scripted()
+
+    def train(state: Scripted) -> str:
+        state.global_step += 1
+        if state.global_step <= 2 * MAX_FRUITLESS_WORLDS:
+            raise HorovodInternalError("a member died")
+        return "done"
+
+    assert carry(train, script, script) == "done"
