@@ -189,7 +189,7 @@ def test_worlds_that_fail_without_a_step_between_come_to_an_end() -> None:
     def train(_state: Scripted) -> None:
         raise HorovodInternalError("ranks differ\nand more")
 
-    with pytest.raises(FruitlessWorlds, match="20 worlds in a row failed before a step was completed .ranks differ."):
+    with pytest.raises(FruitlessWorlds, match=r"20 worlds in a row .* \(ranks differ\)"):
         carry(train, script, script)
     assert script.calls.count("give up") == MAX_FRUITLESS_WORLDS
 
