@@ -59,8 +59,8 @@ class FruitlessWorlds(CollectiveError):
 
     def __str__(self) -> str:
         return (
-            f"{self.worlds} worlds in a row failed before a step was completed ({self.reason}): members are not lost that "
-            "often, so look for what the ranks do differently in the training function"
+            f"{self.worlds} worlds in a row failed before a step was completed ({self.reason}): members are not lost "
+            "that often, so look for what the ranks do differently in the training function"
         )
 
 
