@@ -45,6 +45,8 @@ class Worker:
         """`drain(job, worker)` returns when everything that the worker said before its end has been heard."""
         self.job = spec.job
         self.name = planned.worker
+        #: tells the job from one of the same name that was submitted after it was removed
+        self.submitted_at = spec.submitted_at
         self.record = WorkerRecord(
             worker=planned.worker,
             node=node.node,

@@ -321,6 +321,27 @@ async def test_worker_that_does_not_leave_falls_to_the_ladder(cluster: Cluster) 
     assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
 
 
+async def test_slot_is_free_though_the_record_of_the_exit_was_deleted_before(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lingering: list[Worker] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Worker, "_set_gone", lambda worker: lingering.append(worker)
+        )  # something of w1 is left on the node
+        cluster.submit(command=("true",))
+        cluster.plan("w1")
+        await cluster.state("w1", WorkerState.EXITED)
+        cluster.plan("w2")
+        cluster.server.delete(PATHS.worker("j", "w1"))
+        await until(lambda: bool(lingering))
+        await asyncio.sleep(0.2)
+        assert cluster.worker("w2") is None, "a slot holds one worker"
+    lingering[0]._set_gone()
+    await cluster.state("w2", WorkerState.EXITED)
+    assert cluster.worker("w1") is None
+
+
 async def test_removed_job_is_stopped_and_does_not_come_back(cluster: Cluster) -> None:
     cluster.submit()
     cluster.plan("w1")
