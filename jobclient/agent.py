@@ -7,7 +7,7 @@ what runs goes on, exits still reach the driver through the job's proxy, and rec
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 from edl_collective.coord.auth import ClusterKey
@@ -94,6 +94,7 @@ class Agent:
         self._snapshot = Snapshot({}, {}, {})
         self._wake = asyncio.Event()
         self._closing = False
+        self._close_asked = asyncio.Event()
         self._draining = False
 
     # ---- life ---------------------------------------------------------------------------------------------------
@@ -102,7 +103,9 @@ class Agent:
         """Register, then serve until `close` has been called and nothing is left. Raises CoordError at the start."""
         loop = asyncio.get_running_loop()
         presence = Presence(self._store, self._paths, self._node, self._session_timeout_s)
-        await presence.ensure()
+        if not await self._before_closing(presence.ensure()):
+            await presence.resign()
+            return
         await self._link.start()
         mirror = Mirror(self._store, self._paths.jobs, lambda: _call_soon(loop, self._wake.set))
         try:
@@ -129,7 +132,21 @@ class Agent:
             logger.warning("stopping at once")
             self._kill_all()
         self._closing = True
+        self._close_asked.set()
         self._wake.set()
+
+    async def _before_closing(self, work: Coroutine[None, None, None]) -> bool:
+        """Wait for `work`, and raise what it raises; False if `close` was called before its end, which ends it."""
+        working, closing = asyncio.ensure_future(work), asyncio.ensure_future(self._close_asked.wait())
+        try:
+            await asyncio.wait((working, closing), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                return False
+            await working
+            return True
+        finally:
+            working.cancel()
+            closing.cancel()
 
     async def _loop(self, mirror: Mirror, presence: Presence) -> None:
         said_goodbye = False

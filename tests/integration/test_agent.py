@@ -429,6 +429,21 @@ async def test_name_of_another_session_is_waited_for(tmp_path: Path, caplog: pyt
     await cluster.close()
 
 
+async def test_close_while_the_name_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster(tmp_path)
+    other = MemoryStore(cluster.tree)
+    other.create(PATHS.node("a"), encode(node("life-0")), ephemeral=True)
+    cluster.start()
+    await until(lambda: "held by another session" in caplog.text)
+    assert cluster.task is not None
+    cluster.agent.close()
+    async with asyncio.timeout(2):
+        await cluster.task
+    found = other.get(PATHS.node("a"))
+    assert found is not None
+    assert decode(found.data, NodeRecord).incarnation == "life-0", "the other one's name is left alone"
+
+
 async def test_close_stops_everything_and_signs_off(cluster: Cluster) -> None:
     cluster.submit("family")
     cluster.plan("w1", "w2")
@@ -607,6 +622,26 @@ def test_jobclient_submits_its_job_registers_and_signs_off(tmp_path: Path, zooke
         assert client.returncode == 0, said
         assert "Traceback" not in said
         assert store.get(paths.node("a")) is None
+    finally:
+        client.kill()
+        client.communicate()
+        store.close()
+
+
+def test_signal_ends_a_jobclient_whose_name_is_taken(tmp_path: Path, zookeeper: str) -> None:
+    paths = Paths("/test-taken")
+    store = ZkStore(zookeeper).start()
+    store.create(paths.node("a"), encode(node("life-0")), ephemeral=True)
+    client = start_client(tmp_path, "--zookeeper", zookeeper, "--zookeeper-root", paths.root, "--node", "a")
+    try:
+        assert client.stderr is not None
+        said = ""
+        while "held by another session" not in said:
+            said = client.stderr.readline()
+            assert said, "the JobClient ended"
+        client.send_signal(signal.SIGTERM)
+        _, said = client.communicate(timeout=10)
+        assert (client.returncode, "Traceback" in said) == (0, False), said
     finally:
         client.kill()
         client.communicate()
