@@ -17,6 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from edl_collective.coord.auth import ClusterKey
+from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.memory_store import MemoryStore, MemoryTree
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
@@ -48,6 +49,7 @@ from edl_collective.messages import (
 )
 from jobclient.agent import Agent
 from jobclient.config import Config, parse
+from jobclient.driver_process import Driver
 from jobclient.node_api import NodeApi, make_app
 from jobclient.processes import Command
 from jobclient.worker import Launch, Worker
@@ -381,6 +383,54 @@ async def test_command_that_does_not_exist(cluster: Cluster) -> None:
     ended = await cluster.state("w1", WorkerState.EXITED)
     assert (ended.outcome, ended.exit_code) == (Outcome.FAILED, 127)
     assert "no-such-command" in ended.log_tail
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"env": {"MODE": "a\0b"}}, "cannot start python3: embedded null byte"),
+        ({"env": {"MODE=": "x"}}, "cannot start python3: illegal environment variable name"),
+        ({"command": ("sh\0", "-c")}, "cannot start sh\0: embedded null byte"),
+        ({"work_dir": "a\0b", "pod_path": "pods"}, "cannot start python3: embedded null byte"),
+    ],
+)
+async def test_spec_that_no_process_can_have_ends_its_worker_alone(
+    cluster: Cluster, fields: dict[str, Any], problem: str
+) -> None:
+    cluster.submit(**fields)
+    cluster.plan("w1")
+    ended = await cluster.state("w1", WorkerState.EXITED)
+    assert (ended.outcome, ended.exit_code, ended.log_tail) == (Outcome.FAILED, 127, problem)
+    cluster.submit("wait", work_dir=".", pod_path=None)
+    cluster.plan("w2")
+    await cluster.said("gate", "w2", 0)
+
+
+async def test_driver_that_cannot_be_started_is_a_death(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changed = asyncio.Event()
+    driver = Driver("j", SystemClock(), changed.set)
+    driver.start(Command(["true"], {"A": "a\0b"}, tmp_path, tmp_path / "driver.log"))
+    assert changed.is_set()
+    assert (driver.view.running, driver.view.deaths) == (False, 1)
+    assert "cannot be started: embedded null byte" in caplog.text
+
+
+async def test_removed_directory_of_the_start_hurts_no_worker(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    cluster.submit()
+    cluster.plan("w1")
+    await cluster.said("gate", "w1", 0)
+    with monkeypatch.context() as patch:
+        patch.chdir(there)
+        there.rmdir()
+        cluster.plan("w1", "w2", driver_node="a")
+        await cluster.said("gate", "w2", 0)
+        await until(lambda: "the driver ended" in caplog.text)
+        assert cluster.task is not None
+        assert not cluster.task.done()
 
 
 async def test_lost_session_stops_no_training_and_the_node_comes_back(cluster: Cluster) -> None:
