@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -47,6 +48,7 @@ from edl_collective.messages import (
     decode_agent_line,
     encode_line,
 )
+from jobclient import node_api
 from jobclient.agent import Agent
 from jobclient.config import Config, parse
 from jobclient.driver_process import Driver
@@ -642,6 +644,26 @@ async def test_logs_over_http(tmp_path: Path) -> None:
             assert query.partition("=")[0] in answer.json()["error"]
     api.close()
     await serving
+
+
+async def test_log_on_a_slow_disk_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, may_read = threading.Event(), threading.Event()
+
+    def slow(_path: Path, _offset: int, _limit: int) -> bytes:
+        reads.set()
+        assert may_read.wait(10)
+        return b"at last"
+
+    monkeypatch.setattr(node_api, "_read", slow)
+    app = make_app(tmp_path, KEY.api_token, "a")
+    headers = {"Authorization": f"Bearer {KEY.api_token}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a", headers=headers) as client:
+        log = asyncio.get_running_loop().create_task(client.get("/logs/j/w1"))
+        await until(reads.is_set)
+        assert (await client.get("/health")).status_code == 200
+        assert not log.done()
+        may_read.set()
+        assert (await log).content == b"at last"
 
 
 # ---- the program itself, on a real ZooKeeper ----------------------------------------------------------------------
