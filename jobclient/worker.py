@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from edl_collective.coord.records import JobSpec, NodeRecord, PlannedWorker, WorkerRecord, WorkerState
 from edl_collective.messages import AgentMessage, Assigned, Finished, Gate, Leave, Running, WorkerMessage
 from jobclient.decide import LocalWorker, outcome
-from jobclient.processes import NOT_STARTED, Command, Process, exit_text, log_tail
+from jobclient.processes import NOT_STARTED, Command, Process, begin_log, exit_text, log_tail
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,8 @@ class Worker:
 
     def _run(self, command: Command, changed: Callable[[Process], None]) -> None:
         try:
-            command.log.parent.mkdir(parents=True, exist_ok=True)
+            if self._process is None:
+                begin_log(command.log)
             if command is self._launch.main and self._launch.make_directory:
                 command.cwd.mkdir(parents=True, exist_ok=True)
             self._process = Process(command, changed)

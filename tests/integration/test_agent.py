@@ -379,6 +379,19 @@ async def test_failing_package_hook_is_a_failure_with_its_output(cluster: Cluste
     assert ended.log_tail == "package hook ./package.sh failed with exit code 3\nno space left"
 
 
+async def test_log_of_an_older_job_of_that_name_is_put_aside(cluster: Cluster) -> None:
+    log = cluster.log_dir / "j" / "w1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("of the job before\n")
+    (cluster.work_dir / "package.sh").write_text("echo the hook\n")
+    cluster.submit(package_hook="package.sh", command=("sh", "-c", "echo the command; exit 1"))
+    cluster.plan("w1")
+    ended = await cluster.state("w1", WorkerState.EXITED)
+    assert log.read_text() == "the hook\nthe command\n"
+    assert ended.log_tail == "the hook\nthe command"
+    assert log.with_name("w1.log.old").read_text() == "of the job before\n"
+
+
 async def test_command_that_does_not_exist(cluster: Cluster) -> None:
     cluster.submit(command=("no-such-command",))
     cluster.plan("w1")
