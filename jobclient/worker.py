@@ -56,6 +56,8 @@ class Worker:
             started_at=started_at,
         )
         self.rank: int | None = None
+        #: neither started nor stopped
+        self.fresh = True
         #: nothing of it is left on this node
         self.gone = False
         self._cold = True
@@ -90,6 +92,7 @@ class Worker:
         return "" if self.record.exit_code is None else exit_text(self.record.exit_code)
 
     def start(self) -> None:
+        self.fresh = False
         hook = self._launch.hook
         self._run(hook or self._launch.main, self._hook_changed if hook else self._main_changed)
 
@@ -103,6 +106,8 @@ class Worker:
         """Begin the stop ladder."""
         self._stop_timeout_s = timeout_s
         self._told_to_leave = True
+        if self.fresh:
+            self._never_start()
         self._update(state=WorkerState.LEAVING)
         if self._process is not None:
             self._process.stop(timeout_s)
@@ -110,6 +115,8 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL at once."""
         self._told_to_leave = True
+        if self.fresh:
+            self._never_start()
         if self._process is not None:
             self._process.kill()
 
@@ -134,6 +141,11 @@ class Worker:
                 self.rank = rank
             case Leave():
                 self._told_to_leave = True
+
+    def _never_start(self) -> None:
+        self.fresh = False
+        self._end(NOT_STARTED, "")
+        self._set_gone()
 
     def _run(self, command: Command, changed: Callable[[Process], None]) -> None:
         try:
