@@ -139,6 +139,14 @@ def test_submitting_again_after_a_scale_is_the_same_job_unless_it_says_np(server
         ({"hold_timeout_s": 0}, "hold_timeout_s is 0", "hold_timeout_s"),
         ({"kind": "strange"}, "Invalid enum value 'strange'", "kind"),
         ({"env": {"A": 1}}, "expected `str`, got `int`", "env[...]"),
+        ({"command": ["a", "b\0"]}, "command holds a NUL byte in 'b\\x00'", "command"),
+        ({"work_dir": "/\0"}, "work_dir holds a NUL byte", "work_dir"),
+        ({"package_hook": "\0"}, "package_hook holds a NUL byte", "package_hook"),
+        ({"pod_path": "\0"}, "pod_path holds a NUL byte", "pod_path"),
+        ({"env": {"A": "\0"}}, "env holds a NUL byte", "env"),
+        ({"env": {"A\0": ""}}, "env holds a NUL byte", "env"),
+        ({"env": {"A=B": "1"}}, "env has a variable named 'A=B'", "env"),
+        ({"env": {"": "1"}}, "env has a variable named ''", "env"),
     ],
 )
 def test_a_bad_spec_gets_one_sentence_and_its_field(
