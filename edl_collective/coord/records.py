@@ -197,6 +197,8 @@ class JobStatus(Record, frozen=True, kw_only=True):
     #: world; None until it is
     changes: int = 0
     changed_at: float | None = None
+    #: wall time at which rank 0, which saves, was seen to have finished; None until then and in a new attempt
+    saved_at: float | None = None
 
 
 class WorkerState(StrEnum):
