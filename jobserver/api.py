@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from edl_collective.coord.auth import same
 from edl_collective.coord.clock import Clock
-from edl_collective.coord.errors import CoordError, Disconnected, NotFound, RecordTooLarge, VersionConflict
+from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotFound, RecordTooLarge, VersionConflict
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, encode
 from edl_collective.coord.store import Store
@@ -38,6 +38,7 @@ from jobserver.api_models import (
 )
 from jobserver.changing import Changing
 from jobserver.controller import Controller
+from jobserver.forget import delete_tree, first_alive, read_tree
 from jobserver.snapshot import Job, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -75,9 +76,15 @@ class Service:
         raise ApiError(404, f"there is no job {name}", "job")
 
     def submit(self, body: bytes) -> tuple[int, Json]:
-        """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is."""
+        """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is.
+
+        Records that a job of that name left without a spec are deleted first: they are not the new job's.
+        """
         spec = parse_spec(body, self._changing, self._clock.wall_s())
         path = self._paths.spec(spec.job)
+        there = self._store.children(self._paths.job(spec.job))
+        if there and "spec" not in there:
+            self._forget(spec.job, only_left_overs=True)
         try:
             self._store.set(path, encode(spec, path), None)
         except VersionConflict:
@@ -109,12 +116,38 @@ class Service:
         raise ApiError(409, f"job {name} is being changed by others: try again")
 
     def delete(self, name: str) -> Json:
-        """Forget a job that has ended. Raises ApiError 409 while it has not."""
-        job, _ = self.job(name)
+        """Forget a job that has ended, or what is left of one that has no spec. Raises ApiError 409 while it runs."""
+        self._forget(name)
+        return {"job": name, "deleted": True}
+
+    def _forget(self, name: str, *, only_left_overs: bool = False) -> None:
+        for _ in range(WRITE_ATTEMPTS):
+            try:
+                tree = read_tree(self._store, self._paths.job(name))
+                has_spec = self._paths.spec(name) in tree
+                if only_left_overs and has_spec:
+                    return
+                snapshot = self._check_deletable(name, has_spec or not tree)
+                alive = first_alive(tree, self._paths, snapshot)
+                if alive is not None:
+                    text = (
+                        f"worker {alive.worker} of job {name} has not ended on node {alive.node}: try again when it has"
+                    )
+                    raise ApiError(409, text)
+                delete_tree(self._store, tree)
+                return
+            except (VersionConflict, NotFound, NotEmpty):
+                continue
+        raise ApiError(409, f"job {name} is being changed by others: try again")
+
+    def _check_deletable(self, name: str, has_spec: bool) -> Snapshot:
+        """The newest snapshot. Raises ApiError 404, or 409 for a job that has not ended or cannot be read."""
+        if not has_spec:
+            return self.snapshot()
+        job, snapshot = self.job(name)
         if job.status is None or not job.status.value.phase.terminal:
             raise ApiError(409, f"job {name} has not ended: stop it first")
-        self._store.delete(self._paths.job(name), recursive=True)
-        return {"job": name, "deleted": True}
+        return snapshot
 
     def health(self) -> Json:
         """Never fails: it says what is wrong."""
