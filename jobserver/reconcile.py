@@ -115,9 +115,15 @@ def reconcile(snapshot: Snapshot, now_s: float, config: ReconcileConfig) -> Deci
         final.append(case)
     rubbish = [action for case in final for action in _rubbish(case, snapshot, config)]
     actions += rubbish[: config.max_deletions]
-    reasons = [f"{case.job.name}: {case.status.phase}, {case.status.reason}" for case in final]
+    reasons = [_in_one_line(case) for case in final if not case.status.phase.terminal]
     wakes = [case.wake_at for case in final if case.wake_at is not None]
-    return Decision(tuple(actions), "; ".join(reasons) or "no jobs", min(wakes, default=None))
+    return Decision(tuple(actions), "; ".join(reasons) or "no job that has not ended", min(wakes, default=None))
+
+
+def _in_one_line(case: Case) -> str:
+    """The job and its reason; the lines after the first are a worker's log."""
+    first = case.status.reason.partition("\n")[0]
+    return f"{case.job.name}: {case.status.phase}, {first}"
 
 
 def _fill_in(job: Job, config: ReconcileConfig) -> list[FillInSpec]:

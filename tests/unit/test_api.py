@@ -185,17 +185,33 @@ def test_everything_needs_the_token(server: Server, token: str | None, path: str
     refused(server.http.get(path, headers=headers), 401, "bearer token")
 
 
-def test_health_needs_no_token_and_shows_what_is_wrong(server: Server) -> None:
+def test_health_shows_what_is_wrong(server: Server) -> None:
     server.controller.step()
     server.store.create(P.spec("broken"), b"{}")
-    del server.http.headers["Authorization"]
     health = server.http.get("/api/v1/health").json()
-    assert (health["leading"], health["leader"], health["zookeeper"]) == (True, "s1", "connected")
+    assert (health["ok"], health["leading"], health["epoch"], health["leader"]) == (False, True, 1, "s1")
     assert P.spec("broken") in health["problems"][0]
+    assert health["reason"] == "no job that has not ended"
     server.store.suspend()
     health = server.http.get("/api/v1/health").json()
     assert (health["leading"], health["zookeeper"]) == (False, "suspended")
     server.store.resume()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
+def test_health_tells_strangers_only_how_much_is_wrong(server: Server, headers: dict[str, str]) -> None:
+    server.node()
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    server.controller.step()
+    health = server.http.get("/api/v1/health", headers=headers).json()
+    assert health == {"ok": True, "leader": "s1", "zookeeper": "connected", "problem_count": 0}
+    server.store.suspend()
+    health = server.http.get("/api/v1/health", headers=headers).json()
+    assert (health["ok"], health["zookeeper"]) == (False, "suspended")
+    server.store.resume()
+    server.store.create(P.spec("broken"), b"{}")
+    health = server.http.get("/api/v1/health", headers=headers).json()
+    assert health == {"ok": False, "leader": "s1", "zookeeper": "connected", "problem_count": 1}
 
 
 def test_without_zookeeper_reads_say_so(server: Server) -> None:

@@ -189,6 +189,20 @@ def test_an_external_job_has_slots_but_no_driver() -> None:
     assert world.status().phase is Phase.STOPPED
 
 
+def test_the_reason_of_a_decision_tells_of_open_jobs_and_no_logs() -> None:
+    world = running(2, nodes=1, max_failures=0)
+    world.submit("second")
+    assert world.settle().reason.startswith("j: running, ")
+    world.fail(world.ids()[0], log_tail="a secret")
+    assert world.decide().reason.startswith("second: ")
+    world.settle()
+    assert "a secret" in world.status().reason
+    world.let_go()
+    assert world.settle().reason.startswith("second: running, ")
+    world.edit("second", stopped=True)
+    assert world.settle().reason == "no job that has not ended"
+
+
 # ---- what cannot be read, and rubbish ------------------------------------------------------------------------------
 
 
