@@ -1,88 +1,20 @@
 """The HTTP interface on a store in this process: what it accepts, what it refuses and with which sentence."""
 
-import asyncio
 import http.server
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-import httpx
 import pytest
-from fastapi import FastAPI
+from api_server import SUBMIT, TOKEN, P, Server, refused
 
-from edl_collective.coord.auth import ClusterKey
-from edl_collective.coord.clock import ManualClock
-from edl_collective.coord.errors import Disconnected
-from edl_collective.coord.leadership import Leadership
-from edl_collective.coord.memory_store import MemoryStore
-from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
     ChangeRule,
     JobSpec,
-    NodeRecord,
     Outcome,
-    Record,
     WorkerRecord,
     WorkerState,
-    decode,
-    encode,
 )
-from edl_collective.coord.store import Op
-from jobserver.api import Service, create_app
 from jobserver.changing import Changing
-from jobserver.controller import Controller
-from jobserver.reconcile import ReconcileConfig
-
-P = Paths()
-TOKEN = ClusterKey(b"k" * 32).api_token
-SUBMIT = {"job": "j", "command": ["python", "train.py"], "min_np": 1, "max_np": 4}
-
-
-class Client:
-    """Requests to an application in this process, one event loop each."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
-        self.headers = {"Authorization": f"Bearer {TOKEN}"}
-
-    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        return asyncio.run(self._request(method, path, {"headers": self.headers, **arguments}))
-
-    async def _request(self, method: str, path: str, arguments: dict[str, Any]) -> httpx.Response:
-        transport = httpx.ASGITransport(app=self._app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            return await client.request(method, path, **arguments)
-
-    def get(self, path: str, **arguments: object) -> httpx.Response:
-        return self.request("GET", path, **arguments)
-
-    def post(self, path: str, **arguments: object) -> httpx.Response:
-        return self.request("POST", path, **arguments)
-
-
-class Server:
-    """A JobServer whose loop turns when the test says so."""
-
-    def __init__(self, changing: Changing | None = None) -> None:
-        self.store = MemoryStore()
-        self.clock = ManualClock(1000.0)
-        leadership = Leadership(self.store, P, "s1", "http://s1")
-        self.controller = Controller(self.store, P, leadership, self.clock, ReconcileConfig())
-        service = Service(self.store, P, self.controller, self.clock, TOKEN, changing)
-        self.http = Client(create_app(service))
-
-    def put(self, path: str, record: Record) -> None:
-        found = self.store.get(path)
-        self.store.set(path, encode(record), None if found is None else found.version)
-
-    def node(self, name: str = "a", slots: int = 4, port: int = 1) -> None:
-        record = NodeRecord(node=name, incarnation="i", address="127.0.0.1", port=port, slots=slots)
-        self.put(P.node(name), record)
-
-    def spec(self, job: str = "j") -> JobSpec:
-        found = self.store.get(P.spec(job))
-        assert found is not None
-        return decode(found.data, JobSpec)
 
 
 @pytest.fixture
@@ -90,13 +22,6 @@ def server() -> Iterator[Server]:
     found = Server()
     yield found
     found.controller.stop()
-
-
-def refused(answer: httpx.Response, status: int, text: str, field: str | None = None) -> None:
-    assert answer.status_code == status, answer.text
-    assert set(answer.json()) == {"error", "field"}
-    assert text in answer.json()["error"]
-    assert answer.json()["field"] == field
 
 
 def test_submit_is_stored_and_the_same_again_is_no_error(server: Server) -> None:
@@ -260,99 +185,6 @@ def test_the_life_of_a_job_over_http(server: Server) -> None:
     refused(server.http.post("/api/v1/jobs/j/scale", json={"np": 1}), 409, "job j has ended: stopped")
     assert server.http.request("DELETE", "/api/v1/jobs/j").status_code == 200
     refused(server.http.get("/api/v1/jobs/j"), 404, "there is no job j", "job")
-
-
-def ended_job(server: Server) -> None:
-    """Job j is stopped; its worker w1 is recorded as running on the living node a."""
-    server.node()
-    server.http.post("/api/v1/jobs", json=SUBMIT)
-    server.controller.step()
-    server.http.post("/api/v1/jobs/j/stop")
-    for _ in range(2):
-        server.controller.step()
-    server.put(P.worker("j", "w1"), worker(WorkerState.RUNNING))
-
-
-def worker(state: WorkerState) -> WorkerRecord:
-    outcome = Outcome.LEFT if state is WorkerState.EXITED else None
-    return WorkerRecord(worker="w1", node="a", slot=0, incarnation="i", state=state, outcome=outcome)
-
-
-def below(server: Server, path: str = "/edl/jobs") -> set[str]:
-    found = {f"{path}/{name}" for name in server.store.children(path)}
-    return found.union(*(below(server, deeper) for deeper in found))
-
-
-def test_a_job_is_not_deleted_while_a_worker_of_it_may_run(server: Server) -> None:
-    ended_job(server)
-    answer = server.http.request("DELETE", "/api/v1/jobs/j")
-    refused(answer, 409, "worker w1 of job j has not ended on node a: try again when it has")
-    server.store.delete(P.node("a"))
-    assert server.http.request("DELETE", "/api/v1/jobs/j").status_code == 200
-    assert below(server) == set()
-
-
-def test_a_deletion_that_is_cut_leaves_the_whole_job(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended_job(server)
-    server.put(P.worker("j", "w1"), worker(WorkerState.EXITED))
-    before = below(server)
-    assert {P.spec("j"), P.status("j"), P.plan("j"), P.worker("j", "w1")} < before
-
-    def cut(*_: object, **__: object) -> None:
-        raise Disconnected("memory", "cut")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(server.store, "transact", cut)
-        refused(server.http.request("DELETE", "/api/v1/jobs/j"), 503, "cut")
-    assert below(server) == before
-
-
-def test_a_record_that_comes_during_a_deletion_is_deleted_with_the_job(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended_job(server)
-    server.put(P.worker("j", "w1"), worker(WorkerState.EXITED))
-    transact, sizes = server.store.transact, []
-
-    def disturbed(ops: Sequence[Op]) -> None:
-        sizes.append(len(ops))
-        if len(sizes) == 1:
-            server.store.append(P.event_prefix("j"), b"late")
-        transact(ops)
-
-    monkeypatch.setattr(server.store, "transact", disturbed)
-    assert server.http.request("DELETE", "/api/v1/jobs/j").status_code == 200
-    assert sizes[1] == sizes[0] + 1
-    assert below(server) == set()
-
-
-@pytest.mark.parametrize("how", ["delete", "submit"])
-def test_what_is_left_of_a_job_is_not_taken_for_the_next_one(server: Server, how: str) -> None:
-    ended_job(server)
-    server.store.delete(P.spec("j"))
-    server.put(P.worker("j", "w1"), worker(WorkerState.RUNNING))
-
-    def again() -> httpx.Response:
-        if how == "delete":
-            return server.http.request("DELETE", "/api/v1/jobs/j")
-        return server.http.post("/api/v1/jobs", json=SUBMIT)
-
-    refused(again(), 409, "worker w1 of job j has not ended on node a")
-    finished = WorkerRecord(
-        worker="w1", node="a", slot=0, incarnation="i", state=WorkerState.EXITED, outcome=Outcome.FINISHED
-    )
-    server.put(P.worker("j", "w1"), finished)
-    assert again().status_code == (200 if how == "delete" else 201)
-    assert below(server) == (set() if how == "delete" else {P.job("j"), P.spec("j")})
-    assert (server.http.post("/api/v1/jobs", json=SUBMIT).status_code) == (201 if how == "delete" else 200)
-    server.controller.step()
-    assert server.http.get("/api/v1/jobs/j").json()["phase"] == "running"
-
-
-def test_a_job_whose_spec_cannot_be_read_is_not_deleted(server: Server) -> None:
-    server.store.create(P.spec("j"), b"?")
-    refused(server.http.request("DELETE", "/api/v1/jobs/j"), 409, "job j is left alone: /edl/jobs/j/spec")
-    assert server.store.get(P.spec("j")) is not None
 
 
 def test_a_job_that_cannot_be_read_says_why(server: Server) -> None:
