@@ -7,7 +7,7 @@ what runs goes on, exits still reach the driver through the job's proxy, and rec
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 from edl_collective.coord.auth import ClusterKey
@@ -21,6 +21,7 @@ from edl_collective.messages import AgentMessage, Finished, Gate, Happened, Repo
 from jobclient.config import Config
 from jobclient.decide import (
     Action,
+    JobView,
     LetLeave,
     StartDriver,
     StartWorker,
@@ -94,6 +95,7 @@ class Agent:
         self._snapshot = Snapshot({}, {}, {})
         self._wake = asyncio.Event()
         self._closing = False
+        self._close_asked = asyncio.Event()
         self._draining = False
 
     # ---- life ---------------------------------------------------------------------------------------------------
@@ -102,7 +104,9 @@ class Agent:
         """Register, then serve until `close` has been called and nothing is left. Raises CoordError at the start."""
         loop = asyncio.get_running_loop()
         presence = Presence(self._store, self._paths, self._node, self._session_timeout_s)
-        await presence.ensure()
+        if not await self._before_closing(presence.ensure()):
+            await presence.resign()
+            return
         await self._link.start()
         mirror = Mirror(self._store, self._paths.jobs, lambda: _call_soon(loop, self._wake.set))
         try:
@@ -129,7 +133,21 @@ class Agent:
             logger.warning("stopping at once")
             self._kill_all()
         self._closing = True
+        self._close_asked.set()
         self._wake.set()
+
+    async def _before_closing(self, work: Coroutine[None, None, None]) -> bool:
+        """Wait for `work`, and raise what it raises; False if `close` was called before its end, which ends it."""
+        working, closing = asyncio.ensure_future(work), asyncio.ensure_future(self._close_asked.wait())
+        try:
+            await asyncio.wait((working, closing), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                return False
+            await working
+            return True
+        finally:
+            working.cancel()
+            closing.cancel()
 
     async def _loop(self, mirror: Mirror, presence: Presence) -> None:
         said_goodbye = False
@@ -254,10 +272,7 @@ class Agent:
         """Drop workers that are gone and recorded so, and what is kept for jobs that have ended."""
         jobs = self._snapshot.jobs
         for name, worker in list(self._workers.items()):
-            job = jobs.get(worker.job)
-            record = job.workers.get(worker.name) if job else None
-            removed = job is None or job.spec is None
-            if worker.gone and (removed or (record is not None and record.state is WorkerState.EXITED)):
+            if worker.gone and self._recorded(worker, jobs.get(worker.job)):
                 del self._workers[name]
         busy = {job for job, _ in self._workers}
         for job_name in (self._proxies.keys() | self._drivers.keys()) - busy:
@@ -265,6 +280,20 @@ class Agent:
             ended = job is None or job.spec is None or (job.status is not None and job.status.phase.terminal)
             if ended:
                 await self._drop_job(job_name)
+
+    def _recorded(self, worker: Worker, job: JobView | None) -> bool:
+        """Whether its exit is known, or needs to be known no more.
+
+        The JobServer deletes old records of exits: one that was written and is not there has been read. While a plan
+        still lists the worker, the snapshot may be older than its record, and it would be started again.
+        """
+        if job is None or job.spec is None or job.spec.submitted_at != worker.submitted_at:
+            return True
+        record = job.workers.get(worker.name)
+        if record is not None:
+            return record.state is WorkerState.EXITED
+        planned = job.plan is None or any(p.worker == worker.name for p in job.plan.workers)
+        return not planned and not self._reporting.waits(worker.job, worker.name)
 
     async def _drop_job(self, job: str) -> None:
         proxy = self._proxies.pop(job, None)

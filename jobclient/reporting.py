@@ -66,6 +66,10 @@ class Reporting:
         with self._noting(job, f"the record of {record.worker}"):
             self._outbox.put(job, self._paths.worker(job, record.worker), record)
 
+    def waits(self, job: str, worker: str) -> bool:
+        """Whether the newest record of the worker is still to be written."""
+        return self._outbox.waits(self._paths.worker(job, worker))
+
     def event(self, job: str, kind: str, text: str, fields: Mapping[str, str | int | float | bool | None]) -> None:
         """Append to the job's history."""
         with self._noting(job, f"an event of kind {kind}"):

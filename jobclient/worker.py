@@ -45,6 +45,8 @@ class Worker:
         """`drain(job, worker)` returns when everything that the worker said before its end has been heard."""
         self.job = spec.job
         self.name = planned.worker
+        #: tells the job from one of the same name that was submitted after it was removed
+        self.submitted_at = spec.submitted_at
         self.record = WorkerRecord(
             worker=planned.worker,
             node=node.node,
@@ -139,7 +141,7 @@ class Worker:
             if command is self._launch.main and self._launch.make_directory:
                 command.cwd.mkdir(parents=True, exist_ok=True)
             self._process = Process(command, changed)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL or a name with '=' in the spec's env
             self._end(NOT_STARTED, f"cannot start {command.argv[0]}: {error}")
             self._set_gone()
 

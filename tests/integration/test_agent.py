@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from msgspec.structs import replace
 
 from edl_collective.coord.auth import ClusterKey
+from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.memory_store import MemoryStore, MemoryTree
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
@@ -46,8 +48,10 @@ from edl_collective.messages import (
     decode_agent_line,
     encode_line,
 )
+from jobclient import node_api
 from jobclient.agent import Agent
 from jobclient.config import Config, parse
+from jobclient.driver_process import Driver
 from jobclient.node_api import NodeApi, make_app
 from jobclient.processes import Command
 from jobclient.worker import Launch, Worker
@@ -321,6 +325,27 @@ async def test_worker_that_does_not_leave_falls_to_the_ladder(cluster: Cluster) 
     assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
 
 
+async def test_slot_is_free_though_the_record_of_the_exit_was_deleted_before(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lingering: list[Worker] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Worker, "_set_gone", lambda worker: lingering.append(worker)
+        )  # something of w1 is left on the node
+        cluster.submit(command=("true",))
+        cluster.plan("w1")
+        await cluster.state("w1", WorkerState.EXITED)
+        cluster.plan("w2")
+        cluster.server.delete(PATHS.worker("j", "w1"))
+        await until(lambda: bool(lingering))
+        await asyncio.sleep(0.2)
+        assert cluster.worker("w2") is None, "a slot holds one worker"
+    lingering[0]._set_gone()
+    await cluster.state("w2", WorkerState.EXITED)
+    assert cluster.worker("w1") is None
+
+
 async def test_removed_job_is_stopped_and_does_not_come_back(cluster: Cluster) -> None:
     cluster.submit()
     cluster.plan("w1")
@@ -360,6 +385,54 @@ async def test_command_that_does_not_exist(cluster: Cluster) -> None:
     ended = await cluster.state("w1", WorkerState.EXITED)
     assert (ended.outcome, ended.exit_code) == (Outcome.FAILED, 127)
     assert "no-such-command" in ended.log_tail
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"env": {"MODE": "a\0b"}}, "cannot start python3: embedded null byte"),
+        ({"env": {"MODE=": "x"}}, "cannot start python3: illegal environment variable name"),
+        ({"command": ("sh\0", "-c")}, "cannot start sh\0: embedded null byte"),
+        ({"work_dir": "a\0b", "pod_path": "pods"}, "cannot start python3: embedded null byte"),
+    ],
+)
+async def test_spec_that_no_process_can_have_ends_its_worker_alone(
+    cluster: Cluster, fields: dict[str, Any], problem: str
+) -> None:
+    cluster.submit(**fields)
+    cluster.plan("w1")
+    ended = await cluster.state("w1", WorkerState.EXITED)
+    assert (ended.outcome, ended.exit_code, ended.log_tail) == (Outcome.FAILED, 127, problem)
+    cluster.submit("wait", work_dir=".", pod_path=None)
+    cluster.plan("w2")
+    await cluster.said("gate", "w2", 0)
+
+
+async def test_driver_that_cannot_be_started_is_a_death(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changed = asyncio.Event()
+    driver = Driver("j", SystemClock(), changed.set)
+    driver.start(Command(["true"], {"A": "a\0b"}, tmp_path, tmp_path / "driver.log"))
+    assert changed.is_set()
+    assert (driver.view.running, driver.view.deaths) == (False, 1)
+    assert "cannot be started: embedded null byte" in caplog.text
+
+
+async def test_removed_directory_of_the_start_hurts_no_worker(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    cluster.submit()
+    cluster.plan("w1")
+    await cluster.said("gate", "w1", 0)
+    with monkeypatch.context() as patch:
+        patch.chdir(there)
+        there.rmdir()
+        cluster.plan("w1", "w2", driver_node="a")
+        await cluster.said("gate", "w2", 0)
+        await until(lambda: "the driver ended" in caplog.text)
+        assert cluster.task is not None
+        assert not cluster.task.done()
 
 
 async def test_lost_session_stops_no_training_and_the_node_comes_back(cluster: Cluster) -> None:
@@ -406,6 +479,21 @@ async def test_name_of_another_session_is_waited_for(tmp_path: Path, caplog: pyt
     other.expire()
     await cluster.said("gate", "w1", 0)
     await cluster.close()
+
+
+async def test_close_while_the_name_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster(tmp_path)
+    other = MemoryStore(cluster.tree)
+    other.create(PATHS.node("a"), encode(node("life-0")), ephemeral=True)
+    cluster.start()
+    await until(lambda: "held by another session" in caplog.text)
+    assert cluster.task is not None
+    cluster.agent.close()
+    async with asyncio.timeout(2):
+        await cluster.task
+    found = other.get(PATHS.node("a"))
+    assert found is not None
+    assert decode(found.data, NodeRecord).incarnation == "life-0", "the other one's name is left alone"
 
 
 async def test_close_stops_everything_and_signs_off(cluster: Cluster) -> None:
@@ -558,6 +646,26 @@ async def test_logs_over_http(tmp_path: Path) -> None:
     await serving
 
 
+async def test_log_on_a_slow_disk_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, may_read = threading.Event(), threading.Event()
+
+    def slow(_path: Path, _offset: int, _limit: int) -> bytes:
+        reads.set()
+        assert may_read.wait(10)
+        return b"at last"
+
+    monkeypatch.setattr(node_api, "_read", slow)
+    app = make_app(tmp_path, KEY.api_token, "a")
+    headers = {"Authorization": f"Bearer {KEY.api_token}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a", headers=headers) as client:
+        log = asyncio.get_running_loop().create_task(client.get("/logs/j/w1"))
+        await until(reads.is_set)
+        assert (await client.get("/health")).status_code == 200
+        assert not log.done()
+        may_read.set()
+        assert (await log).content == b"at last"
+
+
 # ---- the program itself, on a real ZooKeeper ----------------------------------------------------------------------
 
 
@@ -586,6 +694,26 @@ def test_jobclient_submits_its_job_registers_and_signs_off(tmp_path: Path, zooke
         assert client.returncode == 0, said
         assert "Traceback" not in said
         assert store.get(paths.node("a")) is None
+    finally:
+        client.kill()
+        client.communicate()
+        store.close()
+
+
+def test_signal_ends_a_jobclient_whose_name_is_taken(tmp_path: Path, zookeeper: str) -> None:
+    paths = Paths("/test-taken")
+    store = ZkStore(zookeeper).start()
+    store.create(paths.node("a"), encode(node("life-0")), ephemeral=True)
+    client = start_client(tmp_path, "--zookeeper", zookeeper, "--zookeeper-root", paths.root, "--node", "a")
+    try:
+        assert client.stderr is not None
+        said = ""
+        while "held by another session" not in said:
+            said = client.stderr.readline()
+            assert said, "the JobClient ended"
+        client.send_signal(signal.SIGTERM)
+        _, said = client.communicate(timeout=10)
+        assert (client.returncode, "Traceback" in said) == (0, False), said
     finally:
         client.kill()
         client.communicate()
