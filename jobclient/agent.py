@@ -28,6 +28,7 @@ from jobclient.decide import (
     StopDriver,
     StopWorker,
     View,
+    answerable,
     decide,
 )
 from jobclient.driver_process import Driver
@@ -198,6 +199,8 @@ class Agent:
             closing=self._closing,
             draining=self._draining,
         )
+        for job in answerable(view):
+            await self._open_proxy(job)
         decision = decide(view, self._clock.monotonic_s())
         for action in decision.actions:
             await self._apply(action)

@@ -16,6 +16,7 @@ from edl_collective.coord.records import (
     Outcome,
     Plan,
     PlannedWorker,
+    Rendezvous,
     WorkerRecord,
 )
 
@@ -32,6 +33,7 @@ class JobView:
     spec: JobSpec | None = None
     plan: Plan | None = None
     status: JobStatus | None = None
+    rendezvous: Rendezvous | None = None
     workers: Mapping[str, WorkerRecord] = field(default_factory=dict)
 
 
@@ -143,6 +145,18 @@ def decide(view: View, now_s: float) -> Decision:
     actions += _starts(view)
     actions += _drivers(view, now_s, wakes)
     return Decision(tuple(actions), min(wakes, default=None))
+
+
+def answerable(view: View) -> tuple[str, ...]:
+    """Jobs whose driver waits to hear from this node: their world has, or had in an earlier life, a member here."""
+    return tuple(
+        name
+        for name, job in sorted(view.jobs.items())
+        if not view.closing
+        and not _ended(job)
+        and job.rendezvous is not None
+        and any(m.node == view.node.node for m in job.rendezvous.members)
+    )
 
 
 def outcome(exit_code: int, *, said_finished: bool, told_to_leave: bool) -> Outcome:

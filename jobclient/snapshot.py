@@ -17,6 +17,7 @@ from edl_collective.coord.records import (
     Plan,
     Progress,
     Record,
+    Rendezvous,
     WorkerRecord,
     decode,
 )
@@ -52,6 +53,7 @@ def snapshot(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
             spec=_one(records.get(Key("spec", job=job)), JobSpec, problems),
             plan=_one(records.get(Key("plan", job=job)), Plan, problems),
             status=_one(records.get(Key("status", job=job)), JobStatus, problems),
+            rendezvous=_one(records.get(Key("rendezvous", job=job)), Rendezvous, problems),
             workers=_workers(records.items(), problems),
         )
         driver = _one(records.get(Key("driver", job=job)), DriverRecord, problems)

@@ -19,9 +19,11 @@ from edl_collective.coord.records import (
     Phase,
     Plan,
     PlannedWorker,
+    Rendezvous,
     WorkerRecord,
     WorkerState,
 )
+from edl_collective.driver.world import rank
 from jobclient.decide import (
     FIRST_DRIVER_PAUSE_S,
     HEALTHY_DRIVER_S,
@@ -36,6 +38,7 @@ from jobclient.decide import (
     StopDriver,
     StopWorker,
     View,
+    answerable,
     decide,
     driver_died,
     outcome,
@@ -158,6 +161,20 @@ def test_wakes_for_the_first_deadline() -> None:
     assert decide(view(EMPTY, local()), 100.0).wake_at_s == 130.0
     assert decide(view(EMPTY, local(leave_by_s=110.0)), 100.0).wake_at_s == 110.0
     assert decide(view(PLANNED, local()), 100.0).wake_at_s is None
+
+
+def test_a_node_answers_for_each_world_that_has_a_member_on_it() -> None:
+    here = Rendezvous(generation=1, epoch=1, members=rank([("w1", "a"), ("w3", "b")]))
+    elsewhere = Rendezvous(generation=1, epoch=1, members=rank([("w3", "b")]))
+    ended = JobStatus(phase=Phase.FAILED, reason="r", since=0.0)
+    jobs = {
+        "came_back": JobView(spec=SPEC, plan=plan(OTHER), rendezvous=here),
+        "elsewhere": JobView(spec=SPEC, plan=plan(OTHER), rendezvous=elsewhere),
+        "ended": JobView(spec=SPEC, plan=plan(OTHER), status=ended, rendezvous=here),
+        "none_yet": JobView(spec=SPEC, plan=plan(W1)),
+    }
+    assert answerable(View(node=NODE, jobs=jobs)) == ("came_back",)
+    assert answerable(View(node=NODE, jobs=jobs, closing=True)) == ()
 
 
 def test_two_plans_for_one_slot_start_one_worker() -> None:

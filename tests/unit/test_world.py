@@ -64,6 +64,15 @@ class TestRules:
         assert cluster.record.cause == "node b is gone"
         assert members_of(cluster) == ["w1", "w2"]
 
+    def test_a_node_that_came_back_without_a_worker_is_not_waited_for(self) -> None:
+        cluster = started({"a": 1, "b": 1})
+        cluster.lose_node("a")
+        cluster.return_node("a")
+        cluster.scale({"b": 2})
+        cluster.settle()
+        cluster.check()
+        assert members_of(cluster) == ["w2", "w3"]
+
     def test_nobody_left_restarts_from_fresh_workers(self) -> None:
         cluster = started({"a": 1, "b": 1})
         cluster.kill_worker("w1")

@@ -50,6 +50,8 @@ class Node:
         self.incarnation = incarnation
         self.world: LocalWorld[int] = LocalWorld(name, incarnation, lambda w, g: f"addr/{w}/{g}")
         self.connected = False
+        #: the JobClient has a proxy of this job, which it opens with its first reason to
+        self.proxy = False
         self.to_driver: deque[ProxyMessage] = deque()
         self.from_driver: deque[DriverMessage] = deque()
 
@@ -155,14 +157,16 @@ class Cluster:
         if self.driver is None:
             found.append(self.start_driver)
         for name, node in self.nodes.items():
-            if not node.connected and self.driver is not None:
+            if not node.proxy and self._has_reason(name):
+                found.append(partial(self._open_proxy, name))
+            if node.proxy and not node.connected and self.driver is not None:
                 found.append(partial(self._connect, name))
             if node.to_driver:
                 found.append(partial(self._to_driver, name))
             if node.from_driver:
                 found.append(partial(self._from_driver, name))
         for worker in self.workers.values():
-            if worker.state == "starting":
+            if worker.state == "starting" and self.nodes[worker.node].proxy:
                 found.append(partial(self._gate, worker))
             if worker.state == "init" and self._all_assigned(worker.generation):
                 found.append(partial(self._runs, worker))
@@ -184,6 +188,14 @@ class Cluster:
             if self.plan.revision == before and not self.choices():
                 return
         raise AssertionError(f"no end: {self.driver and self.driver.reason}")
+
+    def _has_reason(self, name: str) -> bool:
+        """As jobclient.decide has it: to start a worker, or because the world has a member here."""
+        starts = any(w.node == name and w.alive for w in self.workers.values())
+        return starts or any(m.node == name for m in self.record.members)
+
+    def _open_proxy(self, name: str) -> None:
+        self.nodes[name].proxy = True
 
     def _connect(self, name: str) -> None:
         node = self.nodes[name]
