@@ -154,7 +154,7 @@ class Worker:
             if command is self._launch.main and self._launch.make_directory:
                 command.cwd.mkdir(parents=True, exist_ok=True)
             self._process = Process(command, changed)
-        except (OSError, ValueError) as error:  # ValueError: a NUL or a name with '=' in the spec's env
+        except (OSError, ValueError) as error:  # ValueError: a text that no process can have
             self._end(NOT_STARTED, f"cannot start {command.argv[0]}: {error}")
             self._set_gone()
 

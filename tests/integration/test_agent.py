@@ -402,24 +402,28 @@ async def test_command_that_does_not_exist(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "problem"),
+    ("argv", "env", "directory", "problem"),
     [
-        ({"env": {"MODE": "a\0b"}}, "cannot start python3: embedded null byte"),
-        ({"env": {"MODE=": "x"}}, "cannot start python3: illegal environment variable name"),
-        ({"command": ("sh\0", "-c")}, "cannot start sh\0: embedded null byte"),
-        ({"work_dir": "a\0b", "pod_path": "pods"}, "cannot start python3: embedded null byte"),
+        (("true",), {"A": "a\0b"}, "work", "embedded null byte"),
+        (("true",), {"A=": "x"}, "work", "illegal environment variable name"),
+        (("true", "\0"), {}, "work", "embedded null byte"),
+        (("true",), {}, "a\0b", "embedded null byte"),
     ],
 )
-async def test_spec_that_no_process_can_have_ends_its_worker_alone(
-    cluster: Cluster, fields: dict[str, Any], problem: str
+async def test_what_no_process_can_have_is_an_exit_of_its_worker(
+    tmp_path: Path, argv: tuple[str, ...], env: dict[str, str], directory: str, problem: str
 ) -> None:
-    cluster.submit(**fields)
-    cluster.plan("w1")
-    ended = await cluster.state("w1", WorkerState.EXITED)
-    assert (ended.outcome, ended.exit_code, ended.log_tail) == (Outcome.FAILED, 127, problem)
-    cluster.submit("wait", work_dir=".", pod_path=None)
-    cluster.plan("w2")
-    await cluster.said("gate", "w2", 0)
+    async def drain(_job: str, _worker: str) -> None:
+        raise AssertionError("nothing was started")
+
+    command = Command(argv, env, tmp_path / directory, tmp_path / "w.log")
+    spec, planned = JobSpec(job="j", command=("true",)), PlannedWorker("w1", "a", 0)
+    launch = Launch(None, command, make_directory=True)
+    worker = Worker(node(), spec, planned, launch, 0.0, changed=lambda _: None, drain=drain)
+    worker.start()
+    assert worker.gone
+    record = worker.record
+    assert (record.outcome, record.exit_code, record.log_tail) == (Outcome.FAILED, 127, f"cannot start true: {problem}")
 
 
 async def test_driver_that_cannot_be_started_is_a_death(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
