@@ -204,7 +204,10 @@ class Agent:
         decision = decide(view, self._clock.monotonic_s())
         for action in decision.actions:
             await self._apply(action)
-        return decision.wake_at_s
+        if await self._start_recorded():
+            return decision.wake_at_s
+        retry_s = self._clock.monotonic_s() + RETRY_S
+        return retry_s if decision.wake_at_s is None else min(retry_s, decision.wake_at_s)
 
     async def _wait(self, wake_at_s: float | None) -> None:
         timeout_s = None if wake_at_s is None else max(0.0, wake_at_s - self._clock.monotonic_s())
@@ -247,7 +250,24 @@ class Agent:
         )
         self._workers[action.job, worker.name] = worker
         self._worker_changed(worker)
-        worker.start()
+
+    async def _start_recorded(self) -> bool:
+        """Start what was decided, once its record is written; False if some could not be written yet.
+
+        A JobClient that is killed in between, and its next life, start none of them a second time.
+        """
+        fresh = [worker for worker in self._workers.values() if worker.fresh]
+        if not fresh:
+            return True
+        try:
+            await self._reporting.flush()
+        except CoordError as error:
+            logger.warning("%d workers start when their records are written: %s", len(fresh), error)
+            return False
+        for worker in fresh:
+            if worker.fresh:  # nobody stopped it meanwhile
+                worker.start()
+        return True
 
     async def _open_proxy(self, job: str) -> None:
         if job not in self._proxies:

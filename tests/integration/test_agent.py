@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import SystemClock
+from edl_collective.coord.errors import Disconnected
 from edl_collective.coord.memory_store import MemoryStore, MemoryTree
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
@@ -141,10 +142,10 @@ def node(incarnation: str = "life-1") -> NodeRecord:
 class Cluster:
     """One running agent, its store, and the hand of the JobServer."""
 
-    def __init__(self, tmp_path: Path) -> None:
-        self.tree = MemoryTree()
+    def __init__(self, tmp_path: Path, tree: MemoryTree | None = None, store: MemoryStore | None = None) -> None:
+        self.tree = tree or MemoryTree()
         self.server = MemoryStore(self.tree)
-        self.store = MemoryStore(self.tree)
+        self.store = store or MemoryStore(self.tree)
         self.work_dir = tmp_path / "work"
         self.log_dir = tmp_path / "logs"
         self.proxy: FakeProxy | None = None
@@ -379,6 +380,19 @@ async def test_failing_package_hook_is_a_failure_with_its_output(cluster: Cluste
     assert ended.log_tail == "package hook ./package.sh failed with exit code 3\nno space left"
 
 
+async def test_log_of_an_older_job_of_that_name_is_put_aside(cluster: Cluster) -> None:
+    log = cluster.log_dir / "j" / "w1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("of the job before\n")
+    (cluster.work_dir / "package.sh").write_text("echo the hook\n")
+    cluster.submit(package_hook="package.sh", command=("sh", "-c", "echo the command; exit 1"))
+    cluster.plan("w1")
+    ended = await cluster.state("w1", WorkerState.EXITED)
+    assert log.read_text() == "the hook\nthe command\n"
+    assert ended.log_tail == "the hook\nthe command"
+    assert log.with_name("w1.log.old").read_text() == "of the job before\n"
+
+
 async def test_command_that_does_not_exist(cluster: Cluster) -> None:
     cluster.submit(command=("no-such-command",))
     cluster.plan("w1")
@@ -453,6 +467,52 @@ async def test_lost_session_stops_no_training_and_the_node_comes_back(cluster: C
     back = cluster.server.get(PATHS.node("a"))
     assert back is not None
     assert decode(back.data, NodeRecord).incarnation == "life-1"
+
+
+class Unwritable(MemoryStore):
+    """Reads, but writes no record of a worker while `broken` is set."""
+
+    broken = False
+
+    def set(self, path: str, data: bytes, version: int | None) -> int:
+        if self.broken and path == PATHS.worker("j", "w1"):
+            raise Disconnected("no answer")
+        return super().set(path, data, version)
+
+
+async def unrecorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> tuple[Cluster, Unwritable]:
+    """A cluster that has decided to start w1 and cannot write so."""
+    tree = MemoryTree()
+    store = Unwritable(tree)
+    store.broken = True
+    cluster = Cluster(tmp_path, tree, store)
+    cluster.submit()
+    cluster.plan("w1")
+    cluster.start()
+    await until(lambda: "start when their records are written" in caplog.text)
+    return cluster, store
+
+
+async def test_worker_starts_when_its_record_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cluster, store = await unrecorded(tmp_path, caplog)
+    await asyncio.sleep(0.2)
+    assert not processes_below(cluster.work_dir), "its next life would start the same worker again"
+    store.broken = False
+    await cluster.said("gate", "w1", 0)
+    await cluster.close()
+
+
+async def test_worker_stopped_before_its_record_is_written_never_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster, store = await unrecorded(tmp_path, caplog)
+    cluster.plan()
+    await cluster.said("exited", "w1", "exit code 127")
+    store.broken = False
+    ended = await cluster.state("w1", WorkerState.EXITED)
+    assert (ended.outcome, ended.pid) == (Outcome.LEFT, None)
+    await cluster.close()
+    assert not (cluster.log_dir / "j" / "w1.log").exists()
 
 
 async def test_exits_reach_the_driver_while_the_store_is_away(cluster: Cluster) -> None:
