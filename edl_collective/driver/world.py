@@ -95,6 +95,11 @@ def decide(state: State, now_s: float, config: Config) -> Decision:
     return Decision(state, (*answers, *aborts, *interrupts), reason, wake_at)
 
 
+def planned_members(plan: Plan, members: Sequence[Member]) -> frozenset[str]:
+    """Those of `members` that `plan` still holds. A job that is ending keeps its finished workers in the plan."""
+    return frozenset(m.worker for m in members) & {p.worker for p in plan.workers}
+
+
 class _View:
     """What the state says about the members of the record and the planned workers; computed once per decision."""
 
@@ -103,9 +108,11 @@ class _View:
         members = state.record.members
         #: nodes of members that are alive but have not said yet what they know
         self.unheard = sorted({m.node for m in members if m.node in nodes and not self.heard(m.node)})
-        self.done = [m for m in members if m.worker in state.finished]
+        finished = [m for m in members if m.worker in state.finished]
+        #: those whose end begins the end of the job; none in a new attempt, whose plan holds no member of this world
+        self.done = [] if plan.workers and not planned_members(plan, members) else finished
         self.gone = [m for m in members if m.worker not in state.finished and self._is_gone(m)]
-        out = {m.worker for m in (*self.done, *self.gone)}
+        out = {m.worker for m in (*finished, *self.gone)}
         self.live = [m.worker for m in members if m.worker not in out]
         planned = [p for p in plan.workers if p.worker not in out and p.worker not in state.finished]
         ids = {p.worker for p in planned}

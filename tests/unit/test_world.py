@@ -135,6 +135,38 @@ class TestRules:
         assert members_of(cluster) == ["w3"]
         assert cluster.workers["w3"].state == "running"
 
+    def test_a_new_attempt_forms_a_world_though_a_worker_of_the_former_had_finished(self) -> None:
+        cluster = started({"a": 1, "b": 1}, Config(min_np=2))
+        cluster.finish("w2")
+        cluster.kill_worker("w2", "exit code 0")
+        cluster.kill_worker("w1")
+        cluster.scale({"a": 1, "b": 1}, "rank 0 did not finish: attempt 2")
+        cluster.settle()
+        cluster.check()
+        assert members_of(cluster) == ["w3", "w4"]
+        assert cluster.record.cause == "restart: worker w1 killed by SIGKILL"
+
+    def test_a_new_attempt_takes_out_who_was_too_slow_to_finish(self) -> None:
+        cluster = started({"a": 1, "b": 1})
+        cluster.finish("w2")
+        cluster.kill_worker("w2", "exit code 0")
+        cluster.scale({}, "finish_timeout_s")
+        cluster.scale({"a": 1, "b": 1}, "rank 0 did not finish: attempt 2")
+        cluster.settle()
+        cluster.check()
+        assert cluster.workers["w1"].state == "left"
+
+    def test_a_newcomer_does_not_begin_again_when_all_have_finished(self) -> None:
+        cluster = started({"a": 1, "b": 1})
+        cluster.scale({"a": 2, "b": 1})
+        for worker in ("w1", "w2"):
+            cluster.finish(worker)
+            cluster.kill_worker(worker, "exit code 0")
+        while cluster.choices():
+            cluster.choices()[0]()
+        assert cluster.workers["w3"].state == "gate"
+        assert cluster.record.generation == 1
+
     def test_stopping_lets_everybody_leave(self) -> None:
         cluster = started({"a": 2, "b": 1})
         cluster.scale({}, "stop")

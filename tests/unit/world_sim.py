@@ -217,8 +217,9 @@ class Cluster:
         self._act(worker.node, self.nodes[worker.node].world.running(worker.name, worker.generation))
 
     def _all_assigned(self, generation: int) -> bool:
+        """All have got their place, and nobody died; who is through may have left again."""
         members = [self.workers[m.worker] for m in self.history[generation].members]
-        return all(w.generation == generation and w.state in ("init", "running") for w in members)
+        return all(w.generation >= generation and (w.state != "dead" or w.finished) for w in members)
 
     def finish(self, name: str) -> None:
         """The training function of a running worker returns."""
