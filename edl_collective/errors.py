@@ -64,6 +64,20 @@ class FruitlessWorlds(CollectiveError):
         )
 
 
+class StateLost(CollectiveError):
+    """Raised when every rank lost its state half-way through a step or a synchronisation, and nothing was saved."""
+
+    def __str__(self) -> str:
+        return "no rank holds a whole state and there is no checkpoint: this worker ends, and training begins anew"
+
+
+class RunTwice(CollectiveError):
+    """Raised when a second function is run after the first one has finished under an elastic launcher."""
+
+    def __str__(self) -> str:
+        return "edl_collective.run was entered a second time: do all of the training in one function, a job has one end"
+
+
 class StepOrderError(CollectiveError):
     """Raised when backward() and step() are not called once each for every batch of State.batches()."""
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from edl_collective.context import Context, read_context
-from edl_collective.errors import NotInitialised, NotInWorld
+from edl_collective.context import Context, Launcher, read_context
+from edl_collective.errors import NotInitialised, NotInWorld, RunTwice
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +18,7 @@ class _Local:
 
     context: Context | None = None
     in_world: bool = False
+    ran: bool = False
 
 
 def init(*, seed: int | None = None) -> None:
@@ -58,6 +59,18 @@ def device() -> torch.device:
 def checkpoint_url() -> str | None:
     """The checkpoint URL of the job's spec, None if it has none. Raises NotInitialised."""
     return context().checkpoint_url
+
+
+def begin_run() -> Context:
+    """The context for the one run of this process. Raises NotInitialised, RunTwice.
+
+    A second run would ask for the world that the first one has finished. Only a fixed world may begin anew.
+    """
+    found = context()
+    if _Local.ran and found.launcher is not Launcher.FIXED:
+        raise RunTwice
+    _Local.ran = True
+    return found
 
 
 def enter_world() -> None:

@@ -40,7 +40,8 @@ class Reducer:
         scaler: "torch.amp.GradScaler | None",
         clip_norm: float | None,
     ) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        # Frozen parameters too: Horovod wants a name for each that the optimizer holds, and reduces only the others.
+        named = list(model.named_parameters())
         self.optimizer: Any = hvd.DistributedOptimizer(
             optimizer, named_parameters=named, op=hvd.Sum, compression=_Reducible
         )

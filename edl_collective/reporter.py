@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 REPORT_INTERVAL_S = 0.2
 #: a job is near its end, and is not resized, when this part of its samples is left
 NEAR_END_FRACTION = 0.1
+#: fields of an epoch's event that are not the script's to report
+RESERVED = frozenset({"epoch", "step", "workers", "samples_per_s", "kind", "text", "worker"})
 
 
 class Reporter:
@@ -41,7 +43,8 @@ class Reporter:
         self._last_step: float | None = None
         self._resize_pending = False
         self._reported = 0.0
-        self._latest: Report | None = None
+        #: loss and accuracy of the last completed epoch, shown until there are newer ones
+        self._shown: dict[str, float] = {}
 
     def join(self, worlds: Worlds, rank: int, size: int) -> None:
         """A new world begins; from now on it is known who speaks."""
@@ -73,6 +76,9 @@ class Reporter:
         self._loss_count += samples
 
     def add_metrics(self, metrics: dict[str, float]) -> None:
+        taken = sorted(RESERVED & metrics.keys())
+        if taken:
+            raise ValueError(f"state.report({taken[0]}=...) uses a name that EDL reports itself: choose another one")
         self._metrics.update({name: float(value) for name, value in metrics.items()})
 
     def step_done(self, sampler: ElasticBatchSampler, samples: int) -> None:
@@ -96,7 +102,7 @@ class Reporter:
     def saved(self, epoch: int, seconds: float) -> None:
         self._tell("checkpoint", f"saved epoch {epoch} in {seconds:.2f} s", epoch=epoch, seconds=round(seconds, 3))
 
-    def epoch_done(self, epoch: int, step: int) -> None:
+    def epoch_done(self, epoch: int, sampler: ElasticBatchSampler) -> None:
         """The epoch's line; counters begin again."""
         speed = self._samples_per_s()
         metrics = {name: round(value, 6) for name, value in self._metrics.items()}
@@ -105,11 +111,14 @@ class Reporter:
             "epoch",
             f"epoch {epoch}: {self._size} workers, {speed or 0:.0f} samples/s, {shown}",
             epoch=epoch,
-            step=step,
+            step=sampler.step,
             workers=self._size,
             samples_per_s=speed,
             **metrics,
         )
+        self._shown = metrics
+        if self.rank == 0:
+            self._send(self._report(sampler))
         self._loss_sum, self._loss_count = 0.0, 0
         self._epoch_samples, self._epoch_seconds = 0, 0.0
 
@@ -129,6 +138,7 @@ class Reporter:
 
     def _report(self, sampler: ElasticBatchSampler) -> Report:
         total = self._epochs_total
+        shown = {**self._shown, **self._metrics}
         left = None if total is None else 1.0 - sampler.samples_seen / (total * sampler.dataset_size)
         return Report(
             generation=self._generation,
@@ -137,8 +147,8 @@ class Reporter:
             step=sampler.step,
             epochs_total=total,
             samples_per_s=self._samples_per_s(),
-            loss=self._metrics.get("loss"),
-            accuracy=self._metrics.get("accuracy"),
+            loss=shown.get("loss"),
+            accuracy=shown.get("accuracy"),
             near_end=left is not None and left <= NEAR_END_FRACTION,
             last_step_at=time.time(),
         )

@@ -47,7 +47,7 @@ def run(train: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]
 
     @functools.wraps(train)
     def through_worlds(state: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return carry(train, worlds_of(local.context()), state, *args, **kwargs)
+        return carry(train, worlds_of(local.begin_run()), state, *args, **kwargs)
 
     return through_worlds
 

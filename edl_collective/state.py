@@ -16,7 +16,7 @@ from checkpoints import TrainStatus, load_checkpoint, preflight, save_checkpoint
 from edl_collective import collectives
 from edl_collective.audit import StepLog
 from edl_collective.batches import ElasticBatchSampler, Recorded, StepInfo, iterate
-from edl_collective.errors import ProgressError, StepOrderError, WorldChanged
+from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
 from edl_collective.reducer import Reducer
 from edl_collective.reporter import Reporter
 from edl_collective.scaling import Schedule, lr_at
@@ -231,7 +231,7 @@ class State:
             collectives.broadcast_tensors(list(self.model.buffers()), source)
             self.user = collectives.broadcast_json(self.user, source)
         else:
-            self._take_from(source)
+            self._take_from(source, equal=rows[hvd.rank()][:2] == rows[source][:2] and furthest != _FRESH)
         self._trained = True
         newest = max(self.sampler.ledger.newest_generation, *(generation for _, _, generation in rows))
         return max(offered or 0, newest + 1)
@@ -258,12 +258,12 @@ class State:
         if self._scaler is not None and training["scaler"] is not None:
             self._scaler.load_state_dict(training["scaler"])
 
-    def _take_from(self, source: int) -> None:
-        """Receive the whole state; a rank whose source dies meanwhile holds a mixture, and knows it."""
+    def _take_from(self, source: int, *, equal: bool) -> None:
+        """Receive the whole state; a rank that was not `equal` and whose source dies meanwhile holds a mixture."""
         import horovod.torch as hvd
 
         reducer = self._in_world()
-        reducer.torn = hvd.rank() != source
+        reducer.torn = hvd.rank() != source and not equal
         parts = collectives.broadcast_state(self.state_dict(), source, self._model_tensors())
         if hvd.rank() != source:
             self.load_state_dict(parts)
@@ -274,11 +274,13 @@ class State:
 
     def _resume(self) -> None:
         """On the rank that every other will copy: continue from the newest valid checkpoint, if there is one."""
-        if self._checkpoint_url is None:
-            return
-        preflight(self._checkpoint_url, knob="--checkpoint or EDL_CHECKPOINT_PATH")
-        loaded = load_checkpoint(self._checkpoint_url)
+        loaded = None
+        if self._checkpoint_url is not None:
+            preflight(self._checkpoint_url, knob="--checkpoint or EDL_CHECKPOINT_PATH")
+            loaded = load_checkpoint(self._checkpoint_url)
         if loaded is None:
+            if self._in_world().torn:
+                raise StateLost
             return
         self.load_state_dict(loaded.state)
         self._order_floor = loaded.info.driver_epoch
@@ -289,7 +291,7 @@ class State:
         self.sampler.set_epoch(epoch + 1)
         if self._checkpoint_url is not None and self._reporter.rank == 0:
             self._save(self._checkpoint_url, epoch)
-        self._reporter.epoch_done(epoch, self.global_step)
+        self._reporter.epoch_done(epoch, self.sampler)
 
     def _save(self, url: str, epoch: int) -> None:
         """Save the state; a rank 0 that was replaced and wakes up late saves below its successor.

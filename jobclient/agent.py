@@ -7,7 +7,7 @@ what runs goes on, exits still reach the driver through the job's proxy, and rec
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 from edl_collective.coord.auth import ClusterKey
@@ -21,6 +21,7 @@ from edl_collective.messages import AgentMessage, Finished, Gate, Happened, Repo
 from jobclient.config import Config
 from jobclient.decide import (
     Action,
+    JobView,
     LetLeave,
     StartDriver,
     StartWorker,
@@ -94,6 +95,7 @@ class Agent:
         self._snapshot = Snapshot({}, {}, {})
         self._wake = asyncio.Event()
         self._closing = False
+        self._close_asked = asyncio.Event()
         self._draining = False
 
     # ---- life ---------------------------------------------------------------------------------------------------
@@ -102,7 +104,9 @@ class Agent:
         """Register, then serve until `close` has been called and nothing is left. Raises CoordError at the start."""
         loop = asyncio.get_running_loop()
         presence = Presence(self._store, self._paths, self._node, self._session_timeout_s)
-        await presence.ensure()
+        if not await self._before_closing(presence.ensure()):
+            await presence.resign()
+            return
         await self._link.start()
         mirror = Mirror(self._store, self._paths.jobs, lambda: _call_soon(loop, self._wake.set))
         try:
@@ -129,7 +133,21 @@ class Agent:
             logger.warning("stopping at once")
             self._kill_all()
         self._closing = True
+        self._close_asked.set()
         self._wake.set()
+
+    async def _before_closing(self, work: Coroutine[None, None, None]) -> bool:
+        """Wait for `work`, and raise what it raises; False if `close` was called before its end, which ends it."""
+        working, closing = asyncio.ensure_future(work), asyncio.ensure_future(self._close_asked.wait())
+        try:
+            await asyncio.wait((working, closing), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                return False
+            await working
+            return True
+        finally:
+            working.cancel()
+            closing.cancel()
 
     async def _loop(self, mirror: Mirror, presence: Presence) -> None:
         said_goodbye = False
@@ -186,7 +204,10 @@ class Agent:
         decision = decide(view, self._clock.monotonic_s())
         for action in decision.actions:
             await self._apply(action)
-        return decision.wake_at_s
+        if await self._start_recorded():
+            return decision.wake_at_s
+        retry_s = self._clock.monotonic_s() + RETRY_S
+        return retry_s if decision.wake_at_s is None else min(retry_s, decision.wake_at_s)
 
     async def _wait(self, wake_at_s: float | None) -> None:
         timeout_s = None if wake_at_s is None else max(0.0, wake_at_s - self._clock.monotonic_s())
@@ -229,7 +250,24 @@ class Agent:
         )
         self._workers[action.job, worker.name] = worker
         self._worker_changed(worker)
-        worker.start()
+
+    async def _start_recorded(self) -> bool:
+        """Start what was decided, once its record is written; False if some could not be written yet.
+
+        A JobClient that is killed in between, and its next life, start none of them a second time.
+        """
+        fresh = [worker for worker in self._workers.values() if worker.fresh]
+        if not fresh:
+            return True
+        try:
+            await self._reporting.flush()
+        except CoordError as error:
+            logger.warning("%d workers start when their records are written: %s", len(fresh), error)
+            return False
+        for worker in fresh:
+            if worker.fresh:  # nobody stopped it meanwhile
+                worker.start()
+        return True
 
     async def _open_proxy(self, job: str) -> None:
         if job not in self._proxies:
@@ -254,10 +292,7 @@ class Agent:
         """Drop workers that are gone and recorded so, and what is kept for jobs that have ended."""
         jobs = self._snapshot.jobs
         for name, worker in list(self._workers.items()):
-            job = jobs.get(worker.job)
-            record = job.workers.get(worker.name) if job else None
-            removed = job is None or job.spec is None
-            if worker.gone and (removed or (record is not None and record.state is WorkerState.EXITED)):
+            if worker.gone and self._recorded(worker, jobs.get(worker.job)):
                 del self._workers[name]
         busy = {job for job, _ in self._workers}
         for job_name in (self._proxies.keys() | self._drivers.keys()) - busy:
@@ -265,6 +300,20 @@ class Agent:
             ended = job is None or job.spec is None or (job.status is not None and job.status.phase.terminal)
             if ended:
                 await self._drop_job(job_name)
+
+    def _recorded(self, worker: Worker, job: JobView | None) -> bool:
+        """Whether its exit is known, or needs to be known no more.
+
+        The JobServer deletes old records of exits: one that was written and is not there has been read. While a plan
+        still lists the worker, the snapshot may be older than its record, and it would be started again.
+        """
+        if job is None or job.spec is None or job.spec.submitted_at != worker.submitted_at:
+            return True
+        record = job.workers.get(worker.name)
+        if record is not None:
+            return record.state is WorkerState.EXITED
+        planned = job.plan is None or any(p.worker == worker.name for p in job.plan.workers)
+        return not planned and not self._reporting.waits(worker.job, worker.name)
 
     async def _drop_job(self, job: str) -> None:
         proxy = self._proxies.pop(job, None)

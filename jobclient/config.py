@@ -65,6 +65,8 @@ class Config:
     log_dir: Path
     work_dir: Path
     key_file: Path
+    #: where the JobClient was started, and where drivers run; it may be gone by then
+    start_dir: Path
     log_level: int
     job: JobSpec | None
     #: what children may inherit from; jobclient.worker_env picks
@@ -203,6 +205,7 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         labels=_labels(values.get("labels", "")),
         log_dir=Path(text("log_dir", "pod_log")).absolute(),
         work_dir=Path(text("work_dir", ".")).absolute(),
+        start_dir=Path.cwd(),
         key_file=key_file(text("key_file", ""), environ),
         log_level=_integer("log_level", values.get("log_level", 20)),
         job=_job(values),

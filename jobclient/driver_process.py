@@ -27,7 +27,7 @@ class Driver:
         try:
             command.log.parent.mkdir(parents=True, exist_ok=True)
             self._process = Process(command, self._process_changed)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a variable that no process can have
             self._died(f"cannot be started: {error}")
             return
         self.view = replace(self.view, running=True, stopping=False)

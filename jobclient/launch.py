@@ -69,7 +69,7 @@ class Launcher:
         return Command(
             argv=[sys.executable, "-m", "edl_collective.driver", *(word for pair in options.items() for word in pair)],
             env={**inherited(config.environ), "PYTHONUNBUFFERED": "1"},
-            cwd=Path.cwd(),
+            cwd=config.start_dir,
             log=log_path(config.log_dir, job, DRIVER_LOG),
         )
 

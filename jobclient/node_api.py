@@ -1,9 +1,11 @@
 """The HTTP endpoint of a node: the logs of its workers, and whether it is there.
 
-Served by uvicorn on the JobClient's own event loop. A log is found by the names of a job and a worker only, both
-checked, so that no request leaves the log directory. It changes nothing and shows nothing without the API token.
+Served by uvicorn on the JobClient's own event loop, which no file may block: they are read in threads. A log is found
+by the names of a job and a worker only, both checked, so that no request leaves the log directory. It changes nothing
+and shows nothing without the API token.
 """
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
@@ -45,7 +47,7 @@ def make_app(log_dir: Path, api_token: str, node: str) -> Starlette:
         except ValueError as error:
             return _error(400, str(error))
         try:
-            data = _read(path, offset, limit)
+            data = await asyncio.to_thread(_read, path, offset, limit)
         except FileNotFoundError:
             return _error(404, f"node {node} has no log of worker {path.stem} of job {path.parent.name}")
         headers = {NEXT_OFFSET_HEADER: str(offset + len(data))}

@@ -49,6 +49,11 @@ class Outbox:
                 self.dropped_events += 1
             self._events.append(_Pending(job, encode(event)))
 
+    def waits(self, path: str) -> bool:
+        """Whether something is still to be written at `path`."""
+        with self._lock:
+            return path in self._records
+
     @property
     def empty(self) -> bool:
         with self._lock:

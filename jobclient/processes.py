@@ -120,6 +120,13 @@ class Process:
         self._changed(self)
 
 
+def begin_log(path: Path) -> None:
+    """Make place for a new log; one that another job of the same name left goes to <path>.old, with its writers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(path.with_name(f"{path.name}.old"))
+
+
 def log_tail(path: Path, lines: int = LOG_TAIL_LINES, size_bytes: int = LOG_TAIL_BYTES) -> str:
     """The last lines of a log, at most `size_bytes` of UTF-8; empty if there is no log."""
     try:

@@ -61,10 +61,15 @@ class Reporting:
         self._clock = clock
         self._progress: dict[str, _LastProgress] = {}
         self._ready = asyncio.Event()
+        self._flushing = asyncio.Lock()
 
     def worker(self, job: str, record: WorkerRecord) -> None:
         with self._noting(job, f"the record of {record.worker}"):
             self._outbox.put(job, self._paths.worker(job, record.worker), record)
+
+    def waits(self, job: str, worker: str) -> bool:
+        """Whether the newest record of the worker is still to be written."""
+        return self._outbox.waits(self._paths.worker(job, worker))
 
     def event(self, job: str, kind: str, text: str, fields: Mapping[str, str | int | float | bool | None]) -> None:
         """Append to the job's history."""
@@ -107,13 +112,18 @@ class Reporting:
             logger.error("job %s: %s is not kept: %s", job, what, error)
         self._ready.set()
 
+    async def flush(self) -> None:
+        """Write all that waits. Raises CoordError."""
+        async with self._flushing:  # two writers would append an event twice
+            await asyncio.to_thread(self._outbox.flush)
+
     async def publish(self) -> None:
         """Write what is ready, for ever."""
         while True:
             await self._ready.wait()
             self._ready.clear()
             try:
-                await asyncio.to_thread(self._outbox.flush)
+                await self.flush()
             except CoordError as error:
                 logger.log(
                     logging.DEBUG if isinstance(error, Disconnected) else logging.ERROR, "records wait: %s", error
@@ -127,6 +137,6 @@ class Reporting:
             self.flush_progress(job)
         try:
             async with asyncio.timeout(timeout_s):
-                await asyncio.to_thread(self._outbox.flush)
+                await self.flush()
         except (TimeoutError, CoordError) as error:
             logger.warning("the last records did not reach ZooKeeper: %s", error or f"no answer in {timeout_s:g} s")

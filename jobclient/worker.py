@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from edl_collective.coord.records import JobSpec, NodeRecord, PlannedWorker, WorkerRecord, WorkerState
 from edl_collective.messages import Abort, AgentMessage, Assigned, Finished, Gate, Leave, Running, WorkerMessage
 from jobclient.decide import LocalWorker, outcome
-from jobclient.processes import NOT_STARTED, Command, Process, exit_text, log_tail
+from jobclient.processes import NOT_STARTED, Command, Process, begin_log, exit_text, log_tail
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ class Worker:
         """`drain(job, worker)` returns when everything that the worker said before its end has been heard."""
         self.job = spec.job
         self.name = planned.worker
+        #: tells the job from one of the same name that was submitted after it was removed
+        self.submitted_at = spec.submitted_at
         self.record = WorkerRecord(
             worker=planned.worker,
             node=node.node,
@@ -54,6 +56,8 @@ class Worker:
             started_at=started_at,
         )
         self.rank: int | None = None
+        #: neither started nor stopped
+        self.fresh = True
         #: nothing of it is left on this node
         self.gone = False
         self._cold = True
@@ -90,6 +94,7 @@ class Worker:
         return "" if self.record.exit_code is None else exit_text(self.record.exit_code)
 
     def start(self) -> None:
+        self.fresh = False
         hook = self._launch.hook
         self._run(hook or self._launch.main, self._hook_changed if hook else self._main_changed)
 
@@ -103,6 +108,8 @@ class Worker:
         """Begin the stop ladder."""
         self._stop_timeout_s = timeout_s
         self._told_to_leave = True
+        if self.fresh:
+            self._never_start()
         self._update(state=WorkerState.LEAVING)
         if self._process is not None:
             self._process.stop(timeout_s)
@@ -110,6 +117,8 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL at once."""
         self._told_to_leave = True
+        if self.fresh:
+            self._never_start()
         if self._process is not None:
             self._process.kill()
 
@@ -141,13 +150,19 @@ class Worker:
             case Leave():
                 self._told_to_leave = True
 
+    def _never_start(self) -> None:
+        self.fresh = False
+        self._end(NOT_STARTED, "")
+        self._set_gone()
+
     def _run(self, command: Command, changed: Callable[[Process], None]) -> None:
         try:
-            command.log.parent.mkdir(parents=True, exist_ok=True)
+            if self._process is None:
+                begin_log(command.log)
             if command is self._launch.main and self._launch.make_directory:
                 command.cwd.mkdir(parents=True, exist_ok=True)
             self._process = Process(command, changed)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL or a name with '=' in the spec's env
             self._end(NOT_STARTED, f"cannot start {command.argv[0]}: {error}")
             self._set_gone()
 

@@ -111,7 +111,12 @@ def _connect(config: Config) -> ZkStore:
 @contextmanager
 def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
     paths = Paths(config.zookeeper_root)
-    rules = ReconcileConfig(finish_timeout_s=config.finish_timeout_s, pack=config.pack, changing=config.changing)
+    rules = ReconcileConfig(
+        finish_timeout_s=config.finish_timeout_s,
+        save_timeout_s=config.save_timeout_s,
+        pack=config.pack,
+        changing=config.changing,
+    )
     leadership = Leadership(store, paths, config.server_name, url)
     controller = Controller(store, paths, leadership, SystemClock(), rules)
     controller.start()

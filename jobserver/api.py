@@ -1,7 +1,8 @@
 """The HTTP interface of a JobServer: every server answers every request.
 
-Invariants: each request but health carries the bearer token; a write is a compare-and-set on the job's spec and needs
-no leader; each error is {"error": one sentence, "field": name or null}. Decisions are taken elsewhere.
+Invariants: each request carries the bearer token, but health, which without it tells nothing of jobs; a write is a
+compare-and-set on the job's spec and needs no leader; each error is {"error": one sentence, "field": name or null}.
+Decisions are taken elsewhere.
 """
 
 import http.client
@@ -17,10 +18,10 @@ from starlette.exceptions import HTTPException
 
 from edl_collective.coord.auth import same
 from edl_collective.coord.clock import Clock
-from edl_collective.coord.errors import CoordError, Disconnected, NotFound, RecordTooLarge, VersionConflict
+from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotFound, RecordTooLarge, VersionConflict
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, encode
-from edl_collective.coord.store import Store
+from edl_collective.coord.store import Session, Store
 from jobserver.api_models import (
     MAX_BODY_BYTES,
     ApiError,
@@ -38,10 +39,12 @@ from jobserver.api_models import (
 )
 from jobserver.changing import Changing
 from jobserver.controller import Controller
+from jobserver.forget import delete_tree, first_alive, read_tree
 from jobserver.snapshot import Job, Snapshot
 
 logger = logging.getLogger(__name__)
 
+HEALTH_PATH = "/api/v1/health"
 LOG_TIMEOUT_S = 10.0
 MAX_LOG_BYTES = 1024 * 1024
 WRITE_ATTEMPTS = 5
@@ -75,9 +78,15 @@ class Service:
         raise ApiError(404, f"there is no job {name}", "job")
 
     def submit(self, body: bytes) -> tuple[int, Json]:
-        """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is."""
+        """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is.
+
+        Records that a job of that name left without a spec are deleted first: they are not the new job's.
+        """
         spec = parse_spec(body, self._changing, self._clock.wall_s())
         path = self._paths.spec(spec.job)
+        there = self._store.children(self._paths.job(spec.job))
+        if there and "spec" not in there:
+            self._forget(spec.job, only_left_overs=True)
         try:
             self._store.set(path, encode(spec, path), None)
         except VersionConflict:
@@ -109,15 +118,41 @@ class Service:
         raise ApiError(409, f"job {name} is being changed by others: try again")
 
     def delete(self, name: str) -> Json:
-        """Forget a job that has ended. Raises ApiError 409 while it has not."""
-        job, _ = self.job(name)
-        if job.status is None or not job.status.value.phase.terminal:
-            raise ApiError(409, f"job {name} has not ended: stop it first")
-        self._store.delete(self._paths.job(name), recursive=True)
+        """Forget a job that has ended, or what is left of one that has no spec. Raises ApiError 409 while it runs."""
+        self._forget(name)
         return {"job": name, "deleted": True}
 
-    def health(self) -> Json:
-        """Never fails: it says what is wrong."""
+    def _forget(self, name: str, *, only_left_overs: bool = False) -> None:
+        for _ in range(WRITE_ATTEMPTS):
+            try:
+                tree = read_tree(self._store, self._paths.job(name))
+                has_spec = self._paths.spec(name) in tree
+                if only_left_overs and has_spec:
+                    return
+                snapshot = self._check_deletable(name, has_spec or not tree)
+                alive = first_alive(tree, self._paths, snapshot)
+                if alive is not None:
+                    text = (
+                        f"worker {alive.worker} of job {name} has not ended on node {alive.node}: try again when it has"
+                    )
+                    raise ApiError(409, text)
+                delete_tree(self._store, tree)
+                return
+            except (VersionConflict, NotFound, NotEmpty):
+                continue
+        raise ApiError(409, f"job {name} is being changed by others: try again")
+
+    def _check_deletable(self, name: str, has_spec: bool) -> Snapshot:
+        """The newest snapshot. Raises ApiError 404, or 409 for a job that has not ended or cannot be read."""
+        if not has_spec:
+            return self.snapshot()
+        job, snapshot = self.job(name)
+        if job.status is None or not job.status.value.phase.terminal:
+            raise ApiError(409, f"job {name} has not ended: stop it first")
+        return snapshot
+
+    def health(self, trusted: bool) -> Json:
+        """Never fails: it says how much is wrong, and to those with the token what."""
         problems = [self._controller.failure] if self._controller.failure else []
         leader = None
         try:
@@ -126,14 +161,17 @@ class Service:
             leader = snapshot.leader.server if snapshot.leader else None
         except CoordError as error:
             problems.append(str(error))
-        return {
-            "leading": self._controller.epoch is not None,
-            "epoch": self._controller.epoch,
+        problems = list(dict.fromkeys(problems))
+        public: Json = {
+            "ok": not problems and self._store.session is Session.CONNECTED,
             "leader": leader,
             "zookeeper": self._store.session.value,
-            "problems": list(dict.fromkeys(problems)),
-            "reason": self._controller.reason,
+            "problem_count": len(problems),
         }
+        if not trusted:
+            return public
+        epoch, reason = self._controller.epoch, self._controller.reason
+        return {**public, "leading": epoch is not None, "epoch": epoch, "problems": problems, "reason": reason}
 
     def log(self, name: str, worker: str, offset: int, limit: int) -> Response:
         """Part of a worker's log, from the JobClient that has it. Raises ApiError."""
@@ -186,6 +224,7 @@ def create_app(service: Service) -> FastAPI:
     _add_jobs(app, service)
     _add_job_views(app, service)
     _add_cluster(app, service)
+    _add_health(app, service)
     return app
 
 
@@ -197,11 +236,14 @@ def _refusal(status: int, error: str, field: str | None = None) -> Response:
     return _json({"error": error, "field": field}, status)
 
 
+def _trusted(request: Request, token: str) -> bool:
+    return same(request.headers.get("authorization", ""), f"Bearer {token}")
+
+
 def _add_errors(app: FastAPI, token: str) -> None:
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        given = request.headers.get("authorization", "")
-        if request.url.path != "/api/v1/health" and not same(given, f"Bearer {token}"):
+        if request.url.path != HEALTH_PATH and not _trusted(request, token):
             return _refusal(401, "the bearer token is missing or wrong: use the cluster's key file (--key-file)")
         return await call_next(request)
 
@@ -297,6 +339,8 @@ def _add_cluster(app: FastAPI, service: Service) -> None:
         snapshot = service.snapshot()
         return _json({"nodes": [node_row(node, snapshot) for _, node in sorted(snapshot.nodes.items())]})
 
-    @app.get("/api/v1/health")
-    def health() -> Response:
-        return _json(service.health())
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get(HEALTH_PATH)
+    def health(request: Request) -> Response:
+        return _json(service.health(_trusted(request, service.token)))

@@ -47,6 +47,7 @@ class Config:
     key_file_given: bool = False
     server_name: str = "server"
     finish_timeout_s: float = 120.0
+    save_timeout_s: float = 3600.0
     pack: bool = True
     log_level: int = 20
     changing: Changing | None = None
@@ -62,7 +63,7 @@ class Config:
                 raise ConfigError(f"{option}: {error}") from error
         if not re.fullmatch(r"[^\s,:]+:\d+(,[^\s,:]+:\d+)*", self.zookeeper):
             raise ConfigError(f"--zookeeper is {self.zookeeper!r}: give host:port, several separated by commas")
-        for name in ("zookeeper_wait_s", "session_timeout_s", "finish_timeout_s"):
+        for name in ("zookeeper_wait_s", "session_timeout_s", "finish_timeout_s", "save_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 option = "--" + name.removesuffix("_s").replace("_", "-")
                 raise ConfigError(f"{option} is {getattr(self, name):g}: it must be positive")
@@ -92,7 +93,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "server_port": ("PORT", f"port of the HTTP interface, 0: any free one (default: {DEFAULT_PORT})"),
     "key_file": ("FILE", "the cluster key (default: $EDL_KEY_FILE or ~/.edl/key, created if missing)"),
     "server_name": ("NAME", "name of this JobServer (default: the host name)"),
-    "finish_timeout": ("SECONDS", "after one worker finished, how long the others may take (default: 120)"),
+    "finish_timeout": ("SECONDS", "after rank 0 finished, how long the other workers may take (default: 120)"),
+    "save_timeout": ("SECONDS", "after another worker finished, how long rank 0 may save (default: 3600)"),
     "placement": ("pack|spread", "fill a node before the next one, or spread workers (default: pack)"),
     "log_level": ("N", "10 debug, 20 info, 30 warnings, 40 errors (default: 20)"),
     "node_ips": ("LIST", "nodes of the changing script, separated by commas (default: 127.0.0.1)"),
@@ -175,6 +177,7 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         key_file_given=given_key is not None,
         server_name=str(values.get("server_name") or socket.gethostname()),
         finish_timeout_s=_number(values, "finish_timeout", 120.0),
+        save_timeout_s=_number(values, "save_timeout", 3600.0),
         pack=placement == "pack",
         log_level=_integer(values, "log_level", 20),
         changing=_changing(values, environ),

@@ -160,6 +160,12 @@ def still_training(job: Job, crew: Crew) -> tuple[PlannedWorker, ...]:
     return tuple(w for w in crew.living if w.worker in members) if members & planned else crew.living
 
 
+def living_saver(job: Job, crew: Crew) -> PlannedWorker | None:
+    """The worker that saves (rank 0 of the world) while it lives; None when it ended or there is no known world."""
+    savers = {m.worker for m in job.rendezvous.members if m.rank == 0}
+    return next((w for w in crew.living if w.worker in savers), None)
+
+
 def saver_finished(job: Job, crew: Crew) -> bool:
     """True when the worker that saves (rank 0) is among the finished; without a known world, any finished one."""
     finished = {w.worker for w in crew.finished}

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from edl_collective.coord.records import JobKind, JobStatus, Phase, PlannedWorker
-from jobserver.job_state import Crew, check_transition, is_new_attempt, is_whole, saver_finished, still_training
+from jobserver.job_state import (
+    Crew,
+    check_transition,
+    is_new_attempt,
+    is_whole,
+    living_saver,
+    saver_finished,
+    still_training,
+)
 from jobserver.schedule import Wanted, change_due_at, wanted
 from jobserver.snapshot import Job, Slot
 
@@ -36,7 +44,7 @@ class Case:
         return self.job.plan.value.workers if self.job.plan else ()
 
 
-def judge(job: Job, crew: Crew, now_s: float, finish_timeout_s: float) -> Case:
+def judge(job: Job, crew: Crew, now_s: float, finish_timeout_s: float, save_timeout_s: float) -> Case:
     """Everything about a job that does not depend on other jobs."""
     case = Case(job, crew, job.status.value if job.status else _first_status(job, now_s), clear=False)
     status = case.status
@@ -45,7 +53,7 @@ def judge(job: Job, crew: Crew, now_s: float, finish_timeout_s: float) -> Case:
     if job.spec.value.stopped:
         return _stop(case, now_s)
     if crew.finished:
-        return _finish(case, now_s, finish_timeout_s)
+        return _finish(case, now_s, finish_timeout_s, save_timeout_s)
     return _ask(_count(case), now_s)
 
 
@@ -131,15 +139,22 @@ def _exhausted(case: Case) -> str | None:
     return f"{why}{last}" + (f"; the end of its log:\n{tail}" if tail else "")
 
 
-def _finish(case: Case, now_s: float, finish_timeout_s: float) -> Case:
+def _finish(case: Case, now_s: float, finish_timeout_s: float, save_timeout_s: float) -> Case:
     """A worker's training returned: nobody joins any more, the others get time to end."""
+    saver = living_saver(case.job, case.crew)
+    if saver is not None:
+        return _await_saver(case, saver, now_s, save_timeout_s)
+    saved = saver_finished(case.job, case.crew)
     entered = enter(case, Phase.FINISHING, "a worker finished: waiting for the others", now_s)
-    deadline = entered.status.since + finish_timeout_s
+    if saved and entered.status.saved_at is None:
+        entered = replace(entered, status=structs.replace(entered.status, saved_at=now_s))
+    begun_at = entered.status.since if entered.status.saved_at is None else entered.status.saved_at
+    deadline = begun_at + finish_timeout_s
     training = still_training(case.job, case.crew)
     if training and now_s < deadline:
         return replace(entered, wake_at=deadline)
-    if not saver_finished(case.job, case.crew):
-        return _retry_unsaved(entered, now_s)
+    if not saved:
+        return _retry_unsaved(entered, "rank 0 did not finish", now_s)
     reason = "training finished"
     if training:
         slow = ", ".join(w.worker for w in training)
@@ -149,7 +164,21 @@ def _finish(case: Case, now_s: float, finish_timeout_s: float) -> Case:
     return replace(enter(entered, Phase.SUCCEEDED, reason, now_s), clear=True)
 
 
-def _retry_unsaved(case: Case, now_s: float) -> Case:
+def _await_saver(case: Case, saver: PlannedWorker, now_s: float, save_timeout_s: float) -> Case:
+    """Rank 0 lives after others returned: it may evaluate or write the last checkpoint, so it is not cut short.
+
+    Nor is any other worker meanwhile, because rank 0 may need it.
+    """
+    bound = f"save_timeout_s {save_timeout_s:g}"
+    reason = f"a worker finished: waiting for {saver.worker} (rank 0), which saves, for at most {bound}"
+    entered = enter(case, Phase.FINISHING, reason, now_s)
+    deadline = entered.status.since + save_timeout_s
+    if now_s < deadline:
+        return replace(entered, wake_at=deadline)
+    return _retry_unsaved(entered, f"rank 0 ({saver.worker}) did not finish within {bound}", now_s)
+
+
+def _retry_unsaved(case: Case, why: str, now_s: float) -> Case:
     """Some returned, but not the worker that saves: what it had not saved is trained again."""
     counted = _count(case)
     status, crew = counted.status, case.crew
@@ -157,8 +186,8 @@ def _retry_unsaved(case: Case, now_s: float) -> Case:
     ending = crew.leaving | {Slot(w.node, w.slot) for w in crew.living}
     retry = replace(
         counted,
-        status=with_(status, counts=counts),
-        news=(*counted.news, f"rank 0 did not finish: attempt {counts[0]}"),
+        status=structs.replace(with_(status, counts=counts), saved_at=None),
+        news=(*counted.news, f"{why}: attempt {counts[0]}"),
         crew=Crew(dead=crew.dead, leaving=ending),
     )
     return _ask(retry, now_s)

@@ -21,8 +21,10 @@ from jobserver.snapshot import At, Job, Slot, Snapshot
 class ReconcileConfig:
     """Rules of the house."""
 
-    #: how long the other workers may take to end after the first one finished
+    #: how long the other workers may take to end after rank 0 finished
     finish_timeout_s: float = 120.0
+    #: how long rank 0 may evaluate and save after another worker finished
+    save_timeout_s: float = 3600.0
     #: fill a node before the next one; otherwise spread
     pack: bool = True
     #: events and ended workers that are kept of each job, for people
@@ -36,8 +38,9 @@ class ReconcileConfig:
     changing: Changing | None = None
 
     def __post_init__(self) -> None:
-        if self.finish_timeout_s <= 0:
-            raise ValueError(f"finish_timeout_s is {self.finish_timeout_s:g}: it must be positive")
+        for name in ("finish_timeout_s", "save_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name):g}: it must be positive")
         for name in ("max_events", "max_ended_workers", "max_deletions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -100,7 +103,8 @@ def reconcile(snapshot: Snapshot, now_s: float, config: ReconcileConfig) -> Deci
     open_jobs = [action for job in order for action in _fill_in(job, config)]
     left_open = {action.job for action in open_jobs}
     order = [job for job in order if job.name not in left_open]
-    cases = [judge(job, crew_of(job, snapshot), now_s, config.finish_timeout_s) for job in order]
+    timeouts = (config.finish_timeout_s, config.save_timeout_s)
+    cases = [judge(job, crew_of(job, snapshot), now_s, *timeouts) for job in order]
     asking = [case for case in cases if case.clear is None]
     grants = allocate([_request(case) for case in asking], _room(cases, snapshot, config))
     actions: list[Action] = [*open_jobs]
@@ -111,9 +115,15 @@ def reconcile(snapshot: Snapshot, now_s: float, config: ReconcileConfig) -> Deci
         final.append(case)
     rubbish = [action for case in final for action in _rubbish(case, snapshot, config)]
     actions += rubbish[: config.max_deletions]
-    reasons = [f"{case.job.name}: {case.status.phase}, {case.status.reason}" for case in final]
+    reasons = [_in_one_line(case) for case in final if not case.status.phase.terminal]
     wakes = [case.wake_at for case in final if case.wake_at is not None]
-    return Decision(tuple(actions), "; ".join(reasons) or "no jobs", min(wakes, default=None))
+    return Decision(tuple(actions), "; ".join(reasons) or "no job that has not ended", min(wakes, default=None))
+
+
+def _in_one_line(case: Case) -> str:
+    """The job and its reason; the lines after the first are a worker's log."""
+    first = case.status.reason.partition("\n")[0]
+    return f"{case.job.name}: {case.status.phase}, {first}"
 
 
 def _fill_in(job: Job, config: ReconcileConfig) -> list[FillInSpec]:

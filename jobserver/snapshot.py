@@ -195,7 +195,7 @@ def _known(values: Mapping[str, Versioned], paths: Paths) -> Iterator[tuple[str,
 def _inconsistent(name: str, spec: At[JobSpec] | None, paths: Paths) -> list[Problem]:
     path = paths.spec(name)
     if spec is None:
-        return [Problem(path, f"job {name} has records but no spec: submit it again, or delete {paths.job(name)}")]
+        return [Problem(path, f"job {name} has records but no spec: submit it again, or delete it")]
     if spec.value.job != name:
         return [Problem(path, f"the spec of job {name} names job {spec.value.job}")]
     return []

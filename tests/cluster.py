@@ -129,7 +129,18 @@ class Cluster:
         """Send a signal to one of our own processes and, if it ends it, reap it."""
         self.processes[name].send_signal(signum)
         if signum in (signal.SIGKILL, signal.SIGTERM):
-            self.processes.pop(name).wait(30)
+            self._reap(name)
+
+    def _reap(self, name: str) -> None:
+        """Wait for the end of one of our processes; one that does not end is killed, and its story told."""
+        process = self.processes.pop(name)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            story = self._story(None)
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{name} did not end within 30 s\n{story}") from None
 
     def ours(self) -> list[psutil.Process]:
         """Every process that was started by this cluster, directly or not."""

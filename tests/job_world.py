@@ -35,7 +35,7 @@ from jobserver.reconcile import (
 )
 from jobserver.snapshot import At, Job, Slot, Snapshot, StoredEvent
 
-CONFIG = ReconcileConfig(finish_timeout_s=60.0, leader_epoch=7)
+CONFIG = ReconcileConfig(finish_timeout_s=60.0, save_timeout_s=300.0, leader_epoch=7)
 
 
 class World:

@@ -65,9 +65,12 @@ class Mirror:
         return found - known
 
     def _forget(self, path: str) -> None:
+        """Drop the subtree. Its parent forgets the name too: one that is created again has to be new to it."""
         self._values.pop(path, None)
-        for child in self._children.pop(path, set()):
+        self._children.get(path.rsplit("/", 1)[0], set()).discard(path)
+        for child in list(self._children.get(path, ())):
             self._forget(child)
+        self._children.pop(path, None)
 
     def _changed(self, path: str) -> None:
         with self._lock:

@@ -126,6 +126,20 @@ class JobSpec(Record, frozen=True, kw_only=True):
         for name in ("hold_timeout_s", "leave_timeout_s", "stop_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+        self._check_process_texts()
+
+    def _check_process_texts(self) -> None:
+        """No process can be started with a NUL byte in its arguments, directory or environment."""
+        named = {"work_dir": self.work_dir, "package_hook": self.package_hook, "pod_path": self.pod_path}
+        texts = [("command", text) for text in self.command]
+        texts += [(field, text) for field, text in named.items() if text is not None]
+        texts += [("env", text) for text in (*self.env, *self.env.values())]
+        for field, text in texts:
+            if "\0" in text:
+                raise ValueError(f"{field} holds a NUL byte in {text!r}: no process can be started with it")
+        for name in self.env:
+            if not name or "=" in name:
+                raise ValueError(f"env has a variable named {name!r}: a name must not be empty or hold '='")
 
 
 class PlannedWorker(msgspec.Struct, frozen=True, array_like=True):
@@ -183,6 +197,8 @@ class JobStatus(Record, frozen=True, kw_only=True):
     #: world; None until it is
     changes: int = 0
     changed_at: float | None = None
+    #: wall time at which rank 0, which saves, was seen to have finished; None until then and in a new attempt
+    saved_at: float | None = None
 
 
 class WorkerState(StrEnum):

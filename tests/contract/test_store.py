@@ -14,6 +14,7 @@ from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.store import Check, Create, Delete, Session, Set, Store
 from edl_collective.coord.zk_store import ZkStore
+from jobserver.forget import delete_tree, read_tree
 
 
 @dataclass
@@ -107,6 +108,24 @@ def test_delete(store: Store, sessions: Sessions) -> None:
     store.delete(parent, recursive=True)
     assert store.get(child) is None
     store.delete(parent)
+
+
+def test_a_job_is_deleted_whole_or_not_at_all(store: Store, sessions: Sessions) -> None:
+    root = f"{sessions.root}/jobs/a"
+    for path in ("spec", "status", "workers/w1", "workers/w2"):
+        store.create(f"{root}/{path}", b"1")
+    assert read_tree(store, f"{sessions.root}/nothing") == {}
+    changed = read_tree(store, root)
+    store.set(f"{root}/spec", b"2", 0)
+    with pytest.raises(VersionConflict):
+        delete_tree(store, changed)
+    grown = read_tree(store, root)
+    store.create(f"{root}/workers/w3")
+    with pytest.raises(NotEmpty):
+        delete_tree(store, grown)
+    assert set(read_tree(store, root)) == {*grown, f"{root}/workers/w3"}
+    delete_tree(store, read_tree(store, root))
+    assert store.children(f"{sessions.root}/jobs") == []
 
 
 def test_append_numbers_increase(store: Store, sessions: Sessions) -> None:

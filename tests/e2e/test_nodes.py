@@ -72,6 +72,7 @@ def test_schedule_and_graceful_leave(cluster: Cluster) -> None:
     cluster.wait_for_world("tiny", 1)
     (resize,) = victim.resizes(after=event)
     assert (resize["from"], resize["to"]) == (2, 1)
-    assert "leaves a, which drains" in resize["cause"]
+    # The driver moves away too: if the old one has let w1 go before the new one leads, that one finds it gone.
+    assert "leaves a, which drains" in resize["cause"] or resize["cause"] == "worker w1 is gone"
     assert victim.longest_gap_s(since_s) < SOON_S
     assert_nothing_lost(victim)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from msgspec.structs import replace
 
 from edl_collective.coord.auth import ClusterKey
+from edl_collective.coord.clock import SystemClock
+from edl_collective.coord.errors import Disconnected
 from edl_collective.coord.memory_store import MemoryStore, MemoryTree
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
@@ -49,8 +52,10 @@ from edl_collective.messages import (
     decode_agent_line,
     encode_line,
 )
+from jobclient import node_api
 from jobclient.agent import Agent
 from jobclient.config import Config, parse
+from jobclient.driver_process import Driver
 from jobclient.node_api import NodeApi, make_app
 from jobclient.processes import Command
 from jobclient.worker import Launch, Worker
@@ -142,10 +147,10 @@ def node(incarnation: str = "life-1") -> NodeRecord:
 class Cluster:
     """One running agent, its store, and the hand of the JobServer."""
 
-    def __init__(self, tmp_path: Path) -> None:
-        self.tree = MemoryTree()
+    def __init__(self, tmp_path: Path, tree: MemoryTree | None = None, store: MemoryStore | None = None) -> None:
+        self.tree = tree or MemoryTree()
         self.server = MemoryStore(self.tree)
-        self.store = MemoryStore(self.tree)
+        self.store = store or MemoryStore(self.tree)
         self.work_dir = tmp_path / "work"
         self.log_dir = tmp_path / "logs"
         self.proxy: FakeProxy | None = None
@@ -345,6 +350,27 @@ async def test_worker_that_does_not_leave_falls_to_the_ladder(cluster: Cluster) 
     assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
 
 
+async def test_slot_is_free_though_the_record_of_the_exit_was_deleted_before(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lingering: list[Worker] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Worker, "_set_gone", lambda worker: lingering.append(worker)
+        )  # something of w1 is left on the node
+        cluster.submit(command=("true",))
+        cluster.plan("w1")
+        await cluster.state("w1", WorkerState.EXITED)
+        cluster.plan("w2")
+        cluster.server.delete(PATHS.worker("j", "w1"))
+        await until(lambda: bool(lingering))
+        await asyncio.sleep(0.2)
+        assert cluster.worker("w2") is None, "a slot holds one worker"
+    lingering[0]._set_gone()
+    await cluster.state("w2", WorkerState.EXITED)
+    assert cluster.worker("w1") is None
+
+
 async def test_removed_job_is_stopped_and_does_not_come_back(cluster: Cluster) -> None:
     cluster.submit()
     cluster.plan("w1")
@@ -378,12 +404,73 @@ async def test_failing_package_hook_is_a_failure_with_its_output(cluster: Cluste
     assert ended.log_tail == "package hook ./package.sh failed with exit code 3\nno space left"
 
 
+async def test_log_of_an_older_job_of_that_name_is_put_aside(cluster: Cluster) -> None:
+    log = cluster.log_dir / "j" / "w1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("of the job before\n")
+    (cluster.work_dir / "package.sh").write_text("echo the hook\n")
+    cluster.submit(package_hook="package.sh", command=("sh", "-c", "echo the command; exit 1"))
+    cluster.plan("w1")
+    ended = await cluster.state("w1", WorkerState.EXITED)
+    assert log.read_text() == "the hook\nthe command\n"
+    assert ended.log_tail == "the hook\nthe command"
+    assert log.with_name("w1.log.old").read_text() == "of the job before\n"
+
+
 async def test_command_that_does_not_exist(cluster: Cluster) -> None:
     cluster.submit(command=("no-such-command",))
     cluster.plan("w1")
     ended = await cluster.state("w1", WorkerState.EXITED)
     assert (ended.outcome, ended.exit_code) == (Outcome.FAILED, 127)
     assert "no-such-command" in ended.log_tail
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"env": {"MODE": "a\0b"}}, "cannot start python3: embedded null byte"),
+        ({"env": {"MODE=": "x"}}, "cannot start python3: illegal environment variable name"),
+        ({"command": ("sh\0", "-c")}, "cannot start sh\0: embedded null byte"),
+        ({"work_dir": "a\0b", "pod_path": "pods"}, "cannot start python3: embedded null byte"),
+    ],
+)
+async def test_spec_that_no_process_can_have_ends_its_worker_alone(
+    cluster: Cluster, fields: dict[str, Any], problem: str
+) -> None:
+    cluster.submit(**fields)
+    cluster.plan("w1")
+    ended = await cluster.state("w1", WorkerState.EXITED)
+    assert (ended.outcome, ended.exit_code, ended.log_tail) == (Outcome.FAILED, 127, problem)
+    cluster.submit("wait", work_dir=".", pod_path=None)
+    cluster.plan("w2")
+    await cluster.said("gate", "w2", 0)
+
+
+async def test_driver_that_cannot_be_started_is_a_death(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changed = asyncio.Event()
+    driver = Driver("j", SystemClock(), changed.set)
+    driver.start(Command(["true"], {"A": "a\0b"}, tmp_path, tmp_path / "driver.log"))
+    assert changed.is_set()
+    assert (driver.view.running, driver.view.deaths) == (False, 1)
+    assert "cannot be started: embedded null byte" in caplog.text
+
+
+async def test_removed_directory_of_the_start_hurts_no_worker(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    cluster.submit()
+    cluster.plan("w1")
+    await cluster.said("gate", "w1", 0)
+    with monkeypatch.context() as patch:
+        patch.chdir(there)
+        there.rmdir()
+        cluster.plan("w1", "w2", driver_node="a")
+        await cluster.said("gate", "w2", 0)
+        await until(lambda: "the driver ended" in caplog.text)
+        assert cluster.task is not None
+        assert not cluster.task.done()
 
 
 async def test_lost_session_stops_no_training_and_the_node_comes_back(cluster: Cluster) -> None:
@@ -404,6 +491,52 @@ async def test_lost_session_stops_no_training_and_the_node_comes_back(cluster: C
     back = cluster.server.get(PATHS.node("a"))
     assert back is not None
     assert decode(back.data, NodeRecord).incarnation == "life-1"
+
+
+class Unwritable(MemoryStore):
+    """Reads, but writes no record of a worker while `broken` is set."""
+
+    broken = False
+
+    def set(self, path: str, data: bytes, version: int | None) -> int:
+        if self.broken and path == PATHS.worker("j", "w1"):
+            raise Disconnected("no answer")
+        return super().set(path, data, version)
+
+
+async def unrecorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> tuple[Cluster, Unwritable]:
+    """A cluster that has decided to start w1 and cannot write so."""
+    tree = MemoryTree()
+    store = Unwritable(tree)
+    store.broken = True
+    cluster = Cluster(tmp_path, tree, store)
+    cluster.submit()
+    cluster.plan("w1")
+    cluster.start()
+    await until(lambda: "start when their records are written" in caplog.text)
+    return cluster, store
+
+
+async def test_worker_starts_when_its_record_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cluster, store = await unrecorded(tmp_path, caplog)
+    await asyncio.sleep(0.2)
+    assert not processes_below(cluster.work_dir), "its next life would start the same worker again"
+    store.broken = False
+    await cluster.said("gate", "w1", 0)
+    await cluster.close()
+
+
+async def test_worker_stopped_before_its_record_is_written_never_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster, store = await unrecorded(tmp_path, caplog)
+    cluster.plan()
+    await cluster.said("exited", "w1", "exit code 127")
+    store.broken = False
+    ended = await cluster.state("w1", WorkerState.EXITED)
+    assert (ended.outcome, ended.pid) == (Outcome.LEFT, None)
+    await cluster.close()
+    assert not (cluster.log_dir / "j" / "w1.log").exists()
 
 
 async def test_exits_reach_the_driver_while_the_store_is_away(cluster: Cluster) -> None:
@@ -430,6 +563,21 @@ async def test_name_of_another_session_is_waited_for(tmp_path: Path, caplog: pyt
     other.expire()
     await cluster.said("gate", "w1", 0)
     await cluster.close()
+
+
+async def test_close_while_the_name_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster(tmp_path)
+    other = MemoryStore(cluster.tree)
+    other.create(PATHS.node("a"), encode(node("life-0")), ephemeral=True)
+    cluster.start()
+    await until(lambda: "held by another session" in caplog.text)
+    assert cluster.task is not None
+    cluster.agent.close()
+    async with asyncio.timeout(2):
+        await cluster.task
+    found = other.get(PATHS.node("a"))
+    assert found is not None
+    assert decode(found.data, NodeRecord).incarnation == "life-0", "the other one's name is left alone"
 
 
 async def test_close_stops_everything_and_signs_off(cluster: Cluster) -> None:
@@ -582,6 +730,26 @@ async def test_logs_over_http(tmp_path: Path) -> None:
     await serving
 
 
+async def test_log_on_a_slow_disk_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, may_read = threading.Event(), threading.Event()
+
+    def slow(_path: Path, _offset: int, _limit: int) -> bytes:
+        reads.set()
+        assert may_read.wait(10)
+        return b"at last"
+
+    monkeypatch.setattr(node_api, "_read", slow)
+    app = make_app(tmp_path, KEY.api_token, "a")
+    headers = {"Authorization": f"Bearer {KEY.api_token}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a", headers=headers) as client:
+        log = asyncio.get_running_loop().create_task(client.get("/logs/j/w1"))
+        await until(reads.is_set)
+        assert (await client.get("/health")).status_code == 200
+        assert not log.done()
+        may_read.set()
+        assert (await log).content == b"at last"
+
+
 # ---- the program itself, on a real ZooKeeper ----------------------------------------------------------------------
 
 
@@ -610,6 +778,26 @@ def test_jobclient_submits_its_job_registers_and_signs_off(tmp_path: Path, zooke
         assert client.returncode == 0, said
         assert "Traceback" not in said
         assert store.get(paths.node("a")) is None
+    finally:
+        client.kill()
+        client.communicate()
+        store.close()
+
+
+def test_signal_ends_a_jobclient_whose_name_is_taken(tmp_path: Path, zookeeper: str) -> None:
+    paths = Paths("/test-taken")
+    store = ZkStore(zookeeper).start()
+    store.create(paths.node("a"), encode(node("life-0")), ephemeral=True)
+    client = start_client(tmp_path, "--zookeeper", zookeeper, "--zookeeper-root", paths.root, "--node", "a")
+    try:
+        assert client.stderr is not None
+        said = ""
+        while "held by another session" not in said:
+            said = client.stderr.readline()
+            assert said, "the JobClient ended"
+        client.send_signal(signal.SIGTERM)
+        _, said = client.communicate(timeout=10)
+        assert (client.returncode, "Traceback" in said) == (0, False), said
     finally:
         client.kill()
         client.communicate()

@@ -1,86 +1,20 @@
 """The HTTP interface on a store in this process: what it accepts, what it refuses and with which sentence."""
 
-import asyncio
 import http.server
 import threading
 from collections.abc import Iterator
-from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
+from api_server import SUBMIT, TOKEN, P, Server, refused
 
-from edl_collective.coord.auth import ClusterKey
-from edl_collective.coord.clock import ManualClock
-from edl_collective.coord.leadership import Leadership
-from edl_collective.coord.memory_store import MemoryStore
-from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
     ChangeRule,
     JobSpec,
-    NodeRecord,
     Outcome,
-    Record,
     WorkerRecord,
     WorkerState,
-    decode,
-    encode,
 )
-from jobserver.api import Service, create_app
 from jobserver.changing import Changing
-from jobserver.controller import Controller
-from jobserver.reconcile import ReconcileConfig
-
-P = Paths()
-TOKEN = ClusterKey(b"k" * 32).api_token
-SUBMIT = {"job": "j", "command": ["python", "train.py"], "min_np": 1, "max_np": 4}
-
-
-class Client:
-    """Requests to an application in this process, one event loop each."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
-        self.headers = {"Authorization": f"Bearer {TOKEN}"}
-
-    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        return asyncio.run(self._request(method, path, {"headers": self.headers, **arguments}))
-
-    async def _request(self, method: str, path: str, arguments: dict[str, Any]) -> httpx.Response:
-        transport = httpx.ASGITransport(app=self._app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            return await client.request(method, path, **arguments)
-
-    def get(self, path: str, **arguments: object) -> httpx.Response:
-        return self.request("GET", path, **arguments)
-
-    def post(self, path: str, **arguments: object) -> httpx.Response:
-        return self.request("POST", path, **arguments)
-
-
-class Server:
-    """A JobServer whose loop turns when the test says so."""
-
-    def __init__(self, changing: Changing | None = None) -> None:
-        self.store = MemoryStore()
-        self.clock = ManualClock(1000.0)
-        leadership = Leadership(self.store, P, "s1", "http://s1")
-        self.controller = Controller(self.store, P, leadership, self.clock, ReconcileConfig())
-        service = Service(self.store, P, self.controller, self.clock, TOKEN, changing)
-        self.http = Client(create_app(service))
-
-    def put(self, path: str, record: Record) -> None:
-        found = self.store.get(path)
-        self.store.set(path, encode(record), None if found is None else found.version)
-
-    def node(self, name: str = "a", slots: int = 4, port: int = 1) -> None:
-        record = NodeRecord(node=name, incarnation="i", address="127.0.0.1", port=port, slots=slots)
-        self.put(P.node(name), record)
-
-    def spec(self, job: str = "j") -> JobSpec:
-        found = self.store.get(P.spec(job))
-        assert found is not None
-        return decode(found.data, JobSpec)
 
 
 @pytest.fixture
@@ -88,13 +22,6 @@ def server() -> Iterator[Server]:
     found = Server()
     yield found
     found.controller.stop()
-
-
-def refused(answer: httpx.Response, status: int, text: str, field: str | None = None) -> None:
-    assert answer.status_code == status, answer.text
-    assert set(answer.json()) == {"error", "field"}
-    assert text in answer.json()["error"]
-    assert answer.json()["field"] == field
 
 
 def test_submit_is_stored_and_the_same_again_is_no_error(server: Server) -> None:
@@ -139,6 +66,14 @@ def test_submitting_again_after_a_scale_is_the_same_job_unless_it_says_np(server
         ({"hold_timeout_s": 0}, "hold_timeout_s is 0", "hold_timeout_s"),
         ({"kind": "strange"}, "Invalid enum value 'strange'", "kind"),
         ({"env": {"A": 1}}, "expected `str`, got `int`", "env[...]"),
+        ({"command": ["a", "b\0"]}, "command holds a NUL byte in 'b\\x00'", "command"),
+        ({"work_dir": "/\0"}, "work_dir holds a NUL byte", "work_dir"),
+        ({"package_hook": "\0"}, "package_hook holds a NUL byte", "package_hook"),
+        ({"pod_path": "\0"}, "pod_path holds a NUL byte", "pod_path"),
+        ({"env": {"A": "\0"}}, "env holds a NUL byte", "env"),
+        ({"env": {"A\0": ""}}, "env holds a NUL byte", "env"),
+        ({"env": {"A=B": "1"}}, "env has a variable named 'A=B'", "env"),
+        ({"env": {"": "1"}}, "env has a variable named ''", "env"),
     ],
 )
 def test_a_bad_spec_gets_one_sentence_and_its_field(
@@ -175,17 +110,33 @@ def test_everything_needs_the_token(server: Server, token: str | None, path: str
     refused(server.http.get(path, headers=headers), 401, "bearer token")
 
 
-def test_health_needs_no_token_and_shows_what_is_wrong(server: Server) -> None:
+def test_health_shows_what_is_wrong(server: Server) -> None:
     server.controller.step()
     server.store.create(P.spec("broken"), b"{}")
-    del server.http.headers["Authorization"]
     health = server.http.get("/api/v1/health").json()
-    assert (health["leading"], health["leader"], health["zookeeper"]) == (True, "s1", "connected")
+    assert (health["ok"], health["leading"], health["epoch"], health["leader"]) == (False, True, 1, "s1")
     assert P.spec("broken") in health["problems"][0]
+    assert health["reason"] == "no job that has not ended"
     server.store.suspend()
     health = server.http.get("/api/v1/health").json()
     assert (health["leading"], health["zookeeper"]) == (False, "suspended")
     server.store.resume()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
+def test_health_tells_strangers_only_how_much_is_wrong(server: Server, headers: dict[str, str]) -> None:
+    server.node()
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    server.controller.step()
+    health = server.http.get("/api/v1/health", headers=headers).json()
+    assert health == {"ok": True, "leader": "s1", "zookeeper": "connected", "problem_count": 0}
+    server.store.suspend()
+    health = server.http.get("/api/v1/health", headers=headers).json()
+    assert (health["ok"], health["zookeeper"]) == (False, "suspended")
+    server.store.resume()
+    server.store.create(P.spec("broken"), b"{}")
+    health = server.http.get("/api/v1/health", headers=headers).json()
+    assert health == {"ok": False, "leader": "s1", "zookeeper": "connected", "problem_count": 1}
 
 
 def test_without_zookeeper_reads_say_so(server: Server) -> None:

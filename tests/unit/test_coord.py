@@ -22,6 +22,7 @@ from edl_collective.coord.records import (
     decode,
     encode,
 )
+from edl_collective.coord.store import Wake
 
 NAMES = st.from_regex(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,20}[A-Za-z0-9])?", fullmatch=True)
 
@@ -115,6 +116,38 @@ def test_mirror_reads_only_what_changed_and_forgets_nothing_in_an_outage() -> No
     store.resume()
     assert {path: value.data for path, value in mirror.refresh().items()} == {"/edl/a": b"2", "/edl/b": b"3"}
     assert first["/edl/a"].data == b"1"
+
+
+class LateChildren(MemoryStore):
+    """A store whose news of the children of one path comes when the test says so, after all other news."""
+
+    def __init__(self, tree: MemoryTree, late: str) -> None:
+        super().__init__(tree)
+        self._late = late
+        self._held: list[tuple[Wake, str]] = []
+
+    def children(self, path: str, wake: Wake | None = None) -> list[str]:
+        if wake is None or path != self._late:
+            return super().children(path, wake)
+        return super().children(path, lambda at: self._held.append((wake, at)))
+
+    def tell(self) -> None:
+        while self._held:
+            wake, path = self._held.pop()
+            wake(path)
+
+
+def test_mirror_sees_a_path_that_was_deleted_and_created_again_before_its_parent_was_read() -> None:
+    tree = MemoryTree()
+    store, writer = LateChildren(tree, "/edl/jobs"), MemoryStore(tree)
+    writer.create("/edl/jobs/a/spec", b"1")
+    mirror = Mirror(store, "/edl", lambda: None)
+    assert list(mirror.refresh()) == ["/edl/jobs/a/spec"]
+    writer.delete("/edl/jobs/a", recursive=True)
+    assert list(mirror.refresh()) == []
+    writer.create("/edl/jobs/a/spec", b"2")
+    store.tell()
+    assert [value.data for value in mirror.refresh().values()] == [b"2"]
 
 
 def test_a_suspended_leader_does_not_lead_and_takes_up_its_epoch_again() -> None:

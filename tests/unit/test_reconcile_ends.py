@@ -9,7 +9,9 @@ from job_world import CONFIG, World, running
 from edl_collective.coord.records import (
     Event,
     JobKind,
+    Member,
     Phase,
+    Rendezvous,
     WorkerState,
     encode,
 )
@@ -108,12 +110,49 @@ def test_a_hung_rank_0_keeps_its_slot_until_it_ended() -> None:
     world = running(2, nodes=1)
     world.finish("w2")
     world.settle()
-    world.now_s += 60
+    world.now_s += 300
     world.settle()
+    assert "rank 0 (w1) did not finish within save_timeout_s 300: attempt 2" in world.plan().reason
     assert [(w.worker, w.slot) for w in world.plan().workers] == [("w3", 1)]
     world.let_go()
     world.settle()
     assert [(w.worker, w.slot) for w in world.plan().workers] == [("w3", 1), ("w4", 0)]
+
+
+def test_rank_0_is_not_cut_short_while_it_saves() -> None:
+    world = running(3)
+    world.finish("w2")
+    decision = world.settle()
+    assert decision.wake_at == world.now_s + 300
+    assert "waiting for w1 (rank 0), which saves, for at most save_timeout_s 300" in world.status().reason
+    world.now_s += 299
+    world.settle()
+    assert (world.status().phase, world.ids()) == (Phase.FINISHING, ["w1", "w2", "w3"])
+    world.finish("w1")
+    assert world.settle().wake_at == world.now_s + 60, "the others have their time from here on"
+    assert world.ids() == ["w1", "w2", "w3"]
+    world.now_s += 60
+    world.settle()
+    assert (world.status().phase, world.status().attempt, world.ids()) == (Phase.SUCCEEDED, 1, [])
+    assert "w3 did not end within finish_timeout_s 60" in world.status().reason
+
+
+def test_a_new_attempt_forgets_that_rank_0_had_finished_before() -> None:
+    world = running(3)
+    world.finish("w1")
+    world.settle()
+    assert world.status().saved_at == world.now_s
+    members = (Member("w2", "a", 0, 0, 1, 0, 1), Member("w3", "b", 1, 0, 1, 0, 1))
+    world.jobs["j"] = replace(world.jobs["j"], rendezvous=Rendezvous(generation=9, epoch=1, members=members))
+    world.fail("w2")
+    world.finish("w3")
+    world.settle()
+    world.run_workers()
+    world.settle()
+    assert (world.status().phase, world.status().attempt, world.status().saved_at) == (Phase.RUNNING, 2, None)
+    world.now_s += 1000
+    world.finish(world.ids()[0])
+    assert world.settle().wake_at == world.now_s + 60
 
 
 def test_stop_waits_for_the_processes() -> None:
@@ -148,6 +187,20 @@ def test_an_external_job_has_slots_but_no_driver() -> None:
     world.edit(stopped=True)
     world.settle()
     assert world.status().phase is Phase.STOPPED
+
+
+def test_the_reason_of_a_decision_tells_of_open_jobs_and_no_logs() -> None:
+    world = running(2, nodes=1, max_failures=0)
+    world.submit("second")
+    assert world.settle().reason.startswith("j: running, ")
+    world.fail(world.ids()[0], log_tail="a secret")
+    assert world.decide().reason.startswith("second: ")
+    world.settle()
+    assert "a secret" in world.status().reason
+    world.let_go()
+    assert world.settle().reason.startswith("second: running, ")
+    world.edit("second", stopped=True)
+    assert world.settle().reason == "no job that has not ended"
 
 
 # ---- what cannot be read, and rubbish ------------------------------------------------------------------------------
@@ -221,7 +274,9 @@ def test_every_phase_is_in_the_table() -> None:
     assert all(not TRANSITIONS[phase] for phase in Phase if phase.terminal)
 
 
-@pytest.mark.parametrize("field", ["finish_timeout_s", "max_events", "max_ended_workers", "max_deletions"])
+@pytest.mark.parametrize(
+    "field", ["finish_timeout_s", "save_timeout_s", "max_events", "max_ended_workers", "max_deletions"]
+)
 def test_a_bad_configuration_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         replace(ReconcileConfig(), **{field: 0})  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ from horovod.common.exceptions import HorovodInternalError
 
 from edl_collective import horovod as drop_in
 from edl_collective import local
-from edl_collective.errors import FruitlessWorlds, NotInitialised, NotInWorld, WorldChanged
+from edl_collective.context import read_context
+from edl_collective.errors import FruitlessWorlds, NotInitialised, NotInWorld, RunTwice, WorldChanged
 from edl_collective.messages import Happened, Report
 from edl_collective.run_loop import MAX_FRUITLESS_WORLDS, carry, run
 from edl_collective.worlds import Worlds
@@ -181,6 +182,17 @@ def test_a_notice_is_newer_than_that_of_any_earlier_world_whoever_was_rank_0() -
         script.generation, script.level = generation, True
         notices.tell()
     assert script.notices == [3, 5]
+
+
+def test_a_job_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    elastic = {"HOROVOD_ELASTIC": "1", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "h"}
+    monkeypatch.setattr(local._Local, "ran", False)
+    monkeypatch.setattr(local._Local, "context", read_context(elastic))
+    local.begin_run()
+    with pytest.raises(RunTwice, match="a second time"):
+        local.begin_run()
+    monkeypatch.setattr(local._Local, "context", read_context({}))
+    local.begin_run()
 
 
 def test_worlds_that_fail_without_a_step_between_come_to_an_end() -> None:

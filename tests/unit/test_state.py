@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from edl_collective.batches import ElasticBatchSampler
-from edl_collective.errors import ProgressError, StepOrderError, WorldChanged
+from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
 from edl_collective.messages import Happened, Report
 from edl_collective.scaling import BatchPolicy, CosineLR, PerWorkerBatch, TotalBatch, lr_at
 from edl_collective.state import State
@@ -29,6 +29,7 @@ class GivenWorlds:
         self.generation = generation
         self.level = False
         self.events: list[Happened] = []
+        self.reports: list[Report] = []
 
     def enter(self) -> None: ...
 
@@ -41,7 +42,8 @@ class GivenWorlds:
 
     def finish(self) -> None: ...
 
-    def report(self, report: Report) -> None: ...
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
 
     def happened(self, event: Happened) -> None:
         self.events.append(event)
@@ -293,3 +295,39 @@ def test_the_generation_of_the_driver_is_taken_when_it_is_newer() -> None:
     assert job.enter().sampler.generation == 8
     resizes = [event.fields["generation"] for event in job.train(1).worlds.events if event.kind == "resize"]
     assert resizes == [8]
+
+
+@pytest.mark.parametrize("name", ["epoch", "step", "workers", "samples_per_s", "kind", "text", "worker"])
+def test_a_metric_may_not_take_the_name_of_a_field_of_ours(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=...\\) uses a name"):
+        Job().enter().state.report(**{name: 1.0})
+
+
+def test_the_last_report_of_an_epoch_has_its_metrics_and_its_end() -> None:
+    job = Job().enter()
+    for _ in job.state.epochs(1):
+        for batch in job.state.batches(job.loader):
+            job.step(batch)
+        job.state.report(accuracy=0.5)
+    last = job.worlds.reports[-1]
+    assert (last.epoch, last.step, last.accuracy) == (1, 3, 0.5)
+    assert last.loss is not None
+
+
+def test_layers_may_be_frozen() -> None:
+    job = Job()
+    job.model.weight.requires_grad_(False)
+    before = job.model.weight.clone()
+    job.enter().train(1)
+    assert torch.equal(job.model.weight, before)
+    assert job.state.global_step == 3
+
+
+def test_a_torn_state_without_a_checkpoint_is_not_trained_on() -> None:
+    job = Job(optimizer=TornOnce).enter()
+    TornOnce.fail = True
+    with pytest.raises(RuntimeError, match="torn"):
+        job.step(next(job.state.batches(job.loader)))
+    job.state.leave_world()
+    with pytest.raises(StateLost, match="there is no checkpoint"):
+        job.enter()
