@@ -1,7 +1,8 @@
 """The world of one job as its node sees it: gates, assignments and rendezvous keys of the local workers. [pure]
 
 Invariants: a worker is answered only from a record that the driver has written; keys belong to exactly one generation,
-the newest record's, and a request of any other is never answered; whatever a new driver needs to know is in `hello`.
+the newest record's, and a request of any other is held; once a generation is aborted, what was held of it is answered
+"not found", so that its workers do not wait inside Horovod for ever; whatever a new driver needs to know is in `hello`.
 This module holds no connection and no timer: rendezvous_proxy.py does.
 """
 
@@ -58,14 +59,14 @@ class WorldChanged:
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[T]):
-    """A held request can be answered now."""
+    """A held request can be answered now; None: "not found"."""
 
     ticket: T
-    value: bytes
+    value: bytes | None
 
 
 class Held(Enum):
-    """The answer to a request that has to wait for its key, or belongs to another generation and waits for ever."""
+    """The answer to a request that has to wait: for its key, or, if of another generation, for the abort of that."""
 
     HELD = "held"
 
@@ -99,6 +100,8 @@ class LocalWorld(Generic[T]):
         self._own: dict[str, dict[str, bytes]] = {}
         self._unsaid: dict[str, dict[str, bytes]] = {}
         self._held: dict[tuple[str, str], list[T]] = {}
+        #: held requests of other generations than record.generation
+        self._strays: dict[T, int] = {}
 
     # ---- what local workers do ----------------------------------------------------------------------------------
 
@@ -108,7 +111,7 @@ class LocalWorld(Generic[T]):
         self._assigned.pop(worker, None)
         self._gates[worker] = last_generation
         if worker in self._members and last_generation < self.record.generation:
-            return [self._assign(worker)]
+            return [self._place(worker)]
         return [ToDriver(AtGate(worker=worker, last_generation=last_generation))]
 
     def running(self, worker: str, generation: int) -> list[ToWorker | ToDriver]:
@@ -153,7 +156,7 @@ class LocalWorld(Generic[T]):
             puts={scope: dict(keys) for scope, keys in self._own.items()},
         )
 
-    def heard(self, message: DriverMessage) -> list[ToWorker | WorldChanged | Answer[T]]:
+    def heard(self, message: DriverMessage) -> list[ToWorker | ToDriver | WorldChanged | Answer[T]]:
         """Act on a message of the driver; all of them may come twice."""
         match message:
             case World(record=record):
@@ -168,7 +171,7 @@ class LocalWorld(Generic[T]):
             case AbortGeneration(generation=generation):
                 self._aborted = max(self._aborted, generation)
                 lost = [w for w in (*self._assigned, *self._running) if self._lives_in(w, generation)]
-                return [ToWorker(worker, Abort(generation=generation)) for worker in lost]
+                return [*self._refuse(), *(ToWorker(worker, Abort(generation=generation)) for worker in lost)]
             case Table(generation=generation, puts=puts) if generation == self.record.generation:
                 return [*self._learn(puts)]
         return []
@@ -178,26 +181,31 @@ class LocalWorld(Generic[T]):
         mine = self._running.get(worker) or self._assigned.get(worker)
         return mine is not None and mine <= generation
 
-    def _world(self, record: Rendezvous) -> list[ToWorker | WorldChanged | Answer[T]]:
-        actions: list[ToWorker | WorldChanged | Answer[T]] = []
+    def _world(self, record: Rendezvous) -> list[ToWorker | ToDriver | WorldChanged | Answer[T]]:
+        actions: list[ToWorker | ToDriver | WorldChanged | Answer[T]] = []
         if record.generation < self.record.generation:
             return actions
         if record.generation > self.record.generation:
             self._begin(record)
             actions.append(WorldChanged(record))
         waiting = [w for w, last in self._gates.items() if w in self._members and last < record.generation]
-        return [*actions, *(self._assign(worker) for worker in waiting)]
+        return [*actions, *(self._place(worker) for worker in waiting)]
 
     def _begin(self, record: Rendezvous) -> None:
-        """Forget the keys of the generation before, its held requests too: they are never answered."""
+        """Forget the keys of the generation before; its held requests go on waiting for nothing but its abort."""
+        self._strays.update({t: self.record.generation for tickets in self._held.values() for t in tickets})
         self.record = record
         self._members = frozenset(m.worker for m in record.members)
         self._exits = {w: d for w, d in self._exits.items() if w in self._members}
         self._interrupts = {w: g for w, g in self._interrupts.items() if g >= record.generation}
         self._known, self._own, self._unsaid, self._held = {}, {}, {}, {}
 
-    def _assign(self, worker: str) -> ToWorker:
+    def _place(self, worker: str) -> ToWorker | ToDriver:
+        """Let a member at the gate into its world, or, if that was aborted meanwhile, count it as back from there."""
         generation = self.record.generation
+        if generation <= self._aborted:
+            self._gates[worker] = generation
+            return ToDriver(AtGate(worker=worker, last_generation=generation))
         del self._gates[worker]
         self._assigned[worker] = generation
         place = assignment(self.record, worker, self._address(worker, generation))
@@ -209,13 +217,16 @@ class LocalWorld(Generic[T]):
     def get(self, worker: str, generation: int, scope: str, key: str, ticket: T) -> bytes | Held | None:
         """The value of a key; None if it is to be answered "not found" at once; HELD if `ticket` waits for it."""
         if generation != self.record.generation or worker not in self._members:
+            if generation <= self._aborted:
+                return None
+            self._strays[ticket] = generation
             return HELD
         if scope == RANK_AND_SIZE:
             return self._rank_and_size(worker)
         value = self._known.get(scope, {}).get(key)
         if value is not None:
             return value
-        if key.startswith("rank_"):
+        if key.startswith("rank_") or generation <= self._aborted:
             return None  # gloo asks whether a lower rank is there already, and may not be kept waiting
         self._held.setdefault((scope, key), []).append(ticket)
         return HELD
@@ -223,7 +234,7 @@ class LocalWorld(Generic[T]):
     def put(self, worker: str, generation: int, scope: str, key: str, value: bytes) -> list[Answer[T]] | Held:
         """Keep a key, and answer those that wait for it. Putting twice is harmless. HELD if of another generation."""
         if generation != self.record.generation or worker not in self._members:
-            return HELD
+            return [] if generation <= self._aborted else HELD
         if not key.startswith("rank_") and not scope.startswith("local_"):
             self._own.setdefault(scope, {})[key] = value
             self._unsaid.setdefault(scope, {})[key] = value
@@ -245,11 +256,22 @@ class LocalWorld(Generic[T]):
 
     def drop(self, ticket: T) -> None:
         """The connection of `ticket` is closed."""
+        self._strays.pop(ticket, None)
         for place, tickets in list(self._held.items()):
             if ticket in tickets:
                 tickets.remove(ticket)
                 if not tickets:
                     del self._held[place]
+
+    def _refuse(self) -> list[Answer[T]]:
+        """Answer what is held of aborted generations: Horovod then polls until its own time-out."""
+        refused = [ticket for ticket, generation in self._strays.items() if generation <= self._aborted]
+        for ticket in refused:
+            del self._strays[ticket]
+        if self.record.generation <= self._aborted:
+            refused += [ticket for tickets in self._held.values() for ticket in tickets]
+            self._held = {}
+        return [Answer(ticket, None) for ticket in refused]
 
     def _learn(self, puts: Mapping[str, Mapping[str, bytes]]) -> list[Answer[T]]:
         answers: list[Answer[T]] = []

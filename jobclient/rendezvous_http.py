@@ -258,10 +258,10 @@ class Connection:
         else:
             self._reply(400, b"")
 
-    def answer(self, value: bytes) -> None:
-        """Reply 200 with `value`; nothing if the client is gone."""
+    def answer(self, value: bytes | None) -> None:
+        """Reply 200 with `value`, 404 for None; nothing if the client is gone."""
         self._held_by = None
-        self._reply(200, value)
+        self._reply(404 if value is None else 200, value or b"")
 
     def _reply(self, status: int, value: bytes) -> None:
         if self._sock is not None and not self._out:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from edl_collective.coord.records import JobSpec, NodeRecord, PlannedWorker, WorkerRecord, WorkerState
-from edl_collective.messages import AgentMessage, Assigned, Finished, Gate, Leave, Running, WorkerMessage
+from edl_collective.messages import Abort, AgentMessage, Assigned, Finished, Gate, Leave, Running, WorkerMessage
 from jobclient.decide import LocalWorker, outcome
 from jobclient.processes import NOT_STARTED, Command, Process, begin_log, exit_text, log_tail
 
@@ -64,6 +64,8 @@ class Worker:
         self._leave_by_s: float | None = None
         self._told_to_leave = False
         self._said_finished = False
+        #: the generation whose init it is in
+        self._joining: int | None = None
         self._stop_timeout_s: float | None = None
         self._launch = launch
         self._changed = changed
@@ -122,6 +124,8 @@ class Worker:
 
     def heard(self, message: WorkerMessage) -> None:
         """Note what the worker said of itself."""
+        if isinstance(message, Gate | Running):
+            self._joining = None
         match message:
             case Gate(last_generation=last):
                 self._cold = False
@@ -135,10 +139,14 @@ class Worker:
                 self._said_finished = True
 
     def told(self, message: AgentMessage) -> None:
-        """Note what was sent to the worker."""
+        """Note what is sent to the worker. An Abort ends one that is in Horovod's init: it cannot hear it there."""
         match message:
-            case Assigned(rank=rank):
-                self.rank = rank
+            case Assigned(rank=rank, generation=generation):
+                self.rank, self._joining = rank, generation
+            case Abort(generation=generation) if self._joining is not None and self._joining <= generation:
+                logger.warning("job %s: kill %s: generation %d lost a member", self.job, self.name, generation)
+                if self._process is not None:
+                    self._process.kill()
             case Leave():
                 self._told_to_leave = True
 

@@ -87,12 +87,12 @@ def decide(state: State, now_s: float, config: Config) -> Decision:
         return Decision(state, (), "waiting for the first plan")
     state, answers = _answer(state, plan)
     view = _View(state, plan, nodes)
-    state, aborts = _abort(state, view)
+    state, aborts = _abort(state, view)  # said first: who is at the gate still is not let into a world that is lost
     if view.unheard:
         reason = f"waiting for the JobClient of node {', '.join(view.unheard)}"
-        return Decision(state, (*answers, *aborts), reason)
+        return Decision(state, (*aborts, *answers), reason)
     state, interrupts, reason, wake_at = _form(state, view, now_s, config)
-    return Decision(state, (*answers, *aborts, *interrupts), reason, wake_at)
+    return Decision(state, (*aborts, *answers, *interrupts), reason, wake_at)
 
 
 def planned_members(plan: Plan, members: Sequence[Member]) -> frozenset[str]:

@@ -26,12 +26,14 @@ from edl_collective.coord.records import (
     DriverRecord,
     Event,
     JobSpec,
+    Member,
     NodeRecord,
     Outcome,
     Plan,
     PlannedWorker,
     Progress,
     Record,
+    Rendezvous,
     WorkerRecord,
     WorkerState,
     decode,
@@ -39,6 +41,7 @@ from edl_collective.coord.records import (
 )
 from edl_collective.coord.zk_store import ZkStore
 from edl_collective.messages import (
+    Abort,
     AgentMessage,
     Finished,
     Gate,
@@ -84,6 +87,8 @@ for line in lines:
     if message["type"] == "Interrupt":
         say("Gate", last_generation=generation)
     if message["type"] == "Assigned":
+        if mode == "init":
+            signal.pause()
         say("Running", generation=generation)
         for step in range(1, 4):
             say("Report", generation=generation, world_size=message["size"], epoch=1, step=step)
@@ -241,6 +246,25 @@ async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 (what is waited for is in other processes)
             await asyncio.sleep(0.01)
+
+
+async def test_a_worker_in_init_is_killed_when_its_generation_is_aborted(cluster: Cluster) -> None:
+    cluster.submit("init")
+    cluster.plan("w1")
+    await cluster.said("gate", "w1", 0)
+    cluster.assign("w1", 5)
+    assert cluster.proxy is not None
+    cluster.proxy.send("w1", Abort(generation=4))
+    cluster.proxy.send("w1", Abort(generation=5))
+    await cluster.said("exited", "w1", "killed by SIGKILL")
+    assert (await cluster.state("w1", WorkerState.EXITED)).outcome is Outcome.FAILED
+
+
+async def test_a_node_that_came_back_answers_for_the_world_it_was_in(cluster: Cluster) -> None:
+    cluster.submit()
+    cluster.plan()
+    cluster.put(PATHS.rendezvous("j"), Rendezvous(generation=3, epoch=1, members=(Member("w1", "a", 0, 0, 1, 0, 1),)))
+    await cluster.said("start")
 
 
 async def test_worker_from_start_to_finish(cluster: Cluster) -> None:

@@ -73,6 +73,14 @@ class TestGate:
         (_, first) = local.heard(World(record=record(3, "a1")))
         assert local.gate("a1", 2) == [first]
 
+    def test_a_world_that_was_aborted_meanwhile_takes_nobody(self) -> None:
+        local = node_a("a1", "a2")
+        local.heard(AbortGeneration(generation=1))
+        back = [ToDriver(AtGate(worker="a1", last_generation=1))]
+        assert local.heard(World(record=record(1, "a1", "a2", "b1")))[1:2] == back
+        assert local.gate("a2", 0) == [ToDriver(AtGate(worker="a2", last_generation=1))]
+        assert local.hello().gates == {"a1": 1, "a2": 1}
+
     def test_the_same_world_twice_changes_nothing(self) -> None:
         local = running("a1", "b1")
         assert local.heard(World(record=record(1, "a1", "b1"))) == []
@@ -202,6 +210,33 @@ class TestKeys:
             local.put("a1", 1, scope, key, b"v")
         assert local.take_unsaid() == {"global": {"0": b"v"}}
         assert local.take_unsaid() == {}
+
+    def test_an_abort_answers_what_is_held_and_what_comes_later(self) -> None:
+        local = running("a1", "a2", "b1")
+        local.get("a1", 1, "global", "1", "early")
+        refused = [a for a in local.heard(AbortGeneration(generation=1)) if isinstance(a, Answer)]
+        assert refused == [Answer("early", None)]
+        assert local.get("a2", 1, "global", "1", "late") is None
+        assert local.missing() is None
+
+    def test_an_abort_answers_what_is_held_of_an_older_generation(self) -> None:
+        local = running("a1", "b1")
+        local.get("a1", 1, "global", "1", "before")
+        local.heard(World(record=record(2, "b1")))
+        local.get("a1", 1, "global", "2", "after")
+        local.get("a1", 3, "global", "2", "future")
+        local.drop("never held")
+        refused = [a for a in local.heard(AbortGeneration(generation=1)) if isinstance(a, Answer)]
+        assert refused == [Answer("before", None), Answer("after", None)]
+        assert local.get("a1", 1, "global", "3", "late") is None
+        assert local.put("a1", 1, "global", "3", b"v") == []
+        assert local.hello().puts == {}
+
+    def test_an_abort_of_an_older_generation_leaves_the_newest_waiting(self) -> None:
+        local = running("a1", "b1", generation=2)
+        local.get("a1", 2, "global", "1", "ticket")
+        assert local.heard(AbortGeneration(generation=1)) == []
+        assert local.missing() == Need(generation=2, keys={"global": ("1",)})
 
     def test_a_closed_connection_is_not_answered(self) -> None:
         local = running("a1", "b1")

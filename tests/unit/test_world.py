@@ -9,7 +9,7 @@ from edl_collective.coord.records import Plan, PlannedWorker, Rendezvous
 from edl_collective.driver import world
 from edl_collective.driver.state import NodesRead, PlanRead, Said, State, WriteConflict, observe
 from edl_collective.driver.world import Config, rank
-from edl_collective.messages import AtGate, LeaveWorker, NodeHello, World
+from edl_collective.messages import AbortGeneration, AtGate, LeaveWorker, NodeHello, World
 
 
 def members_of(cluster: Cluster) -> list[str]:
@@ -167,6 +167,17 @@ class TestRules:
         assert cluster.workers["w3"].state == "gate"
         assert cluster.record.generation == 1
 
+    @pytest.mark.parametrize("kills", [True, False])
+    def test_a_worker_killed_in_init_does_not_keep_the_others_there(self, kills: bool) -> None:
+        cluster = Cluster()
+        cluster.kills = kills
+        cluster.scale({"a": 2, "b": 1}, "start")
+        while "init" not in {w.state for w in cluster.workers.values()}:
+            cluster.choices()[0]()
+        cluster.kill_worker(next(w.name for w in cluster.workers.values() if w.state == "init"))
+        cluster.settle()
+        cluster.check()
+
     def test_stopping_lets_everybody_leave(self) -> None:
         cluster = started({"a": 2, "b": 1})
         cluster.scale({}, "stop")
@@ -225,6 +236,13 @@ def hear(state: State, node: str, **what: object) -> State:
 
 
 class TestSingleDecisions:
+    def test_a_lost_world_is_aborted_before_it_is_said(self) -> None:
+        state = hear(fresh_state(), "a", generation=3, gates={"w1": 3})
+        state = hear(state, "b", generation=4, exits={"w2": "killed by SIGKILL"})
+        sent = [e.message for e in world.decide(state, 0.0, Config()).effects if isinstance(e, world.Send)]
+        first = next(m for m in sent if isinstance(m, World | AbortGeneration))
+        assert first == AbortGeneration(generation=4)
+
     def test_waits_for_the_hello_of_each_members_node(self) -> None:
         state = hear(fresh_state(), "a", generation=4, gates={"w1": 4})
         decision = world.decide(state, 0.0, Config())
@@ -378,9 +396,11 @@ def strike(cluster: Cluster, fault: str, pick: int) -> None:
         max_size=80,
     ),
     st.integers(1, 2),
+    st.booleans(),
 )
-def test_any_order_of_events_ends_in_one_world(script: list[tuple[str, int]], min_np: int) -> None:
+def test_any_order_of_events_ends_in_one_world(script: list[tuple[str, int]], min_np: int, kills: bool) -> None:
     cluster = Cluster(("a", "b", "c"), Config(min_np=min_np))
+    cluster.kills = kills
     cluster.scale({"a": 1, "b": 1, "c": 1}, "start")
     for what, pick in script:
         if what != "step":

@@ -22,7 +22,7 @@ from edl_collective.driver.state import (
     observe,
 )
 from edl_collective.messages import Abort, Assigned, DriverMessage, Interrupt, Leave, ProxyMessage
-from jobclient.job_proxy import LocalWorld, ToDriver, ToWorker
+from jobclient.job_proxy import Answer, LocalWorld, ToDriver, ToWorker
 
 
 class DriverCrashed(Exception):
@@ -39,6 +39,8 @@ class Worker:
     generation: int = 0
     place: Assigned | None = None
     finished: bool = False
+    #: a GET of its init was answered "not found": Horovod's time-out runs
+    refused: bool = False
 
     @property
     def alive(self) -> bool:
@@ -48,7 +50,7 @@ class Worker:
 class Node:
     def __init__(self, name: str, incarnation: str) -> None:
         self.incarnation = incarnation
-        self.world: LocalWorld[int] = LocalWorld(name, incarnation, lambda w, g: f"addr/{w}/{g}")
+        self.world: LocalWorld[str] = LocalWorld(name, incarnation, lambda w, g: f"addr/{w}/{g}")
         self.connected = False
         #: the JobClient has a proxy of this job, which it opens with its first reason to
         self.proxy = False
@@ -64,7 +66,10 @@ class Driver:
 
 
 class Cluster:
-    """A job on some nodes; `crash_at` counts effects of all drivers: before that one the driver dies."""
+    """A job on some nodes; `crash_at` counts effects of all drivers: before that one the driver dies.
+
+    `kills`: the JobClients kill who is in init when its generation is aborted; else only Horovod's time-out ends it.
+    """
 
     def __init__(self, nodes: tuple[str, ...] = ("a", "b"), config: world.Config | None = None) -> None:
         self.config = config or world.Config()
@@ -76,6 +81,7 @@ class Cluster:
         self.plan = Plan(revision=1, workers=(), driver_node=nodes[0], reason="start", next_worker=1, leader_epoch=1)
         self.effects = 0
         self.crash_at: set[int] = set()
+        self.kills = True
         self.driver: Driver | None = None
         self.start_driver()
 
@@ -170,6 +176,8 @@ class Cluster:
                 found.append(partial(self._gate, worker))
             if worker.state == "init" and self._all_assigned(worker.generation):
                 found.append(partial(self._runs, worker))
+            elif worker.state == "init" and worker.refused:
+                found.append(partial(self.kill_worker, worker.name, "killed by SIGABRT"))
         return found
 
     def settle(self) -> None:
@@ -214,6 +222,7 @@ class Cluster:
 
     def _runs(self, worker: Worker) -> None:
         worker.state = "running"
+        self.nodes[worker.node].world.drop(worker.name)
         self._act(worker.node, self.nodes[worker.node].world.running(worker.name, worker.generation))
 
     def _all_assigned(self, generation: int) -> bool:
@@ -239,6 +248,8 @@ class Cluster:
                     node.to_driver.append(message)
                 case ToWorker(worker, message):
                     self._hear(self.workers[worker], message)
+                case Answer(worker, None):
+                    self.workers[worker].refused = True
 
     def _hear(self, worker: Worker, message: object) -> None:
         match message:
@@ -248,6 +259,8 @@ class Cluster:
                 member = next(m for m in expected.members if m.worker == worker.name)
                 assert (message.rank, message.size) == (member.rank, len(expected.members))
                 worker.state, worker.generation, worker.place = "init", message.generation, message
+                asked = self.nodes[worker.node].world.get(worker.name, message.generation, "global", "x", worker.name)
+                worker.refused = asked is None
             case Leave():
                 assert worker.state == "gate"
                 worker.state = "left"
@@ -256,10 +269,8 @@ class Cluster:
                 self._gate(worker)
             case Abort(generation=g) if worker.state == "running" and worker.generation <= g:
                 self._gate(worker)
-            case Abort(generation=g) if worker.state == "init" and worker.generation <= g:
-                self.kill_worker(
-                    worker.name, "killed by SIGABRT"
-                )  # a death inside Horovod's init takes the others along
+            case Abort(generation=g) if worker.state == "init" and worker.generation <= g and self.kills:
+                self.kill_worker(worker.name)
 
     # ---- the driver -----------------------------------------------------------------------------------------------
 
