@@ -93,7 +93,8 @@ class LocalWorld(Generic[T]):
         self._finished: set[str] = set()
         #: worker -> generation to leave; a level, said again when the worker starts to run
         self._interrupts: dict[str, int] = {}
-        self._aborted = 0
+        #: the newest generation that was aborted, with all before it; -1: none
+        self._aborted = -1
         #: keys of record.generation: all that are known, those that workers of this node have put for others, and
         #: those of the latter that the driver was not told yet
         self._known: dict[str, dict[str, bytes]] = {}

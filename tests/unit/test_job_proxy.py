@@ -177,7 +177,7 @@ class TestKeys:
         local = running("a1", "b1")
         assert local.get("a1", 1, "global", "rank_0", "ticket") is None
 
-    @pytest.mark.parametrize("generation", [1, 3])
+    @pytest.mark.parametrize("generation", [0, 1, 3])
     def test_another_generation_is_never_answered(self, generation: int) -> None:
         local = running("a1", generation=2)
         assert local.get("a1", generation, "global", "rank_0", "ticket") is HELD
