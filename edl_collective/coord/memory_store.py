@@ -164,15 +164,11 @@ class MemoryStore:
             change.create(path, data, None)
         return 0
 
-    def delete(self, path: str, version: int | None = None, *, recursive: bool = False) -> None:
+    def delete(self, path: str, version: int | None = None) -> None:
         self._need_connection()
         with self._tree.change() as change:
             if path not in self._tree.values:
                 return
-            if recursive:
-                below = [p for p in self._tree.values if p.startswith(path + "/")]
-                for deeper in sorted(below, key=len, reverse=True):
-                    change.delete(deeper, None)
             change.delete(path, version)
 
     def transact(self, ops: Sequence[Op]) -> None:

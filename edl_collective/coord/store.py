@@ -97,7 +97,7 @@ class Store(Protocol):
         Raises VersionConflict (also when `version` is None and the path exists), NotFound.
         """
 
-    def delete(self, path: str, version: int | None = None, *, recursive: bool = False) -> None:
+    def delete(self, path: str, version: int | None = None) -> None:
         """Delete `path`; a missing path is not an error. Raises VersionConflict, NotEmpty."""
 
     def transact(self, ops: Sequence[Op]) -> None:

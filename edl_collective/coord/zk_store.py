@@ -1,7 +1,8 @@
 """The store on a real ZooKeeper ensemble, through kazoo (server 3.5 or newer).
 
 kazoo reconnects and opens a new session by itself; this class translates its exceptions and its session states and adds
-nothing that has to be remembered. Operations are tried once: whoever loops looks again anyway.
+nothing that has to be remembered. Operations are tried once: whoever loops looks again anyway. Only a look that waited
+for a server while the session expired is taken again, in the new session: it was never sent.
 """
 
 import logging
@@ -83,7 +84,7 @@ class ZkStore:
     def get(self, path: str, wake: Wake | None = None) -> Versioned | None:
         try:
             with self._translated(path):
-                data, stat = self._finish(self._client.get_async(path, watch=_watcher(path, wake)))
+                data, stat = self._look(lambda: self._client.get_async(path, watch=_watcher(path, wake)))
         except NotFound:
             return None
         return Versioned(data, stat.version, stat.ephemeralOwner or None)
@@ -93,10 +94,10 @@ class ZkStore:
         while True:
             try:
                 with self._translated(path):
-                    return sorted(self._finish(self._client.get_children_async(path, watch=watch)))
+                    return sorted(self._look(lambda: self._client.get_children_async(path, watch=watch)))
             except NotFound:
                 with self._translated(path):
-                    if watch is None or self._finish(self._client.exists_async(path, watch=watch)) is None:
+                    if watch is None or self._look(lambda: self._client.exists_async(path, watch=watch)) is None:
                         return []
 
     def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False) -> None:
@@ -119,11 +120,8 @@ class ZkStore:
             stat = self._finish(self._client.set_async(path, data, version))
         return int(stat.version)
 
-    def delete(self, path: str, version: int | None = None, *, recursive: bool = False) -> None:
+    def delete(self, path: str, version: int | None = None) -> None:
         try:
-            if recursive:
-                for name in self.children(path):
-                    self.delete(f"{path}/{name}", recursive=True)
             with self._translated(path):
                 self._finish(self._client.delete_async(path, -1 if version is None else version))
         except NotFound:
@@ -171,6 +169,12 @@ class ZkStore:
             listeners = list(self._listeners)
         for listener in listeners:
             listener(_SESSIONS[state])
+
+    def _look(self, ask: Callable[[], IAsyncResult]) -> Any:
+        try:
+            return self._finish(ask())
+        except kazoo_errors.SessionExpiredError:
+            return self._finish(ask())
 
     def _finish(self, pending: IAsyncResult) -> Any:
         return pending.get(timeout=self._operation_timeout_s)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from trees import delete_all
 
 from edl_collective.coord.errors import Disconnected, Exists, NotEmpty, NotFound, NotLeader, VersionConflict
 from edl_collective.coord.leadership import Leadership
@@ -105,8 +106,9 @@ def test_delete(store: Store, sessions: Sessions) -> None:
         store.delete(parent)
     with pytest.raises(VersionConflict):
         store.delete(child, 7)
-    store.delete(parent, recursive=True)
+    store.delete(child, 0)
     assert store.get(child) is None
+    store.delete(parent)
     store.delete(parent)
 
 
@@ -212,11 +214,11 @@ def test_mirror_follows_every_change(sessions: Sessions) -> None:
     writer.create(f"{root}/jobs/b/spec", b"t")
     writer.set(f"{root}/jobs/a/spec", b"s2", 0)
     settle({f"{root}/jobs/a/spec": b"s2", f"{root}/jobs/a/workers/w1": b"w", f"{root}/jobs/b/spec": b"t"})
-    writer.delete(f"{root}/jobs/a", recursive=True)
+    delete_all(writer, f"{root}/jobs/a")
     settle({f"{root}/jobs/b/spec": b"t"})
     writer.create(f"{root}/jobs/a/spec", b"again")
     settle({f"{root}/jobs/b/spec": b"t", f"{root}/jobs/a/spec": b"again"})
-    writer.delete(root, recursive=True)
+    delete_all(writer, root)
     settle({})
     writer.create(f"{root}/nodes/n", b"n")
     settle({f"{root}/nodes/n": b"n"})

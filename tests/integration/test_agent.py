@@ -16,6 +16,7 @@ import httpx
 import msgspec
 import pytest
 from msgspec.structs import replace
+from trees import delete_all
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import SystemClock
@@ -375,7 +376,7 @@ async def test_removed_job_is_stopped_and_does_not_come_back(cluster: Cluster) -
     cluster.submit()
     cluster.plan("w1")
     await cluster.said("gate", "w1", 0)
-    cluster.server.delete(PATHS.job("j"), recursive=True)
+    delete_all(cluster.server, PATHS.job("j"))
     await cluster.said("exited", "w1", "killed by SIGTERM")
     await until(lambda: cluster.proxy is not None and cluster.proxy.closed)
     await asyncio.sleep(0.2)
@@ -613,7 +614,7 @@ def test_killed_jobclient_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import asyncio, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_agent import Cluster
 async def run():
     cluster = Cluster(Path(sys.argv[1]))
@@ -625,8 +626,8 @@ async def run():
     await asyncio.sleep(600)
 asyncio.run(run())
 """
-    here = str(Path(__file__).parent)
-    client = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), here])
+    here = Path(__file__).parent
+    client = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(here), str(here.parent)])
     try:
         wait_for(lambda: len(processes_below(tmp_path / "work")) >= 2)
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from rendezvous_sim import Meetings, SimJob, SimNode, SimWorker, request
+from trees import delete_all
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.paths import Paths
@@ -221,7 +222,7 @@ async def test_sigterm_ends_the_driver_and_takes_its_address_away(job: Job) -> N
 async def test_the_driver_of_a_deleted_job_ends(job: Job) -> None:
     driver = job.start_driver()
     await job.until(lambda: job.store.get(job.paths.driver(JOB)) is not None, "address")
-    job.store.delete(job.paths.job(JOB), recursive=True)
+    delete_all(job.store, job.paths.job(JOB))
     assert await asyncio.to_thread(driver.wait, 10) == 0
 
 
