@@ -126,8 +126,7 @@ def _stand_by(
 def _able_spares(request: Request, kept: Sequence[PlannedWorker], room: Room) -> list[PlannedWorker]:
     """Those that wait, and workers without a place that have never been in a world: they are as good."""
     never_in = [w for w in request.held if w.worker not in request.members]
-    able = [w for w in (*request.standing, *never_in) if w not in kept and room.holds(Slot(w.node, w.slot))]
-    return able
+    return [w for w in (*request.standing, *never_in) if w not in kept and room.holds(Slot(w.node, w.slot))]
 
 
 def _shares(requests: Sequence[Request], capacity: int) -> tuple[dict[str, int], dict[str, int]]:

@@ -445,7 +445,7 @@ async def test_what_no_process_can_have_is_an_exit_of_its_worker(
     spec, planned = JobSpec(job="j", command=("true",)), PlannedWorker("w1", "a", 0)
     launch = Launch(None, command, make_directory=True)
     worker = Worker(node(), spec, planned, launch, 0.0, changed=lambda _: None, drain=drain)
-    worker.start()
+    worker.start(0.0)
     assert worker.gone
     record = worker.record
     assert (record.outcome, record.exit_code, record.log_tail) == (Outcome.FAILED, 127, f"cannot start true: {problem}")
@@ -653,7 +653,7 @@ async def test_exit_waits_for_the_last_words(tmp_path: Path) -> None:
         await heard.wait()
 
     worker = Worker(node(), spec, planned, launch, 0.0, changed=lambda _: None, drain=drain)
-    worker.start()
+    worker.start(0.0)
     await until(lambda: worker.record.pid is not None)
     await until(lambda: not Path(f"/proc/{worker.record.pid}").exists())
     await asyncio.sleep(0.1)
