@@ -36,7 +36,8 @@ from jobserver.reconcile import (
     UpdateJob,
     reconcile,
 )
-from jobserver.snapshot import Snapshot, build
+from jobserver.sight import Sight
+from jobserver.snapshot import Snapshot, build, excuse
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,10 @@ STOP_TIMEOUT_S = 10.0
 class View:
     """The newest snapshot, shared by the loop and the API; any thread may load it."""
 
-    def __init__(self, mirror: Mirror, paths: Paths) -> None:
+    def __init__(self, mirror: Mirror, paths: Paths, sight: Sight) -> None:
         self._mirror = mirror
         self._paths = paths
+        self._sight = sight
         self._lock = threading.Lock()
         self._values: Mapping[str, Versioned] = {}
         self._snapshot = Snapshot()
@@ -62,7 +64,7 @@ class View:
             if values != self._values:
                 self._snapshot = build(values, self._paths)
                 self._values = values
-            return self._snapshot
+            return excuse(self._snapshot) if self._sight.unsettled_s else self._snapshot
 
 
 class Controller:
@@ -78,11 +80,13 @@ class Controller:
         self._config = config
         self._woken = threading.Event()
         self._stopping = threading.Event()
+        self._sight = Sight(store, clock, config.return_timeout_s)
         self._mirror = Mirror(store, paths.root, self._woken.set)
         self._thread = threading.Thread(target=self.run, name="edl-controller", daemon=True)
         self._retry_s = FIRST_RETRY_S
         self._problems: tuple[str, ...] = ()
-        self.view = View(self._mirror, paths)
+        self._awaited: frozenset[str] = frozenset()
+        self.view = View(self._mirror, paths, self._sight)
         #: why the last decision is as it is; "" while this server does not lead
         self.reason = ""
         #: what went wrong in the last turn of the loop, None if nothing did
@@ -103,6 +107,7 @@ class Controller:
         if self._thread.ident is not None:
             self._thread.join(STOP_TIMEOUT_S)
         self._mirror.close()
+        self._sight.close()
         if self._store.session is not Session.CONNECTED:
             return  # the session expires, and with it the lead
         try:
@@ -129,11 +134,15 @@ class Controller:
             self.reason = ""
             return None
         now_s = self._clock.wall_s()
+        self._show_awaited(snapshot)
         decision = reconcile(snapshot, now_s, replace(self._config, leader_epoch=epoch))
         self._show_reason(decision, epoch)
         for action in decision.actions:
             self._apply(action)
-        return None if decision.wake_at is None else max(0.0, decision.wake_at - now_s)
+        waits = [] if decision.wake_at is None else [max(0.0, decision.wake_at - now_s)]
+        if snapshot.awaited_nodes:
+            waits.append(self._sight.unsettled_s)
+        return min(waits, default=None)
 
     def _turn(self) -> float | None:
         """One step, with every failure turned into a time to wait."""
@@ -194,6 +203,12 @@ class Controller:
         if decision.reason != self.reason:
             logger.info("epoch %d: %s", epoch, decision.reason)
         self.reason = decision.reason
+
+    def _show_awaited(self, snapshot: Snapshot) -> None:
+        if snapshot.awaited_nodes - self._awaited:
+            names, wait_s = ", ".join(sorted(snapshot.awaited_nodes)), self._sight.unsettled_s
+            logger.info("nodes that may come back are waited for, at most %.1f s: %s", wait_s, names)
+        self._awaited = snapshot.awaited_nodes
 
     def _show_problems(self, snapshot: Snapshot) -> None:
         texts = tuple(problem.text for problem in snapshot.problems)

@@ -5,7 +5,7 @@ it belongs to is left alone: a job with an unreadable record is not decided abou
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from edl_collective.coord.errors import RecordError
@@ -91,6 +91,24 @@ class Snapshot:
     unreadable_nodes: frozenset[str] = frozenset()
     #: jobs that are left alone, with the slots that their readable records name
     unreadable_jobs: Mapping[str, frozenset[Slot]] = field(default_factory=dict)
+    #: nodes that are not there, but may only not have come back yet since ZooKeeper was out of our sight (`excuse`)
+    awaited_nodes: frozenset[str] = frozenset()
+
+    @property
+    def unknown_nodes(self) -> frozenset[str]:
+        """Nodes of which nothing can be said: they keep who they have and get nobody."""
+        return self.unreadable_nodes | self.awaited_nodes
+
+
+def excuse(snapshot: Snapshot) -> Snapshot:
+    """`snapshot` as it is to be judged while absence means nothing: whoever jobs know and is not there is awaited."""
+    known: set[str | None] = set()
+    for job in snapshot.jobs.values():
+        known |= {at.value.node for at in job.workers.values()}
+        if job.plan is not None:
+            known |= {job.plan.value.driver_node, *(w.node for w in job.plan.value.workers)}
+    absent = {name for name in known if name is not None and name not in snapshot.nodes}
+    return replace(snapshot, awaited_nodes=frozenset(absent - snapshot.unreadable_nodes))
 
 
 _JOB_TYPES: dict[str, type[Record]] = {
