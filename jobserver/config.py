@@ -99,8 +99,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "save_timeout": ("SECONDS", "after another worker finished, how long rank 0 may save (default: 3600)"),
     "return_timeout": (
         "SECONDS",
-        "after ZooKeeper was away, or this JobServer started, how long nodes may take to be back; not below the session "
-        "time-out of the JobClients (default: 10)",
+        "after ZooKeeper was away, or this JobServer started, how long nodes may take to be back; "
+        "not below the session time-out of the JobClients (default: 10)",
     ),
     "placement": ("pack|spread", "fill a node before the next one, or spread workers (default: pack)"),
     "log_level": ("N", "10 debug, 20 info, 30 warnings, 40 errors (default: 20)"),

@@ -8,8 +8,10 @@ the store changes, the session changes, or the decision asked to be woken.
 import logging
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import (
@@ -24,8 +26,9 @@ from edl_collective.coord.errors import (
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import Record, encode
+from edl_collective.coord.records import LeaderRecord, NodeRecord, Record, decode, encode
 from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
+from jobserver.death_watch import DeathWatch, Endpoint
 from jobserver.reconcile import (
     Action,
     Decision,
@@ -56,6 +59,8 @@ class View:
         self._lock = threading.Lock()
         self._values: Mapping[str, Versioned] = {}
         self._snapshot = Snapshot()
+        #: nodes whose record this process took away because their JobClient had died
+        self.buried: frozenset[str] = frozenset()
 
     def load(self) -> Snapshot:
         """What the store holds now; reads and parses only after a change. Raises Disconnected."""
@@ -64,7 +69,7 @@ class View:
             if values != self._values:
                 self._snapshot = build(values, self._paths)
                 self._values = values
-            return excuse(self._snapshot) if self._sight.unsettled_s else self._snapshot
+            return excuse(self._snapshot, self.buried) if self._sight.unsettled_s else self._snapshot
 
 
 class Controller:
@@ -83,6 +88,7 @@ class Controller:
         self._sight = Sight(store, clock, config.return_timeout_s)
         self._mirror = Mirror(store, paths.root, self._woken.set)
         self._thread = threading.Thread(target=self.run, name="edl-controller", daemon=True)
+        self._watch = DeathWatch(self._woken.set)
         self._retry_s = FIRST_RETRY_S
         self._problems: tuple[str, ...] = ()
         self._awaited: frozenset[str] = frozenset()
@@ -108,6 +114,7 @@ class Controller:
             self._thread.join(STOP_TIMEOUT_S)
         self._mirror.close()
         self._sight.close()
+        self._watch.close()
         if self._store.session is not Session.CONNECTED:
             return  # the session expires, and with it the lead
         try:
@@ -127,8 +134,11 @@ class Controller:
         if self._store.session is not Session.CONNECTED:
             self.reason = ""
             return None
-        epoch = self._leadership.try_lead()
+        epoch = self._leadership.try_lead(self._dead_leader())
         snapshot = self.view.load()
+        self._watch.follow(_watched(snapshot, epoch))
+        if epoch is not None and self._bury_dead_nodes(snapshot):
+            snapshot = self.view.load()
         self._show_problems(snapshot)
         if epoch is None:
             self.reason = ""
@@ -168,6 +178,27 @@ class Controller:
         if text != self.failure:
             logger.warning("%s", text)
         self.failure = text
+
+    def _dead_leader(self) -> LeaderRecord | None:
+        return next((name for name in self._watch.dead if isinstance(name, LeaderRecord)), None)
+
+    def _bury_dead_nodes(self, snapshot: Snapshot) -> bool:
+        """Take away the records of nodes whose JobClient has died, as the end of their sessions would; whether any.
+
+        So everybody learns of it in the same way and at once. A JobClient that lives, against all evidence, registers
+        again.
+        """
+        dead = {name for name in self._watch.dead if isinstance(name, _NodeLife)}
+        self.view.buried = (self.view.buried | {life.node for life in dead}) - snapshot.nodes.keys()
+        found = [life for life in dead if life in map(_life, snapshot.nodes.values())]
+        self.view.buried |= {life.node for life in found}
+        for life in found:
+            path = self._paths.node(life.node)
+            there = self._store.get(path)
+            if there is not None and _life(decode(there.data, NodeRecord, path)) == life:
+                logger.warning("the JobClient of node %s has died", life.node)
+                self._store.transact([self._leadership.fence(), Delete(path, there.version)])
+        return bool(found)
 
     def _apply(self, action: Action) -> None:
         match action:
@@ -216,6 +247,27 @@ class Controller:
             if text not in self._problems:
                 logger.error("%s", text)
         self._problems = texts
+
+
+class _NodeLife(NamedTuple):
+    """One life of a node."""
+
+    node: str
+    incarnation: str
+
+
+def _life(record: NodeRecord) -> _NodeLife:
+    return _NodeLife(record.node, record.incarnation)
+
+
+def _watched(snapshot: Snapshot, epoch: int | None) -> dict[Hashable, Endpoint]:
+    """Whose death matters to us: that of the JobClients while we lead, else that of the leader."""
+    if epoch is not None:
+        return {_life(node): Endpoint(node.address, node.port) for node in snapshot.nodes.values()}
+    if snapshot.leader is None:
+        return {}
+    url = urlsplit(snapshot.leader.api_url)
+    return {snapshot.leader: Endpoint(url.hostname, url.port)} if url.hostname and url.port else {}
 
 
 def _write(path: str, record: Record, version: int | None) -> Op:

@@ -4,7 +4,7 @@ Invariant: a record that does not parse is never read as an empty one. It become
 it belongs to is left alone: a job with an unreadable record is not decided about, and keeps the slots it had.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
 
@@ -100,15 +100,18 @@ class Snapshot:
         return self.unreadable_nodes | self.awaited_nodes
 
 
-def excuse(snapshot: Snapshot) -> Snapshot:
-    """`snapshot` as it is to be judged while absence means nothing: whoever jobs know and is not there is awaited."""
+def excuse(snapshot: Snapshot, but: Set[str] = frozenset()) -> Snapshot:
+    """`snapshot` as it is to be judged while absence means nothing: whoever jobs know and is not there is awaited.
+
+    but: nodes that have died for certain.
+    """
     known: set[str | None] = set()
     for job in snapshot.jobs.values():
         known |= {at.value.node for at in job.workers.values()}
         if job.plan is not None:
             known |= {job.plan.value.driver_node, *(w.node for w in job.plan.value.workers)}
     absent = {name for name in known if name is not None and name not in snapshot.nodes}
-    return replace(snapshot, awaited_nodes=frozenset(absent - snapshot.unreadable_nodes))
+    return replace(snapshot, awaited_nodes=frozenset(absent - snapshot.unreadable_nodes - but))
 
 
 _JOB_TYPES: dict[str, type[Record]] = {

@@ -16,7 +16,6 @@ from edl_collective.driver.absence import judge
 from edl_collective.driver.state import Seen, State, Told, Where
 from edl_collective.messages import AbortGeneration, AskNode, DriverMessage, InterruptWorker, LeaveWorker, World
 
-
 _GRACES = ("form_grace_s", "join_grace_s", "suspect_grace_s", "answer_grace_s", "absence_grace_s")
 
 

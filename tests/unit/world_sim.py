@@ -1,7 +1,8 @@
 """A whole job without processes: the real driver decisions and the real node state machines, with simulated workers.
 
-Messages travel in order on one connection per node. Faults are methods: kill_worker, lose_node, crash_driver,
-hide_node, disconnect. `settle` delivers everything and lets time pass until nothing changes; `check` holds the invariants.
+Messages travel in order on one connection per node. Faults are methods: kill_worker, lose_node, hide_node,
+crash_driver, disconnect. `settle` delivers everything and lets time pass until nothing changes; `check` holds the
+invariants.
 """
 
 from collections import deque
