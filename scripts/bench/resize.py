@@ -20,8 +20,8 @@ from bench.steps import Pause, Step, longest_gap_s, pause_after, redone
 from bench.systems.base import POLL_S, JobOptions, System
 
 #: how long a system may take to start, to do what a case asks for, and to go on
-START_LIMIT_S = 90.0
-EVENT_LIMIT_S = 60.0
+START_LIMIT_S = 120.0
+EVENT_LIMIT_S = 90.0
 #: between the death of a coordinator and the request that proves that the system works again
 WATCH_S = 1.0
 

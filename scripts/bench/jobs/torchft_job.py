@@ -1,9 +1,12 @@
 """The bench's job on torchft: each worker is a replica group of one process, with a store of its own.
 
 Written after its README's train_ddp: Manager, ProcessGroupGloo, its DistributedDataParallel and OptimizerWrapper,
-asynchronous quorum. torchrun is not needed around it: the store that it would bring is made here.
+asynchronous quorum. torchrun is not needed around it: the store that it would bring is made here. Its groups do not tell
+their rank, so the log has the slot, which nobody else in the world has. SIGTERM ends it between two steps.
 """
 
+import signal
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -61,14 +64,19 @@ def main() -> None:
     loader: DataLoader[Any] = DataLoader(
         data, batch_size=common.BATCH_PER_WORKER, sampler=sampler, num_workers=common.LOADER_WORKERS, drop_last=True
     )
-    while True:
+    leave = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: leave.set())
+    while not leave.is_set():
         for pixels, labels in loader:
             before = manager.current_step()
             optimizer.zero_grad()
             common.loss_of(model, pixels, labels, job.step_s).backward()
             optimizer.step()
             if manager.current_step() > before:  # else the step was thrown away
-                group.log.completed(manager.current_step(), group.rank(), group.size())
+                group.log.completed(manager.current_step(), job.slot, group.size())
+            if leave.is_set():
+                manager.shutdown()
+                break
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from pathlib import Path
 import psutil
 
 from bench.errors import SystemFailed
-from bench.steps import Step, parse_steps
+from bench.step_files import StepFiles
+from bench.steps import Step
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = ROOT / "scripts" / "bench" / "jobs"
 TAG = "EDL_BENCH_TAG"
-POLL_S = 0.02
+POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class System(ABC):
         self.max_np = max_np
         self.job = job
         self.log_dir = base / "steps"
+        self._files = StepFiles(self.log_dir)
         self.tag = uuid.uuid4().hex
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -82,8 +84,7 @@ class System(ABC):
 
     def steps(self) -> list[Step]:
         """All completed steps, in order of time."""
-        found = [step for path in self.log_dir.glob("*.steps") for step in parse_steps(path.read_bytes(), int(path.stem))]
-        return sorted(found)
+        return self._files.read()
 
     def present_world(self) -> list[Step]:
         """The newest step of each rank, if all ranks of the newest world have completed one just now; else nothing."""
