@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "events": ("jobs", "Show what happened to a job, and why."),
     "logs": ("logs", "Show the log of a worker."),
     "nodes": ("jobs", "List the nodes and their workers."),
+    "drill": ("drill", "Break things on a private cluster, and see that training goes on."),
     "ckpt": ("ckpt", "Look at checkpoints."),
 }
 
