@@ -1,8 +1,8 @@
 """A private ZooKeeper server on this machine, for one person, one demonstration, or one test session.
 
 Invariants: at most one server runs on a data directory, whoever starts it (a lock that the server inherits); the
-server listens on one address alone, 127.0.0.1 unless told otherwise; it never outlives the process that started it, not even after SIGKILL of that
-process; `start` returns only when the server that answers is the one that it started.
+server listens on one address alone, 127.0.0.1 unless told otherwise; it never outlives the process that started it,
+not even after SIGKILL of that process; `start` returns only when the server that answers is the one that it started.
 What it does not do: quorums, remote clients, authentication. Production uses an ensemble of its own
 (`--zookeeper HOSTS`). The choices are explained in docs/decisions/002-local-zookeeper.md.
 """
@@ -365,7 +365,7 @@ def _listens(pid: int, port: int) -> bool:
 
 
 def four_letter_word(word: str, port: int, host: str = HOST, timeout_s: float = 1.0) -> str:
-    """Ask the server at `port` of this machine's `host` one of ZooKeeper's four-letter words; "" when nobody answers."""
+    """Ask the server at `host`:`port` one of ZooKeeper's four-letter words; "" when nobody answers."""
     answer = bytearray()
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=timeout_s) as connection:
         connection.sendall(word.encode("ascii"))

@@ -28,15 +28,16 @@ _FAULTS_HELP = "\n".join(f"  {name:<10} {fault.what}" for name, fault in FAULTS.
 _HELP = f"""\
 Break things, and see that training goes on.
 
-Starts a private cluster on this machine (ZooKeeper, two JobServers, two nodes) and a small training job on it, then does
-these faults to it, one after another:
+Starts a private cluster on this machine (ZooKeeper, two JobServers, two nodes) and a small training job on it, then
+does these faults to it, one after another:
 
 \b
 {_FAULTS_HELP}
 
-For each it prints the pause (the longest time in which no worker completed a step), the steps that had to be done again,
-the samples that were used twice or never in an epoch, and whether that is within its limit. The exit code is 0 if nothing
-failed, 1 if something did, 2 for bad input. Without root the faults that need network namespaces are left out.
+For each it prints the pause (the longest time in which no worker completed a step), the steps that had to be done
+again, the samples that were used twice or never in an epoch, and whether that is within its limit. The exit code is 0
+if nothing failed, 1 if something did, 2 for bad input. Without root the faults that need network namespaces are left
+out.
 
 The limits are what must hold on a busy machine. With --session-timeout S, a lost node costs at most S + 1 seconds.
 """
@@ -46,7 +47,9 @@ The limits are what must hold on a busy machine. With --session-timeout S, a los
 @click.option("--local", is_flag=True, help="on this machine, which is the only place so far; must be given")
 @click.option("--faults", default=",".join(FAULTS), metavar="A,B,...", help="which ones, in this order (default: all)")
 @click.option("--workers", type=click.IntRange(2, 16), default=4, show_default=True, help="workers of the job")
-@click.option("--session-timeout", type=float, default=2.0, show_default=True, metavar="SECONDS", help="of all sessions")
+@click.option(
+    "--session-timeout", type=float, default=2.0, show_default=True, metavar="SECONDS", help="of all sessions"
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="chooses ranks and nodes, and the samples' order")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="write the rows there too")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="keep logs and records in this new folder")

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -88,7 +88,7 @@ class Cluster:
         """Start the server of this cluster; where its clients find it."""
         return self.zookeeper.start()
 
-    def start(self, *, server_options: tuple[str, ...] = ()) -> "Cluster":
+    def start(self, *, server_options: tuple[str, ...] = ()) -> Self:
         """ZooKeeper and a JobServer."""
         self.environ["EDL_ZOOKEEPER"] = self.start_zookeeper()
         self.start_server(*server_options)

@@ -125,9 +125,9 @@ def kill_zookeeper(scene: Scene) -> float:
     return scene.resize()
 
 
-def expire(scene: Scene, *, of_driver: bool = False) -> None:
+def expire(scene: Scene) -> None:
     """A JobClient that stands still for longer than its session lives, and wakes up."""
-    node, generation = scene.node(of_driver=of_driver), scene.victim.generation()
+    node, generation = scene.node(of_driver=False), scene.victim.generation()
     scene.cluster.kill(node, signal.SIGSTOP)
     try:
         scene.until_others_train(generation)
@@ -163,6 +163,9 @@ def _back(scene: Scene, node: str) -> None:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
+_BESIDE, _HOST = {"of_driver": False}, {"of_driver": True}
+
+
 def _reform(_session_timeout_s: float) -> Limits:
     return Limits(REFORM_S)
 
@@ -172,7 +175,7 @@ def _no_stop(session_timeout_s: float) -> Limits:
     return Limits(NO_STOP_S, RESIZE_S + session_timeout_s)
 
 
-def _node_lost(session_timeout_s: float) -> Limits:
+def _lost(session_timeout_s: float) -> Limits:
     return Limits(NODE_LOST_S + session_timeout_s)
 
 
@@ -181,11 +184,11 @@ _ALL = (
     Fault("stop", "SIGTERM to a JobClient: its workers leave at a step boundary; then it comes back", stop, _reform),
     Fault("driver", "SIGKILL to the job's driver, then a resize", kill_driver, _no_stop),
     Fault("leader", "SIGKILL to the leading JobServer, then a resize", kill_leader, _no_stop),
-    Fault("jobclient", "SIGKILL to a JobClient, and with it its workers", partial(kill_jobclient, of_driver=False), _node_lost),
-    Fault("host", "SIGKILL to the JobClient that hosts the driver", partial(kill_jobclient, of_driver=True), _node_lost),
+    Fault("jobclient", "SIGKILL to a JobClient, and with it its workers", partial(kill_jobclient, **_BESIDE), _lost),
+    Fault("host", "SIGKILL to the JobClient that hosts the driver", partial(kill_jobclient, **_HOST), _lost),
     Fault("zookeeper", "SIGKILL to ZooKeeper, back after a while, then a resize", kill_zookeeper, _no_stop),
-    Fault("expiry", "SIGSTOP to a JobClient until its session has ended, then SIGCONT", expire, _node_lost),
-    Fault("cut", "a node loses its network, then has it again", partial(cut, of_driver=False), _node_lost, True),
-    Fault("cut-host", "the same for the node that hosts the driver", partial(cut, of_driver=True), _node_lost, True),
-)  # fmt: skip
+    Fault("expiry", "SIGSTOP to a JobClient until its session has ended, then SIGCONT", expire, _lost),
+    Fault("cut", "a node loses its network, then has it again", partial(cut, **_BESIDE), _lost, True),
+    Fault("cut-host", "the same for the node that hosts the driver", partial(cut, **_HOST), _lost, True),
+)
 FAULTS: Mapping[str, Fault] = {fault.name: fault for fault in _ALL}

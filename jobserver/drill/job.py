@@ -1,7 +1,7 @@
 """The job of a drill, `python -m jobserver.drill.job`: a small network on made-up samples, every step of it recorded.
 
 Each worker writes the samples that it took to <record_dir>/<worker>.jsonl (edl_collective.audit) and when it completed
-each step to <worker>.times (jobserver.drill.steps). Imports torch: no other module of the JobServer may import this one.
+each step to <worker>.times (jobserver.drill.steps). It imports torch, so the JobServer imports it nowhere.
 """
 
 import argparse

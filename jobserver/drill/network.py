@@ -1,4 +1,4 @@
-"""Network namespaces: one for this process, with a switch, and one for each node, with a cable into it.
+"""Network namespaces: one for this process, with a switch, and one for each node, with a host name and a cable into it.
 
 Invariant: none has a name, so the kernel removes all of them, with their interfaces, when the last process in them
 ends, by whichever death; nothing is mounted and the machine's own network is not touched. A node is cut off at the
@@ -31,7 +31,9 @@ def missing() -> str | None:
     if absent:
         return f"needs {', '.join(absent)} (Debian: iproute2, util-linux)"
     script = f"ip link add {_SWITCH} type bridge && ip link add v0 type veth peer name v1"
-    tried = subprocess.run(["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, check=False)
+    tried = subprocess.run(
+        ["unshare", "--net", "--uts", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
     return f"needs bridges and veth pairs: {tried.stderr.strip()}" if tried.returncode else None
 
 
@@ -53,15 +55,17 @@ class Network:
         """A namespace for `node`; its address. The same again for a node that is there."""
         if node in self._nodes:
             return self._cables[node][0]
-        # Ends when we close its input, or die; its first line says that the namespace is there.
-        script = ["unshare", "--net", "sh", "-c", "echo && exec cat"]
-        holder = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        number = len(self._nodes) + 1
+        address, port = f"{_SUBNET}.{10 + number}", f"edl-node{number}"
+        # It ends when we close its input, or die; its first line says that the namespaces are there. The host name is the
+        # address: Horovod's process sets listen where the host name leads, not at HOROVOD_GLOO_IFACE.
+        script = f"echo {address} > /proc/sys/kernel/hostname && echo && exec cat"
+        command = ["unshare", "--net", "--uts", "sh", "-c", script]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         assert holder.stdout is not None
         with holder.stdout as said:
             said.readline()
         self._nodes[node] = holder
-        number = len(self._nodes)
-        address, port = f"{_SUBNET}.{10 + number}", f"edl-node{number}"
         self._cables[node] = address, port
         _ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(holder.pid))
         _ip("link", "set", port, "master", _SWITCH)
@@ -76,7 +80,7 @@ class Network:
 
     def inside(self, node: str, command: Sequence[str]) -> list[str]:
         """`command` as it runs in the namespace of `node`; it keeps its process id."""
-        return ["nsenter", f"--net=/proc/{self._nodes[node].pid}/ns/net", *command]
+        return ["nsenter", "--target", str(self._nodes[node].pid), "--net", "--uts", *command]
 
     def cut(self, node: str) -> None:
         """From now on no packet comes to or from `node`."""

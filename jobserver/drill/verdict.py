@@ -12,7 +12,7 @@ NO_STOP_S = 1.0
 REFORM_S = 3.0
 #: a node is gone without a word: its session has to end first
 NODE_LOST_S = 1.0
-#: from the fault to a resize that is done; where an ephemeral record has to vanish first, its session time-out comes on top
+#: from the fault to a resize that is done; where a session has to end first, its time-out comes on top
 RESIZE_S = 5.0
 
 

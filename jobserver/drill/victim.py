@@ -125,4 +125,3 @@ class Victim:
         done = read_logs(self._records.glob("*.jsonl")).done
         records = read_logs(self._records.glob("*.jsonl"))
         return Records(records.taken, done, records.torn)
-
