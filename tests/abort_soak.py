@@ -42,6 +42,8 @@ SCRIPT = Path(__file__).with_name("abort_worker.py")
 GLOO_TIMEOUT_S = 10.0
 #: a world that has not come back after this time hangs
 HANG_S = 30.0
+#: for the processes to import torch
+START_S = 120.0
 #: aborts fall into this time after the assignment; init takes about a third of it
 SPAN_S = 0.2
 
@@ -101,7 +103,7 @@ class Node:
                 "HOROVOD_GLOO_IFACE": "lo",
                 "HOROVOD_GLOO_TIMEOUT_SECONDS": f"{GLOO_TIMEOUT_S:g}",
                 "HOROVOD_CACHE_CAPACITY": "0",
-                "HOROVOD_LOG_LEVEL": "fatal",
+                "HOROVOD_LOG_LEVEL": "error",
             }
             self.processes[worker] = await asyncio.create_subprocess_exec(sys.executable, str(SCRIPT), env=environ)
 
@@ -118,7 +120,7 @@ class Node:
         """Until all workers are `what` ("assigned" or "back") for `generation`. Raises Died, or TimeoutError."""
         ends = [asyncio.create_task(process.wait()) for process in self.processes.values()]
         try:
-            async with asyncio.timeout(HANG_S):
+            async with asyncio.timeout(HANG_S if self.generation else START_S):
                 while not self._is(what, generation):
                     self.changed.clear()
                     change = asyncio.create_task(self.changed.wait())
