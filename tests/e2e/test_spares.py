@@ -90,7 +90,7 @@ def test_a_spare_takes_over_while_no_jobserver_lives(victim: Victim) -> None:
     after = {step.worker for step in victim.steps() if step.generation == before + 1}
     assert spare in after
     assert len(after) == 3
-    assert victim.generations(since_s) == {before, before + 1}
+    assert victim.generations(since_s) <= {before, before + 1}
     assert victim.longest_gap_s(since_s) < SOON_S
     cluster.start_server("--session-timeout", "4")
     cluster.wait_for_world("tiny", 3)
