@@ -7,13 +7,20 @@ import os
 import signal
 from pathlib import Path
 
-import tiny
 
-if __name__ == "__main__":
+def fail() -> None:
+    """At once, so that tests need not wait for an import."""
     fault = Path(os.environ["COLD_FAULT"])
     what = fault.read_text() if fault.exists() else ""
     if what == "die":
         raise SystemExit(3)
     if what == "hang":
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+if __name__ == "__main__":
+    fail()
+
+    import tiny
+
     tiny.main()
