@@ -7,6 +7,7 @@ Decisions are taken elsewhere.
 
 import http.client
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 from urllib.parse import quote
@@ -49,6 +50,8 @@ HEALTH_PATH = "/api/v1/health"
 LOG_TIMEOUT_S = 10.0
 MAX_LOG_BYTES = 1024 * 1024
 WRITE_ATTEMPTS = 5
+#: how long a request waits for a session that was interrupted: one that begins anew is there in a moment
+PATIENCE_S = 1.0
 
 
 class Service:
@@ -63,9 +66,24 @@ class Service:
         self._clock = clock
         self._changing = changing
         self.token = token
+        self._connected = threading.Event()
+        store.on_session(self._session_changed)
+        self._session_changed(store.session)
 
     def snapshot(self) -> Snapshot:
-        return self._controller.view.load()
+        """The newest; one that the end of a session cut short is taken again in the next. Raises Disconnected."""
+        try:
+            return self._controller.view.load()
+        except Disconnected:
+            if not self._connected.wait(PATIENCE_S):
+                raise
+            return self._controller.view.load()
+
+    def _session_changed(self, session: Session) -> None:
+        if session is Session.CONNECTED:
+            self._connected.set()
+        else:
+            self._connected.clear()
 
     def job(self, name: str) -> tuple[Job, Snapshot]:
         """Raises ApiError 404, or 409 for a job whose records cannot be read."""
@@ -112,6 +130,10 @@ class Service:
             try:
                 self._store.set(path, encode(spec, path), job.spec.version)
             except VersionConflict:
+                continue
+            except Disconnected:  # if it was written nevertheless, the next look shows it
+                if not self._connected.wait(PATIENCE_S):
+                    raise
                 continue
             except NotFound:
                 raise ApiError(404, f"there is no job {name}", "job") from None
@@ -179,7 +201,7 @@ class Service:
         problems = [self._controller.failure] if self._controller.failure else []
         leader = None
         try:
-            snapshot = self.snapshot()
+            snapshot = self._controller.view.load()
             problems += [problem.text for problem in snapshot.problems]
             leader = snapshot.leader.server if snapshot.leader else None
         except CoordError as error:

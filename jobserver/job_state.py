@@ -118,7 +118,7 @@ def is_over(record: WorkerRecord, snapshot: Snapshot) -> bool:
         return True
     node = snapshot.nodes.get(record.node)
     if node is None:
-        return record.node not in snapshot.unreadable_nodes
+        return record.node not in snapshot.unknown_nodes
     return node.incarnation != record.incarnation
 
 
@@ -127,7 +127,7 @@ def _death(worker: PlannedWorker, record: WorkerRecord | None, snapshot: Snapsho
     if record is not None and record.state is WorkerState.EXITED:
         return _exit(worker, record, node)
     if node is None:
-        if worker.node in snapshot.unreadable_nodes:
+        if worker.node in snapshot.unknown_nodes:
             return None
         return Death(worker, f"{worker.worker} was lost with node {worker.node}", counts=False)
     if record is not None and record.incarnation != node.incarnation:

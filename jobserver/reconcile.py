@@ -24,6 +24,8 @@ class ReconcileConfig:
     finish_timeout_s: float = 120.0
     #: how long rank 0 may evaluate and save after another worker finished
     save_timeout_s: float = 3600.0
+    #: after an outage of ZooKeeper, how long nodes may take to be back before their absence counts
+    return_timeout_s: float = 10.0
     #: fill a node before the next one; otherwise spread
     pack: bool = True
     #: events and ended workers that are kept of each job, for people
@@ -37,7 +39,7 @@ class ReconcileConfig:
     changing: Changing | None = None
 
     def __post_init__(self) -> None:
-        for name in ("finish_timeout_s", "save_timeout_s"):
+        for name in ("finish_timeout_s", "save_timeout_s", "return_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}: it must be positive")
         for name in ("max_events", "max_ended_workers", "max_deletions"):
@@ -160,7 +162,7 @@ def _room(cases: list[Case], snapshot: Snapshot, config: ReconcileConfig) -> Roo
         elif case.clear is False:  # its plan stays, and with it the slots of those that have ended already
             taken |= {Slot(w.node, w.slot) for w in (*case.workers, *case.spares)}
     nodes = {name: node.slots for name, node in snapshot.nodes.items() if not node.draining}
-    for name in snapshot.unreadable_nodes:  # it keeps who is there and takes nobody
+    for name in snapshot.unknown_nodes:  # it keeps who is there and takes nobody
         nodes[name] = 1 + max((slot.slot for slot in living if slot.node == name), default=-1)
         taken |= {Slot(name, i) for i in range(nodes[name])} - living
     return Room(nodes, taken, leaving - taken, config.pack)
@@ -273,7 +275,7 @@ def _driver_node(case: Case, workers: tuple[PlannedWorker, ...], snapshot: Snaps
     """Stay while the node lives: moving the driver costs more than a driver away from its workers does."""
     if not workers or case.job.spec.value.kind is JobKind.EXTERNAL:
         return None
-    usable = {name for name, node in snapshot.nodes.items() if not node.draining} | snapshot.unreadable_nodes
+    usable = {name for name, node in snapshot.nodes.items() if not node.draining} | snapshot.unknown_nodes
     old = case.job.plan.value.driver_node if case.job.plan else None
     if old in usable:
         return old

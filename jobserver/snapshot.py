@@ -4,8 +4,8 @@ Invariant: a record that does not parse is never read as an empty one. It become
 it belongs to is left alone: a job with an unreadable record is not decided about, and keeps the slots it had.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from msgspec import structs
@@ -97,6 +97,27 @@ class Snapshot:
     unreadable_jobs: Mapping[str, frozenset[Slot]] = field(default_factory=dict)
     #: by node, whether it lives or not
     drains: Mapping[str, At[DrainRecord]] = field(default_factory=dict)
+    #: nodes that are not there, but may only not have come back yet since ZooKeeper was out of our sight (`excuse`)
+    awaited_nodes: frozenset[str] = frozenset()
+
+    @property
+    def unknown_nodes(self) -> frozenset[str]:
+        """Nodes of which nothing can be said: they keep who they have and get nobody."""
+        return self.unreadable_nodes | self.awaited_nodes
+
+
+def excuse(snapshot: Snapshot, but: Set[str] = frozenset()) -> Snapshot:
+    """`snapshot` as it is to be judged while absence means nothing: whoever jobs know and is not there is awaited.
+
+    but: nodes that have died for certain.
+    """
+    known: set[str | None] = set()
+    for job in snapshot.jobs.values():
+        known |= {at.value.node for at in job.workers.values()}
+        if job.plan is not None:
+            known |= {job.plan.value.driver_node, *(w.node for w in job.plan.value.everybody)}
+    absent = {name for name in known if name is not None and name not in snapshot.nodes}
+    return replace(snapshot, awaited_nodes=frozenset(absent - snapshot.unreadable_nodes - but))
 
 
 _JOB_TYPES: dict[str, type[Record]] = {

@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
             default.straggle_grace_s,
             "after the first came to the gate as asked, before the others are aborted",
         ),
+        "answer": (default.answer_grace_s, "a connected node that is missing in ZooKeeper has so long to say it lives"),
+        "absence": (default.absence_grace_s, "a planned node may be missing so long if no JobServer judges it"),
     }
     for name, (seconds, text) in graces.items():
         add(f"--{name}-grace", type=float, default=seconds, metavar="SECONDS", help=f"{text} (default %(default)s)")
@@ -73,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
             join_grace_s=options.join_grace,
             suspect_grace_s=options.suspect_grace,
             straggle_grace_s=options.straggle_grace,
+            answer_grace_s=options.answer_grace,
+            absence_grace_s=options.absence_grace,
         )
     except (ValueError, KeyFileError) as error:
         parser.error(str(error))

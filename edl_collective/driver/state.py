@@ -10,7 +10,7 @@ from enum import Enum
 from typing import TypeVar
 
 from edl_collective.coord.records import Plan, Rendezvous
-from edl_collective.messages import AtGate, HasExited, HasFinished, IsRunning, NodeHello, ProxyMessage
+from edl_collective.messages import AtGate, HasExited, HasFinished, Here, IsRunning, NodeHello, ProxyMessage
 
 _V = TypeVar("_V")
 
@@ -28,6 +28,16 @@ class Seen:
     node: str
     where: Where
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """A node of a member that is not in the store. Times are monotonic seconds."""
+
+    since_s: float
+    #: when its JobClient was last asked whether it lives, None if it is not connected
+    asked_s: float | None = None
+    answered: bool = False
 
 
 #: what was sent on the present connection of a node: (node, kind, worker or "", generation)
@@ -60,6 +70,8 @@ class State:
     #: since when the first newcomer waits at the gate; since when a member is back, or gone while others are not back
     waiting_since: float | None = None
     suspect_since: float | None = None
+    #: members' nodes that are missing in the store
+    absent: Mapping[str, Absence] = field(default_factory=dict)
     fenced: bool = False
 
 
@@ -167,6 +179,8 @@ def _said(state: State, node: str, message: ProxyMessage) -> State:
             return replace(state, seen={**state.seen, worker: Seen(node, Where.RUNNING, generation)})
         case HasFinished(worker=worker):
             return replace(state, finished=state.finished | {worker})
+        case Here() if node in state.absent:
+            return replace(state, absent={**state.absent, node: replace(state.absent[node], answered=True)})
         case HasExited(worker=worker, detail=detail):
             return replace(state, seen=_without(state.seen, worker), exits={**state.exits, worker: detail})
     return state

@@ -3,7 +3,7 @@
 `decide` is a function of the State that `state.observe` builds, the time and the Config. Invariants:
 - a record is written (compare-and-set) before anybody hears of its generation, and generations only rise;
 - a generation is formed only when each member of the one before waits at the gate or is gone for certain: its JobClient
-  said so, does not know it, or the node's ephemeral has vanished;
+  said so, does not know it, or the node is lost (absence.judge: missing in the store and no sign of life);
 - all but the record is soft state: a successor that knows the record and hears the hellos decides the same.
 This module does not read the store or hold connections (__main__ does) and relays no keys (relay does).
 """
@@ -12,8 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edl_collective.coord.records import Member, Plan, PlannedWorker, Rendezvous
+from edl_collective.driver.absence import judge
 from edl_collective.driver.state import Seen, State, Told, Where
-from edl_collective.messages import AbortGeneration, DriverMessage, InterruptWorker, LeaveWorker, World
+from edl_collective.messages import AbortGeneration, AskNode, DriverMessage, InterruptWorker, LeaveWorker, World
+
+_GRACES = (
+    *("form_grace_s", "join_grace_s", "suspect_grace_s"),
+    *("straggle_grace_s", "answer_grace_s", "absence_grace_s"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,8 @@ class Config:
     join: how long the first newcomer at the gate waits for the other planned ones, while training goes on.
     suspect: how long after one member's collective failed the others may take to fail, before they are aborted.
     straggle: how long after the first member came to the gate as asked the others may take, before they are aborted.
+    answer: how long a connected JobClient whose node is missing in the store may take to say that it lives.
+    absence: how long the node of a planned member may be missing, not connected either, if no plan takes it out.
     """
 
     min_np: int = 1
@@ -31,11 +39,13 @@ class Config:
     join_grace_s: float = 2.0
     suspect_grace_s: float = 0.5
     straggle_grace_s: float = 5.0
+    answer_grace_s: float = 0.5
+    absence_grace_s: float = 15.0
 
     def __post_init__(self) -> None:
         if self.min_np < 1:
             raise ValueError(f"min_np is {self.min_np}: it must be at least 1")
-        for name in ("form_grace_s", "join_grace_s", "suspect_grace_s", "straggle_grace_s"):
+        for name in _GRACES:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
 
@@ -88,16 +98,21 @@ def decide(state: State, now_s: float, config: Config) -> Decision:
     if plan is None or nodes is None:
         return Decision(state, (), "waiting for the first plan")
     state, answers = _answer(state, plan)
-    view = _View(state, plan, nodes)
+    planned = planned_members(plan, state.record.members)
+    planned_on = frozenset(m.node for m in state.record.members if m.worker in planned)
+    absence = judge(state, planned_on, now_s, config.answer_grace_s, config.absence_grace_s)
+    state = replace(state, absent=absence.absent)
+    questions = tuple(Send(node, AskNode()) for node in absence.ask)
+    view = _View(state, plan, nodes, absence.lost)
     state = _since(state, view, now_s)
-    state, aborts = _abort(
-        state, view, now_s, config
-    )  # said first: who is at the gate still is not let into a world that is lost
+    # Said first: who is at the gate still is not let into a world that is lost.
+    state, aborts = _abort(state, view, now_s, config)
     if view.unheard:
         reason = f"waiting for the JobClient of node {', '.join(view.unheard)}"
-        return Decision(state, (*aborts, *answers), reason)
+        return Decision(state, (*questions, *aborts, *answers), reason, absence.wake_at)
     state, interrupts, reason, wake_at = _form(state, view, now_s, config)
-    return Decision(state, (*aborts, *answers, *interrupts), reason, wake_at)
+    wake_at = min((t for t in (wake_at, absence.wake_at) if t is not None), default=None)
+    return Decision(state, (*questions, *aborts, *answers, *interrupts), reason, wake_at)
 
 
 def planned_members(plan: Plan, members: Sequence[Member]) -> frozenset[str]:
@@ -108,11 +123,11 @@ def planned_members(plan: Plan, members: Sequence[Member]) -> frozenset[str]:
 class _View:
     """What the state says about the members of the record and the planned workers; computed once per decision."""
 
-    def __init__(self, state: State, plan: Plan, nodes: Mapping[str, str]) -> None:
-        self.state, self.plan, self.nodes = state, plan, nodes
+    def __init__(self, state: State, plan: Plan, nodes: Mapping[str, str], lost: frozenset[str]) -> None:
+        self.state, self.plan, self.nodes, self.lost = state, plan, nodes, lost
         members = state.record.members
-        #: nodes of members that are alive but have not said yet what they know
-        self.unheard = sorted({m.node for m in members if m.node in nodes and not self.heard(m.node)})
+        #: nodes of members that are alive, or may be, but have not said yet what they know
+        self.unheard = sorted({m.node for m in members if m.node not in lost and not self.heard(m.node)})
         finished = [m for m in members if m.worker in state.finished]
         #: those whose end begins the end of the job; none in a new attempt, whose plan holds no member of this world
         self.done = [] if plan.workers and not planned_members(plan, members) else finished
@@ -150,18 +165,24 @@ class _View:
         return ready[: max(0, len(self.plan.workers) - len(self.survivors))]
 
     def heard(self, node: str) -> bool:
-        return node in self.state.heard and self.state.heard[node] == self.nodes.get(node)
+        """Connected, and of the incarnation in the store if there is one."""
+        said = self.state.heard.get(node)
+        return said is not None and said == self.nodes.get(node, said)
 
     def _is_gone(self, member: Member) -> bool:
-        """Certainly: its node is gone, or heard and does not know it (any more)."""
-        if member.node not in self.nodes:
+        """Certainly: its node is lost, or heard and does not know it (any more)."""
+        if member.node in self.lost:
             return True
         seen = self.state.seen.get(member.worker)
         return self.heard(member.node) and (seen is None or seen.node != member.node)
 
     def _at_gate(self, planned: PlannedWorker) -> bool:
         seen = self.state.seen.get(planned.worker)
-        return seen is not None and seen.node == planned.node and seen.where is Where.GATE and self.heard(seen.node)
+        return seen is not None and seen.node == planned.node and seen.where is Where.GATE and self._takes(seen.node)
+
+    def _takes(self, node: str) -> bool:
+        """Whether newcomers of the node may join: it is there and has been heard."""
+        return node in self.nodes and self.heard(node)
 
     @property
     def ready(self) -> int:
@@ -372,7 +393,7 @@ def _cause(state: State, view: _View) -> str:
 def _loss_text(view: _View, lost: Sequence[Member]) -> str:
     parts = {}
     for member in lost:
-        if member.node not in view.nodes:
+        if member.node in view.lost:
             parts[f"node {member.node} is gone"] = True
         else:
             detail = view.state.exits.get(member.worker) or "is gone"

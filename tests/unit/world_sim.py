@@ -1,7 +1,8 @@
 """A whole job without processes: the real driver decisions and the real node state machines, with simulated workers.
 
-Messages travel in order on one connection per node. Faults are methods: kill_worker, lose_node, crash_driver,
-disconnect. `settle` delivers everything and lets time pass until nothing changes; `check` holds the invariants.
+Messages travel in order on one connection per node. Faults are methods: kill_worker, lose_node, hide_node,
+crash_driver, disconnect. `settle` delivers everything and lets time pass until nothing changes; `check` holds the
+invariants.
 """
 
 from collections import deque
@@ -83,6 +84,8 @@ class Cluster:
         self.plan = Plan(revision=1, workers=(), driver_node=nodes[0], reason="start", next_worker=1, leader_epoch=1)
         self.effects = 0
         self.crash_at: set[int] = set()
+        #: nodes that live but have lost their session with the store
+        self.hidden: set[str] = set()
         self.kills = True
         #: there is a leader, which replaces the dead
         self.leads = True
@@ -148,6 +151,7 @@ class Cluster:
 
     def lose_node(self, name: str) -> None:
         del self.nodes[name]
+        self.hidden.discard(name)
         for worker in self.workers.values():
             if worker.node == name and worker.alive:
                 worker.state = "dead"
@@ -156,6 +160,16 @@ class Cluster:
 
     def return_node(self, name: str) -> None:
         self.nodes[name] = Node(name, f"{name}-{self.version}-{self.effects}")
+        self._tell(NodesRead(self.live_nodes()))
+
+    def hide_node(self, name: str) -> None:
+        """The session of a node that is well ends: it is missing in the store."""
+        self.hidden.add(name)
+        self._tell(NodesRead(self.live_nodes()))
+
+    def show_nodes(self) -> None:
+        """All that live have registered again."""
+        self.hidden.clear()
         self._tell(NodesRead(self.live_nodes()))
 
     def disconnect(self, name: str) -> None:
@@ -181,7 +195,7 @@ class Cluster:
         self._tell(PlanRead(self.plan))
 
     def live_nodes(self) -> dict[str, str]:
-        return {name: node.incarnation for name, node in self.nodes.items()}
+        return {name: node.incarnation for name, node in self.nodes.items() if name not in self.hidden}
 
     # ---- turns ----------------------------------------------------------------------------------------------------
 
