@@ -128,6 +128,7 @@ class State:
         reducer = self._in_world()
         self._reporter.begin_steps()
         for info, batch in iterate(loader, self.sampler):
+            self._reporter.batch_ready()
             self._set_rates()
             reducer.open_step(self._worlds is not None and self._worlds.interrupted())
             self._open, self._backward_done = info, batch is None
