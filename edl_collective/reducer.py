@@ -49,13 +49,13 @@ class Reducer:
             self.optimizer.load_state_dict(optimizer.state_dict())
         self._scaler = scaler
         self._clip_norm = clip_norm
-        self._vote: int | None = None
+        self._vote = False
         #: True while parameters change: this rank's state is then of no step
         self.torn = False
 
     def open_step(self, stop: bool) -> None:
-        """Vote on stopping after this step; the vote travels with the gradients that follow."""
-        self._vote = hvd.allreduce_async(torch.tensor([float(stop)]), op=hvd.Sum, name="edl.vote")
+        """Vote on stopping after this step; the vote travels with the last of the gradients that follow."""
+        self._vote = stop
 
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
@@ -65,9 +65,12 @@ class Reducer:
 
         Raises HorovodInternalError when a member died before all gradients were reduced; nothing has changed then.
         """
+        # Not earlier: alone, it would set off a cycle of Horovod's, and the gradients would wait for the next one (1 ms).
+        votes = None
+        if hvd.size() > 1:
+            votes = hvd.allreduce_async(torch.tensor([float(self._vote)]), op=hvd.Sum, name="edl.vote")
         self.optimizer.synchronize()
-        stop = bool(hvd.synchronize(self._vote)[0] > 0)
-        self._vote = None
+        stop = self._vote if votes is None else bool(hvd.synchronize(votes)[0] > 0)
         if self._clip_norm is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(self.optimizer)
@@ -86,7 +89,6 @@ class Reducer:
 
     def forget_step(self) -> None:
         """Drop a step that failed half-way; call after Horovod was shut down, when its handles mean nothing."""
-        self._vote = None
         self.optimizer._handles.clear()
         self.optimizer._synchronized = False
         for parameter in self.optimizer._allreduce_delay:
