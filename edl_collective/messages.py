@@ -73,7 +73,14 @@ class Finished(Message, frozen=True, kw_only=True):
     generation: int
 
 
-WorkerMessage = WorkerHello | Gate | Running | Report | Happened | Finished
+class HeardAbort(Message, frozen=True, kw_only=True):
+    """Answer to each Abort: this process lives. `inside`: its main thread is in a call of Horovod."""
+
+    generation: int
+    inside: bool
+
+
+WorkerMessage = WorkerHello | Gate | Running | Report | Happened | Finished | HeardAbort
 
 # ---- JobClient -> worker ------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from edl_collective.abort import AbortSwitch
+from edl_collective.abort import AbortSwitch, inside_horovod
 from edl_collective.agent_link import AgentLink
 from edl_collective.context import Context, Launcher, Membership
 from edl_collective.messages import Happened, Leave, Report
@@ -164,7 +164,7 @@ class GatedWorlds:
         self.cause = ""
         self.driver_epoch = 0
         self._abort_switch = AbortSwitch()
-        self._link = AgentLink(membership, on_interrupt, self._abort_switch.abort)
+        self._link = AgentLink(membership, on_interrupt, self._abort)
 
     @property
     def generation(self) -> int | None:
@@ -202,6 +202,10 @@ class GatedWorlds:
 
         self._abort_switch.disarm()
         hvd.shutdown()
+
+    def _abort(self, generation: int) -> bool:
+        self._abort_switch.abort(generation)
+        return inside_horovod()
 
     def give_up(self) -> None:
         # Horovod's thread goes on to its next agreement after a failed reduction. hvd.shutdown() joins it, and would

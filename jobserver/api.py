@@ -34,6 +34,7 @@ from jobserver.api_models import (
     job_detail,
     job_row,
     node_row,
+    parse_drain,
     parse_np,
     parse_spec,
     pods,
@@ -172,6 +173,28 @@ class Service:
         if job.status is None or not job.status.value.phase.terminal:
             raise ApiError(409, f"job {name} has not ended: stop it first")
         return snapshot
+
+    def drain(self, node: str, body: bytes) -> Json:
+        """Order that a node be left; ordered again, only the deadline changes. Raises ApiError 404."""
+        if node not in self.snapshot().nodes:
+            raise ApiError(404, f"there is no node {node}", "node")
+        path, order = self._paths.drain(node), parse_drain(body, node, self._clock.wall_s())
+        for _ in range(WRITE_ATTEMPTS):
+            found = self._store.get(path)
+            try:
+                self._store.set(path, encode(order, path), None if found is None else found.version)
+            except (VersionConflict, NotFound):
+                continue
+            return {"node": node, "draining": True, "deadline_s": order.deadline_s}
+        raise ApiError(409, f"node {node} is being drained by others: try again")
+
+    def undrain(self, node: str) -> Json:
+        """Cancel the order; the node need not be there. Raises ApiError 404 where nobody drains it."""
+        path = self._paths.drain(node)
+        if self._store.get(path) is None:
+            raise ApiError(404, f"nobody drains node {node}", "node")
+        self._store.delete(path)
+        return {"node": node, "draining": False}
 
     def health(self, trusted: bool) -> Json:
         """Never fails: it says how much is wrong, and to those with the token what."""
@@ -360,6 +383,14 @@ def _add_cluster(app: FastAPI, service: Service) -> None:
     def nodes() -> Response:
         snapshot = service.snapshot()
         return _json({"nodes": [node_row(node, snapshot) for _, node in sorted(snapshot.nodes.items())]})
+
+    @app.post("/api/v1/nodes/{node}/drain")
+    def drain(node: str, body: Body) -> Response:
+        return _json(service.drain(node, body))
+
+    @app.post("/api/v1/nodes/{node}/undrain")
+    def undrain(node: str) -> Response:
+        return _json(service.undrain(node))
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

@@ -19,6 +19,7 @@ import psutil
 from zookeeper_gate import ZooKeeperGate
 
 from edl_collective.coord.auth import ClusterKey
+from jobserver.local_ensemble import LocalEnsemble
 from jobserver.local_zookeeper import LocalZooKeeper
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +32,8 @@ Json = dict[str, Any]
 class Cluster:
     """Start with `start()`, add nodes with `add_node(name)`; everything ends with `close()`."""
 
-    def __init__(self, base: Path, *, environ: dict[str, str] | None = None) -> None:
+    def __init__(self, base: Path, *, environ: dict[str, str] | None = None, ensemble: bool = False) -> None:
+        """`ensemble`: three ZooKeeper servers instead of one."""
         self.base = base
         self.tag = uuid.uuid4().hex
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -40,8 +42,11 @@ class Cluster:
         self._key_path.write_text(key.secret.hex() + "\n")
         self._key_path.chmod(0o600)
         self.zookeeper = LocalZooKeeper(base / "zookeeper")
-        self.gate: ZooKeeperGate | None = None
-        self.port = _free_port()
+        self.ensemble = LocalEnsemble(base / "ensemble") if ensemble else None
+        #: by name of the process; what it starts goes through the same one
+        self.gates: dict[str, ZooKeeperGate] = {}
+        self._gated = False
+        self.port, self.standby_port = _free_port(), _free_port()
         self.environ = {
             **os.environ,
             TAG: self.tag,
@@ -53,13 +58,11 @@ class Cluster:
         self.api = httpx.Client(base_url=self.environ["EDL_SERVER"], timeout=20)
 
     def start(self, *, server_options: tuple[str, ...] = (), gated: bool = False) -> "Cluster":
-        """`gated`: everybody reaches ZooKeeper through `gate`, which tests can shut."""
+        """`gated`: each process reaches ZooKeeper through a gate of its own, which tests can shut (`gates`)."""
         from edl_collective.coord.key_file import load_or_create_key
 
-        hosts = self.zookeeper.start()
-        if gated:
-            self.gate = ZooKeeperGate(hosts)
-            hosts = self.gate.hosts
+        hosts = (self.ensemble or self.zookeeper).start()
+        self._gated = gated
         self.environ["EDL_ZOOKEEPER"] = hosts
         self.api.headers["Authorization"] = f"Bearer {load_or_create_key(self._key_path).api_token}"
         self.start_server(*server_options)
@@ -68,6 +71,15 @@ class Cluster:
     def start_server(self, *options: str) -> None:
         self._spawn("server", [sys.executable, "-m", "jobserver", "--server_port", str(self.port), *options])
         self.wait(self._serves, 20, "the JobServer answers")
+
+    def start_standby(self, *options: str) -> None:
+        """A second JobServer, process "standby"."""
+        command = [sys.executable, "-m", "jobserver", "--server-name", "standby"]
+        self._spawn("standby", [*command, "--server_port", str(self.standby_port), *options])
+
+    def ask_standby(self) -> None:
+        """From now on the standby is asked instead of the server."""
+        self.api.base_url = httpx.URL(f"http://127.0.0.1:{self.standby_port}")
 
     def add_node(self, node: str, *, slots: int = 1, options: tuple[str, ...] = ()) -> None:
         command = [sys.executable, "-m", "jobclient", "--node", node, "--slots", str(slots), "--session-timeout", "4"]
@@ -172,9 +184,9 @@ class Cluster:
         left = self.ours()
         for process in left:
             process.kill()
-        if self.gate is not None:
-            self.gate.close()
-        self.zookeeper.stop()
+        for gate in self.gates.values():
+            gate.close()
+        (self.ensemble or self.zookeeper).stop()
         assert not left, f"left behind: {[(p.pid, p.info if hasattr(p, 'info') else p) for p in left]}"
 
     def _serves(self) -> bool:
@@ -186,10 +198,19 @@ class Cluster:
             return False
 
     def _spawn(self, name: str, command: list[str]) -> None:
+        environ = self.environ
+        if self._gated:
+            gate = self._gate(name)
+            environ = {**environ, "EDL_ZOOKEEPER": gate.hosts}
         with (self.base / f"{name}.out").open("ab") as out:
             self.processes[name] = subprocess.Popen(
-                command, env=self.environ, cwd=self.base, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                command, env=environ, cwd=self.base, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
             )
+
+    def _gate(self, name: str) -> ZooKeeperGate:
+        if name not in self.gates:
+            self.gates[name] = ZooKeeperGate(self.environ["EDL_ZOOKEEPER"])
+        return self.gates[name]
 
     def _story(self, job: str | None) -> str:
         """What the processes said last, for the message of a failed wait."""

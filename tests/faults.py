@@ -31,17 +31,26 @@ class Victim:
     def __init__(self, cluster: Cluster, job: str, samples: int, records: str = "records") -> None:
         self.cluster, self.job, self.samples = cluster, job, samples
         self._records = cluster.base / records
+        self._pids: dict[str, int] = {}
 
     # ---- faults ---------------------------------------------------------------------------------------------------
 
     def kill_ranks(self, *ranks: int) -> list[str]:
         """SIGKILL to the workers of these ranks, all at once; returns their ids."""
-        detail = self.cluster.job(self.job)
-        names = [row[0] for row in detail["rendezvous"]["members"] if row[2] in ranks]
-        pids = {w["worker"]: w["pid"] for w in detail["worker_records"]}
-        for name in names:
-            os.kill(pids[name], signal.SIGKILL)
+        names = self.names_of(*ranks)
+        self.kill(*names)
         return names
+
+    def names_of(self, *ranks: int) -> list[str]:
+        """The workers of these ranks; notes their processes for `kill`."""
+        detail = self.cluster.job(self.job)
+        self._pids = {w["worker"]: w["pid"] for w in detail["worker_records"]}
+        return [row[0] for row in detail["rendezvous"]["members"] if row[2] in ranks]
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL to workers that `names_of` named; asks no server."""
+        for name in names:
+            os.kill(self._pids[name], signal.SIGKILL)
 
     def kill_driver(self) -> int:
         """SIGKILL to the job's driver; returns its epoch."""
@@ -78,6 +87,13 @@ class Victim:
         while self.steps()[-1].number < goal:
             assert time.monotonic() < deadline, f"fewer than {count} steps in {timeout_s:g} s"
             time.sleep(0.05)  # the log of another process has no event to wait for
+
+    def wait_for_time(self, seconds: float) -> None:
+        """Until a step was completed that many seconds from now; asks no server."""
+        goal_s = time.monotonic() + seconds
+        while self.steps()[-1].at_s < goal_s:
+            assert time.monotonic() < goal_s + 10, "no step is completed"
+            time.sleep(0.1)  # the log of another process has no event to wait for
 
     def longest_gap_s(self, since_s: float, until_s: float | None = None) -> float:
         """The longest time, touching [since_s, until_s], in which no worker completed a step."""

@@ -67,7 +67,7 @@ class State:
     #: written to the store, result not known yet
     writing: Rendezvous | None = None
     told: frozenset[Told] = frozenset()
-    #: since when the first newcomer waits at the gate; since when a member is back though no loss is known
+    #: since when the first newcomer waits at the gate; since when a member is back, or gone while others are not back
     waiting_since: float | None = None
     suspect_since: float | None = None
     #: members' nodes that are missing in the store
@@ -187,7 +187,7 @@ def _said(state: State, node: str, message: ProxyMessage) -> State:
 
 
 def _written(state: State, record: Rendezvous, version: int) -> State:
-    kept = {m.worker for m in record.members} | ({p.worker for p in state.plan.workers} if state.plan else set())
+    kept = {m.worker for m in record.members} | ({p.worker for p in state.plan.everybody} if state.plan else set())
     return replace(
         state,
         record=record,
