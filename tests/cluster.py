@@ -87,6 +87,13 @@ class Cluster:
         self._spawn(node, command)
         self.wait(lambda: node in {n["node"] for n in self.get("/nodes")["nodes"]}, 20, f"node {node} is registered")
 
+    def start_driver(self, job: str, node: str) -> subprocess.Popen[bytes]:
+        """A driver that no plan asked for, process "driver"."""
+        options = {"--zookeeper": self.environ["EDL_ZOOKEEPER"], "--job": job, "--node": node}
+        command = [sys.executable, "-m", "edl_collective.driver", "--key-file", str(self._key_path)]
+        self._spawn("driver", [*command, *(word for pair in options.items() for word in pair)])
+        return self.processes.pop("driver")
+
     def submit(self, job: str, *args: str, program: Path = TINY_JOB, record_dir: str = "records", **spec: Any) -> None:
         command = [sys.executable, str(program), "--record_dir", str(self.base / record_dir), *args]
         answer = self.api.post("/api/v1/jobs", json={"job": job, "command": command, **spec})
