@@ -1,6 +1,6 @@
 """A JobClient on a store in memory, with real shims and workers that speak the socket protocol, and a fake proxy.
 
-For the tests of the agent: `running_agent` is one agent from start to end; `until` and `wait_for` wait for other processes.
+For the tests of the agent: `running_agent` is one agent from start to end; `until` and `wait_for` wait for others.
 """
 
 import asyncio

@@ -74,10 +74,11 @@ class Watched(Victim):
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    cluster = Cluster(tmp_path_factory.mktemp("coordinators"), ensemble=True)
+    cluster = Cluster(tmp_path_factory.mktemp("coordinators"), ensemble=True, session_timeout_s=10.0)
     try:
         cluster.start()
-        cluster.start_standby()
+        cluster.start_server(name="standby")
+        cluster.ask("server")
         for node, slots in (("a", 2), ("b", 1)):
             cluster.add_node(node, slots=slots)
         cluster.submit(
@@ -111,10 +112,7 @@ def test_the_driver_killed_in_every_phase_of_a_resize(victim: Watched) -> None:
     known = set(victim.states())
     victim.scale(3)
     new: Callable[[WorkerState], bool] = lambda state: (
-        state
-        in [  # noqa: E731
-            s for name, s in victim.states().items() if name not in known
-        ]
+        state in [s for name, s in victim.states().items() if name not in known]
     )
     for phase in (WorkerState.STARTING, WorkerState.STANDBY):  # while a worker starts; while it waits at the gate
         victim.until(partial(new, phase), f"the new worker is {phase}")
@@ -180,10 +178,9 @@ def test_an_old_driver_that_wakes_up_is_refused(victim: Watched) -> None:
 def test_the_leading_jobserver_killed(victim: Watched) -> None:
     cluster, before = victim.cluster, victim.record().generation
     leading = cluster.get("/health")["leader"]
-    name, ask = ("server", cluster.ask_standby) if leading != "standby" else ("standby", lambda: None)
     since_s = time.monotonic()
-    cluster.kill(name)
-    ask()
+    cluster.kill(leading)
+    cluster.ask("standby" if leading == "server" else "server")
     revision = cluster.job("tiny")["plan"]["revision"]
     victim.scale(2)
     victim.until(lambda: cluster.job("tiny")["plan"]["revision"] > revision, "the standby plans")

@@ -3,6 +3,7 @@
 After each fault: nothing that was trained is lost or done twice, the job is back at its size, and can be resized.
 """
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -129,14 +130,17 @@ def test_zookeeper_killed(victim: Victim) -> None:
 def test_zookeeper_away_until_all_sessions_ended_and_a_worker_killed_meanwhile(victim: Victim) -> None:
     """All ephemerals are gone, and those who judge are back before the nodes: only the dead worker is lost."""
     cluster, before, event = victim.cluster, generation(victim), victim.last_event()
-    (killed,) = victim.names_of(3)
+    detail = cluster.job("tiny")
+    killed = next(row[0] for row in detail["rendezvous"]["members"] if row[2] == 3)
+    pid = next(w["pid"] for w in detail["worker_records"] if w["worker"] == killed)
     since_s = time.monotonic()
     for gate in cluster.gates.values():
         gate.shut()
     try:
-        victim.wait_for_time(SESSION_S + 1.0)
+        while time.monotonic() < since_s + SESSION_S + 1.0:
+            victim.wait_for_steps(5)
         assert_went_on(victim, since_s, before)
-        victim.kill(killed)
+        os.kill(pid, signal.SIGKILL)
         for name in ("server", "a", "b"):
             cluster.gates[name].open()
             time.sleep(1.0)  # each comes back later than the one before

@@ -50,8 +50,9 @@ class TestPromotion:
     def test_a_lost_node_is_replaced_by_as_many_spares_as_there_are(self) -> None:
         cluster = with_spares("b")
         cluster.lose_node("a")
-        run(cluster)
+        cluster.settle()
         assert (cluster.record.generation, members_of(cluster)) == (2, ["w3", "w4"])
+        assert cluster.now_s == cluster.config.absence_grace_s, "no leader has said that the node is lost"
 
     def test_no_more_spares_join_than_workers_were_lost(self) -> None:
         cluster = with_spares("c", "b")
