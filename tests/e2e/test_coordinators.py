@@ -111,11 +111,12 @@ def test_the_driver_killed_in_every_phase_of_a_resize(victim: Watched) -> None:
 
     known = set(victim.states())
     victim.scale(3)
-    new: Callable[[WorkerState], bool] = lambda state: (
-        state in [s for name, s in victim.states().items() if name not in known]
-    )
+
+    def new_worker_is(state: WorkerState) -> bool:
+        return any(found is state for name, found in victim.states().items() if name not in known)
+
     for phase in (WorkerState.STARTING, WorkerState.STANDBY):  # while a worker starts; while it waits at the gate
-        victim.until(partial(new, phase), f"the new worker is {phase}")
+        victim.until(partial(new_worker_is, phase), f"the new worker is {phase}")
         victim.kill_the_driver()
     victim.until(lambda: victim.record().generation > before.generation, "the record of the next world is written")
     killed_s = victim.kill_the_driver()  # after the first reply, with some keys put
