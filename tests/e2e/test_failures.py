@@ -20,8 +20,7 @@ NO_PAUSE_S = 1.0
 #: the survivors of a killed worker train again within this time; gloo alone would take 30 s to notice
 SOON_S = 3.0
 SESSION_S = 4.0
-RETURN_S = 6.0
-SERVER_OPTIONS = ("--session-timeout", f"{SESSION_S:g}", "--return-timeout", f"{RETURN_S:g}")
+SERVER_OPTIONS = ("--session-timeout", f"{SESSION_S:g}", "--absence-timeout", f"{SESSION_S + 2.0:g}")
 
 
 @pytest.fixture(scope="module")
