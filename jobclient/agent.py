@@ -34,6 +34,7 @@ from jobclient.decide import (
 )
 from jobclient.drain import Orders
 from jobclient.driver_process import Driver
+from jobclient.held_folders import HeldFolders
 from jobclient.launch import Launcher
 from jobclient.presence import RETRY_S, Presence
 from jobclient.reporting import Reporting, resized_after_restart
@@ -89,6 +90,7 @@ class Agent:
         self._paths = Paths(config.zookeeper_root)
         self._reporting = Reporting(store, self._paths, self._clock)
         self._link = WorkerLink(node.node, self._token_of, self._heard)
+        self._held = HeldFolders(node.node)
         self._launcher = Launcher(config, node, key, str(self._link.path))
         self._session_timeout_s = config.session_timeout_s
         self._drain_timeout_s = config.drain_timeout_s
@@ -128,6 +130,7 @@ class Agent:
             for proxy in self._proxies.values():
                 await proxy.close()
             await self._link.close()
+            self._held.close()
             await self._reporting.last_flush(FINAL_FLUSH_S)
             await presence.resign()
 
@@ -260,7 +263,7 @@ class Agent:
         spec = self._snapshot.jobs[action.job].spec
         assert spec is not None
         await self._open_proxy(action.job)
-        launch = self._launcher.worker(spec, action.planned)
+        launch = self._launcher.worker(spec, action.planned, self._held.folder(spec.job, spec.submitted_at))
         worker = Worker(
             *(self._node, spec, action.planned, launch, self._clock.wall_s()),
             changed=self._worker_changed,
@@ -316,9 +319,10 @@ class Agent:
         busy = {job for job, _ in self._workers}
         for job_name in (self._proxies.keys() | self._drivers.keys()) - busy:
             job = jobs.get(job_name)
-            ended = job is None or job.spec is None or (job.status is not None and job.status.phase.terminal)
-            if ended:
+            if job is None or job.ended:
                 await self._drop_job(job_name)
+        going_on = {(v.spec.job, v.spec.submitted_at) for v in jobs.values() if v.spec is not None and not v.ended}
+        self._held.keep(going_on | {(worker.job, worker.submitted_at) for worker in self._workers.values()})
 
     async def _drop_job(self, job: str) -> None:
         proxy = self._proxies.pop(job, None)

@@ -39,6 +39,11 @@ class JobView:
     rendezvous: Rendezvous | None = None
     workers: Mapping[str, WorkerRecord] = field(default_factory=dict)
 
+    @property
+    def ended(self) -> bool:
+        """Nothing of it will run any more."""
+        return self.spec is None or (self.status is not None and self.status.phase.terminal)
+
 
 @dataclass(frozen=True, slots=True)
 class LocalWorker:

@@ -22,7 +22,7 @@ WITHHELD = frozenset({"EDL_KEY_FILE", "CUDA_VISIBLE_DEVICES"})
 
 #: variables that the spec may not set: they say who the worker is and where its world is found
 RESERVED = re.compile(
-    r"EDL_(JOB|WORKER|NODE|SLOT|WORKER_TOKEN|AGENT_SOCKET|CHECKPOINT_URL)"
+    r"EDL_(JOB|WORKER|NODE|SLOT|WORKER_TOKEN|AGENT_SOCKET|HELD_DIR|CHECKPOINT_URL)"
     r"|HOROVOD_(ELASTIC|CONTROLLER|CPU_OPERATIONS|HOSTNAME|GLOO_RENDEZVOUS_\w+|RANK|SIZE|(LOCAL|CROSS)_(RANK|SIZE))"
 )
 
@@ -60,9 +60,14 @@ def job_environment(shared: NodeEnvironment, spec: JobSpec) -> dict[str, str]:
 
 
 def worker_environment(
-    shared: NodeEnvironment, node: NodeRecord, planned: PlannedWorker, spec: JobSpec, token: str
+    shared: NodeEnvironment,
+    node: NodeRecord,
+    planned: PlannedWorker,
+    spec: JobSpec,
+    token: str,
+    held_dir: str | None = None,
 ) -> dict[str, str]:
-    """The whole environment of one worker.
+    """The whole environment of one worker. `held_dir`: where the job's workers on this node hold their state.
 
     Rank, size and rendezvous address are not in it: they change with the generation and come through the gate.
     """
@@ -91,6 +96,8 @@ def worker_environment(
     }
     if spec.checkpoint_url is not None:
         identity["EDL_CHECKPOINT_URL"] = spec.checkpoint_url
+    if held_dir is not None:
+        identity["EDL_HELD_DIR"] = held_dir
     return defaults | job_environment(shared, spec) | identity
 
 
