@@ -5,9 +5,11 @@ import signal
 import sys
 from pathlib import Path
 
+from bench.errors import NotApplicable
 from bench.systems.base import JobOptions, System, free_port
 
-LIGHTHOUSE = ("--min_replicas", "1", "--quorum_tick_ms", "20", "--join_timeout_ms", "1000", "--heartbeat_timeout_ms", "1000")
+LIGHTHOUSE = ("--min_replicas", "1", "--quorum_tick_ms", "20")
+LIGHTHOUSE += ("--join_timeout_ms", "1000", "--heartbeat_timeout_ms", "1000")
 
 
 class Torchft(System):
@@ -15,6 +17,7 @@ class Torchft(System):
 
     name = "torchft"
     program = "torchft_job.py"
+    starts_before_pause = True
     config = (
         f"torchft_lighthouse {' '.join(LIGHTHOUSE)}; replica groups of one process, ProcessGroupGloo, time-outs 5 s, "
         "asynchronous quorum, heartbeat 100 ms"
@@ -42,6 +45,9 @@ class Torchft(System):
 
     def kill_coordinator(self) -> None:
         self.reap("lighthouse", signal.SIGKILL)
+
+    def kill_driver(self) -> None:
+        raise NotApplicable("worlds are formed by the lighthouse (coordinator-kill) and inside the workers (kill-*)")
 
     def lose_node(self) -> None:
         """Freeze the last half of the replicas: nothing is closed, nothing answers."""
