@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="what", required=True)
     resize = commands.add_parser(
         "resize",
-        help="resizes and failures",
+        help="resizes and failures, beside the peers",
         description=_describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,8 +8,7 @@ from pathlib import Path
 from bench.errors import NotApplicable
 from bench.systems.base import JobOptions, System, free_port
 
-LIGHTHOUSE = ("--min_replicas", "1", "--quorum_tick_ms", "20")
-LIGHTHOUSE += ("--join_timeout_ms", "1000", "--heartbeat_timeout_ms", "1000")
+LIGHTHOUSE = "--min_replicas 1 --quorum_tick_ms 20 --join_timeout_ms 1000 --heartbeat_timeout_ms 1000"
 
 
 class Torchft(System):
@@ -19,7 +18,7 @@ class Torchft(System):
     program = "torchft_job.py"
     starts_before_pause = True
     config = (
-        f"torchft_lighthouse {' '.join(LIGHTHOUSE)}; replica groups of one process, ProcessGroupGloo, time-outs 5 s, "
+        f"torchft_lighthouse {LIGHTHOUSE}; replica groups of one process, ProcessGroupGloo, time-outs 5 s, "
         "asynchronous quorum, heartbeat 100 ms"
     )
 
@@ -31,7 +30,7 @@ class Torchft(System):
 
     def start(self, size: int) -> None:
         command = [str(Path(sys.executable).parent / "torchft_lighthouse"), "--bind", f"127.0.0.1:{self._port}"]
-        self.spawn("lighthouse", [*command, *LIGHTHOUSE])
+        self.spawn("lighthouse", [*command, *LIGHTHOUSE.split()])
         self.resize(size)
 
     def resize(self, size: int) -> None:
