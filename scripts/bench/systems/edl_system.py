@@ -3,22 +3,21 @@
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
-from cluster import Cluster
 
 from bench.errors import SystemFailed
-from bench.systems.base import ROOT, TAG, JobOptions, System, free_port
+from bench.systems.base import ROOT, TAG, JobOptions, System
+from jobserver.drill.cluster import Cluster, ClusterError
 
 JOB = "bench"
 SESSION_TIMEOUT_S = 2.0
 NODES = ("a", "b")
-_TIMEOUT_OPTION = ("--session-timeout", f"{SESSION_TIMEOUT_S:g}")
+STANDBY = "standby"
 
 
 class Edl(System):
@@ -34,21 +33,19 @@ class Edl(System):
 
     def __init__(self, base: Path, max_np: int, job: JobOptions) -> None:
         super().__init__(base, max_np, job)
-        environ = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}", TAG: self.tag}
-        self.cluster = Cluster(base, environ=environ)
-        self._frozen: list[psutil.Process] = []
+        paths = f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"
+        environ = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", TAG: self.tag}
+        self.cluster = Cluster(base, environ=environ, session_timeout_s=SESSION_TIMEOUT_S)
+        self._frozen = False
 
     def start(self, size: int) -> None:
         slots = (self.max_np + 1) // 2
         with _failures():
-            self.cluster.start(server_options=_TIMEOUT_OPTION)
+            self.cluster.start()
             for node in NODES:
-                self.cluster.add_node(node, slots=slots, options=_TIMEOUT_OPTION)
+                self.cluster.add_node(node, slots=slots)
             command = [sys.executable, *self.job_command()]
-            spec = {"job": JOB, "command": command, "min_np": 1, "max_np": self.max_np, "np": size}
-            answer = self.cluster.api.post("/api/v1/jobs", json={**spec, "max_failures": 1000})
-        if answer.status_code != 201:
-            raise SystemFailed(f"the job was refused: {answer.text}")
+            self.cluster.create(JOB, command, min_np=1, max_np=self.max_np, np=size, max_failures=1000)
 
     def resize(self, size: int) -> None:
         with _failures():
@@ -56,53 +53,42 @@ class Edl(System):
 
     def prepare_coordinator_loss(self) -> None:
         """A second JobServer, which becomes the leader's successor."""
-        self._standby_port = free_port()
-        command = [sys.executable, "-m", "jobserver", "--server_port", str(self._standby_port), *_TIMEOUT_OPTION]
-        self.spawn("standby", command, **self.cluster.environ)
-        with httpx.Client(base_url=f"http://127.0.0.1:{self._standby_port}") as api:
-            self.wait(lambda: _answers(api), 30, "the second JobServer answers")
+        with _failures():
+            self.cluster.start_server(name=STANDBY)
 
     def kill_coordinator(self) -> None:
-        """SIGKILL to the leading JobServer; from then on the standby is asked."""
+        """SIGKILL to the leading JobServer, which is the one that was started first; the other one is asked then."""
         self.cluster.kill("server")
-        self.cluster.api.base_url = httpx.URL(f"http://127.0.0.1:{self._standby_port}")
+        self.cluster.ask(STANDBY)
 
     def kill_driver(self) -> None:
-        os.kill(self.cluster.job(JOB)["driver"]["pid"], signal.SIGKILL)
+        with _failures():
+            pid = self.cluster.job(JOB)["driver"]["pid"]
+        os.kill(pid, signal.SIGKILL)
 
     def lose_node(self) -> None:
         """Freeze the JobClient of the node without the driver and all that it started."""
-        driver_node = self.cluster.job(JOB)["plan"]["driver_node"]
+        with _failures():
+            driver_node = self.cluster.job(JOB)["plan"]["driver_node"]
         node = next(node for node in NODES if node != driver_node)
         agent = psutil.Process(self.cluster.processes[node].pid)
-        self._frozen = [agent, *agent.children(recursive=True)]
-        for process in self._frozen:
+        self._frozen = True
+        for process in [agent, *agent.children(recursive=True)]:
             process.send_signal(signal.SIGSTOP)
 
     def close(self) -> None:
-        for process in self._frozen:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
         try:
-            if "standby" in self.processes:
-                self.reap("standby", signal.SIGTERM)
             with _failures():
-                self.cluster.close()
+                # What is frozen cannot stop in order.
+                self.cluster.abandon() if self._frozen else self.cluster.close()
         finally:
             super().close()
 
 
-def _answers(api: httpx.Client) -> bool:
-    try:
-        return api.get("/api/v1/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
-    """What the cluster of the tests asserts is a failure of the system here."""
+    """What goes wrong with the cluster is a failure of the system."""
     try:
         yield
-    except (AssertionError, httpx.HTTPError, subprocess.TimeoutExpired) as error:
+    except (ClusterError, httpx.HTTPError) as error:
         raise SystemFailed(str(error).partition("\n")[0] or type(error).__name__) from error
