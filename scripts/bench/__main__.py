@@ -34,7 +34,8 @@ Does the same things to the same small job under this project and its peers, in 
   steps_lost     completed steps that had to be done again
   total_s        from the request, or the kill, until then
   works_again_s  (coordinator-kill, driver-kill) from the kill until a later request to resize is fulfilled; there,
-                 pause_s is the longest time without a completed step while nobody asked for anything
+                 pause_s is the longest time without a completed step until that resize, whose own pause is left out,
+                 and gap_before_s the longest one in the second before the kill
   cold_start_s   (systems whose workers train on meanwhile) from the request until the new worker is ready
   failed         runs in which a system did not do it, with the reason
 Cases, in the order in which they run:

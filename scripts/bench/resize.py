@@ -125,8 +125,11 @@ def _measure_without(system: System, case: Case) -> dict[str, float]:
     """Kill a coordinator, watch the training go on, then ask for another size."""
     assert case.to is not None
     system.prepare_coordinator_loss()
-    system.wait_for_steps(10, START_LIMIT_S)
+    watched_s = time.monotonic()
+    while time.monotonic() < watched_s + WATCH_S:
+        system.wait_for_steps(1, START_LIMIT_S)
     event_s = time.monotonic()
+    before_s = longest_gap_s(system.steps(), watched_s, event_s)
     system.kill_coordinator() if case.act is Act.COORDINATOR else system.kill_driver()
     while not any(step.at_s > event_s + WATCH_S for step in system.steps()):
         if time.monotonic() > event_s + STILL_LIMIT_S:
@@ -138,7 +141,7 @@ def _measure_without(system: System, case: Case) -> dict[str, float]:
     done_s = asked_s + pause.total_s
     gap_s = longest_gap_s(system.steps(), event_s, done_s - pause.pause_s)
     lost = redone(system.steps(), event_s)
-    return {"pause_s": gap_s, "steps_lost": lost, "works_again_s": done_s - event_s}
+    return {"pause_s": gap_s, "steps_lost": lost, "works_again_s": done_s - event_s, "gap_before_s": before_s}
 
 
 def _await_pause(system: System, event_s: float, sizes: frozenset[int]) -> Pause:

@@ -12,12 +12,13 @@ UNITS = {
     "total_s": "s",
     "works_again_s": "s",
     "cold_start_s": "s",
+    "gap_before_s": "s",
     "steps_lost": "steps",
     "failed": "runs",
     "not_applicable": "runs",
 }
 #: in the order in which the table shows them
-SHOWN = ("pause_s", "steps_lost", "works_again_s", "total_s", "cold_start_s")
+SHOWN = ("pause_s", "steps_lost", "works_again_s", "gap_before_s", "total_s", "cold_start_s")
 
 Row = dict[str, Any]
 
