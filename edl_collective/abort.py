@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 import threading
 
 logger = logging.getLogger(__name__)
@@ -90,4 +91,19 @@ def _shut(inode: int, fd: int) -> bool:
         if os.fstat(peer.fileno()).st_ino == inode:
             peer.shutdown(socket.SHUT_RD)
             return True
+    return False
+
+
+def inside_horovod() -> bool:
+    """Whether the main thread is in a call of Horovod at this moment: in a collective, in init or in shutdown."""
+    module = sys.modules.get("horovod")
+    ident = threading.main_thread().ident
+    if module is None or module.__file__ is None or ident is None:
+        return False
+    package = os.path.dirname(module.__file__) + os.sep
+    frame = sys._current_frames().get(ident)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(package):
+            return True
+        frame = frame.f_back
     return False

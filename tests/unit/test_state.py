@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
+from edl_collective.held import Held
 from edl_collective.messages import Happened, Report
 from edl_collective.scaling import BatchPolicy, CosineLR, PerWorkerBatch, TotalBatch, lr_at
 from edl_collective.state import State
@@ -25,8 +26,9 @@ class GivenWorlds:
     cause = "test"
     driver_epoch = 0
 
-    def __init__(self, generation: int | None = None) -> None:
+    def __init__(self, generation: int | None = None, held: Held | None = None) -> None:
         self.generation = generation
+        self.held = held
         self.level = False
         self.events: list[Happened] = []
         self.reports: list[Report] = []
