@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from jobserver.drill.cluster import SERVER, Cluster
-from jobserver.drill.verdict import NO_STOP_S, NODE_LOST_S, REFORM_S, RESIZE_S, Limits
+from jobserver.drill.verdict import HUNG_S, NO_STOP_S, NODE_LOST_S, REFORM_S, RESIZE_S, Limits
 from jobserver.drill.victim import Victim
 
 STANDBY = "standby"
@@ -80,6 +80,13 @@ class Fault:
 
 def kill(scene: Scene) -> None:
     scene.victim.kill_ranks(scene.choose.randrange(scene.workers))
+    _next_world(scene)
+    scene.whole()
+
+
+def hang(scene: Scene) -> None:
+    """SIGSTOP: the others' collectives fail with gloo's time-out, then the worker is given up and replaced."""
+    scene.victim.kill_ranks(scene.choose.randrange(scene.workers), signum=signal.SIGSTOP)
     _next_world(scene)
     scene.whole()
 
@@ -167,6 +174,10 @@ def _reform(_session_timeout_s: float) -> Limits:
     return Limits(REFORM_S)
 
 
+def _hung(_session_timeout_s: float) -> Limits:
+    return Limits(HUNG_S)
+
+
 def _no_stop(session_timeout_s: float) -> Limits:
     """The resize that follows is not part of the pause."""
     return Limits(NO_STOP_S, RESIZE_S + session_timeout_s)
@@ -178,6 +189,7 @@ def _lost(session_timeout_s: float) -> Limits:
 
 _ALL = (
     Fault("kill", "SIGKILL to a worker, any rank", kill, _reform),
+    Fault("hang", "SIGSTOP to a worker, any rank, for good", hang, _hung),
     Fault("stop", "SIGTERM to a JobClient: its workers leave at a step boundary; then it comes back", stop, _reform),
     Fault("driver", "SIGKILL to the job's driver, then a resize", kill_driver, _no_stop),
     Fault("leader", "SIGKILL to the leading JobServer, then a resize", kill_leader, _no_stop),
