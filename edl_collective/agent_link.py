@@ -20,6 +20,7 @@ from edl_collective.messages import (
     Finished,
     Gate,
     Happened,
+    HeardAbort,
     Interrupt,
     Leave,
     Message,
@@ -37,14 +38,15 @@ class AgentLink:
     """Connected from construction to `close`. Raises AgentLost when nobody listens at the socket.
 
     on_interrupt: called from the reading thread after `interrupted_generation` rose.
-    on_abort: called from the reading thread with the generation that lost a member.
+    on_abort: called from the reading thread with the generation that lost a member; returns whether the main thread is
+        inside a call of Horovod, which the JobClient is told.
     """
 
     def __init__(
         self,
         membership: Membership,
         on_interrupt: Callable[[], None] = lambda: None,
-        on_abort: Callable[[int], None] = lambda _generation: None,
+        on_abort: Callable[[int], bool] = lambda _generation: False,
     ) -> None:
         self._path = membership.agent_socket
         self._on_interrupt = on_interrupt
@@ -109,7 +111,7 @@ class AgentLink:
             with self._socket.makefile("rb") as lines:
                 for line in lines:
                     self._hear(decode_agent_line(line))
-        except OSError as error:
+        except (OSError, AgentLost) as error:
             if not self._closing:
                 logger.warning("reading from the JobClient failed: %s", error)
         finally:
@@ -121,6 +123,7 @@ class AgentLink:
                 self.interrupted_generation = max(self.interrupted_generation, generation)
                 self._on_interrupt()
             case Abort(generation=generation):
-                self._on_abort(generation)
+                inside = self._on_abort(generation)
+                self._send(HeardAbort(generation=generation, inside=inside))
             case Assigned() | Leave():
                 self._answers.put(message)

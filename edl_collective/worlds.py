@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from edl_collective.abort import AbortSwitch
+from edl_collective.abort import AbortSwitch, inside_horovod
 from edl_collective.agent_link import AgentLink
 from edl_collective.context import Context, Launcher, Membership
 from edl_collective.held import Held
@@ -173,7 +173,7 @@ class GatedWorlds:
         self.held: Held | None = None
         if membership.held_dir is not None:
             self.held = Held(Path(membership.held_dir), membership.held_share)
-        self._link = AgentLink(membership, on_interrupt, self._abort_switch.abort)
+        self._link = AgentLink(membership, on_interrupt, self._abort)
 
     @property
     def generation(self) -> int | None:
@@ -213,6 +213,10 @@ class GatedWorlds:
 
         self._abort_switch.disarm()
         hvd.shutdown()
+
+    def _abort(self, generation: int) -> bool:
+        self._abort_switch.abort(generation)
+        return inside_horovod()
 
     def give_up(self) -> None:
         # Horovod's thread goes on to its next agreement after a failed reduction. hvd.shutdown() joins it, and would

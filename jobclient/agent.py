@@ -17,10 +17,12 @@ from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import DriverRecord, NodeRecord, WorkerState
 from edl_collective.coord.store import Session, Store
-from edl_collective.messages import AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
+from edl_collective.messages import Abort, AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
 from jobclient.config import Config
 from jobclient.decide import (
     Action,
+    AskBack,
+    GiveUp,
     JobView,
     LetLeave,
     StartDriver,
@@ -31,6 +33,7 @@ from jobclient.decide import (
     answerable,
     decide,
 )
+from jobclient.drain import Orders
 from jobclient.driver_process import Driver
 from jobclient.held_folders import HeldFolders
 from jobclient.launch import Launcher
@@ -91,6 +94,9 @@ class Agent:
         self._held = HeldFolders(node.node)
         self._launcher = Launcher(config, node, key, str(self._link.path))
         self._session_timeout_s = config.session_timeout_s
+        self._drain_timeout_s = config.drain_timeout_s
+        #: monotonic time by which the workers must have left since `close`; None: each job's leave_timeout_s counts
+        self._leave_by_s: float | None = None
         self._workers: dict[tuple[str, str], Worker] = {}
         self._drivers: dict[str, Driver] = {}
         self._proxies: dict[str, Proxy] = {}
@@ -111,14 +117,16 @@ class Agent:
             return
         await self._link.start()
         mirror = Mirror(self._store, self._paths.jobs, lambda: _call_soon(loop, self._wake.set))
+        orders = Orders(self._store, self._paths, self._node.node, lambda: _call_soon(loop, self._wake.set))
         try:
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(presence.keep()), group.create_task(self._reporting.publish())]
-                await self._loop(mirror, presence)
+                await self._loop(mirror, orders, presence)
                 for task in background:
                     task.cancel()
         finally:
             mirror.close()
+            orders.close()
             self._kill_all()
             for proxy in self._proxies.values():
                 await proxy.close()
@@ -152,17 +160,19 @@ class Agent:
             working.cancel()
             closing.cancel()
 
-    async def _loop(self, mirror: Mirror, presence: Presence) -> None:
+    async def _loop(self, mirror: Mirror, orders: Orders, presence: Presence) -> None:
         said_goodbye = False
         while True:
             self._wake.clear()
             if self._closing and not said_goodbye:
                 said_goodbye = True
                 self._draining = await self._drain(presence)
-            known = await self._load(mirror)
+                if self._drain_timeout_s is not None:
+                    self._leave_by_s = self._clock.monotonic_s() + self._drain_timeout_s
+            known = await self._load(mirror, orders)
             if self._closing and not self._alive():
                 return
-            wake_at_s = await self._decide() if known or self._closing else self._clock.monotonic_s() + RETRY_S
+            wake_at_s = await self._decide(orders) if known or self._closing else self._clock.monotonic_s() + RETRY_S
             await self._wait(wake_at_s)
 
     async def _drain(self, presence: Presence) -> bool:
@@ -175,12 +185,13 @@ class Agent:
             logger.warning("the workers cannot leave in order: %s", error)
             return False
 
-    async def _load(self, mirror: Mirror) -> bool:
+    async def _load(self, mirror: Mirror, orders: Orders) -> bool:
         """Take a new snapshot; False if ZooKeeper cannot be reached and the old one stands."""
         if self._store.session is not Session.CONNECTED:
             return False
         try:
             values = await asyncio.to_thread(mirror.refresh)
+            await asyncio.to_thread(orders.refresh, self._clock.monotonic_s())
         except CoordError as error:
             logger.warning("deciding nothing: %s", error)
             return False
@@ -193,7 +204,7 @@ class Agent:
         await self._forget()
         return True
 
-    async def _decide(self) -> float | None:
+    async def _decide(self, orders: Orders) -> float | None:
         view = View(
             node=self._node,
             jobs=self._snapshot.jobs,
@@ -201,6 +212,8 @@ class Agent:
             drivers=tuple(driver.view for driver in self._drivers.values()),
             closing=self._closing,
             draining=self._draining,
+            drained=orders.drained,
+            leave_by_s=orders.leave_by_s if self._leave_by_s is None else self._leave_by_s,
         )
         for job in answerable(view):
             await self._open_proxy(job)
@@ -233,6 +246,12 @@ class Agent:
             case StopWorker(job, worker, timeout_s, reason):
                 logger.info("job %s: stop %s (%s)", job, worker, reason)
                 self._workers[job, worker].stop(timeout_s)
+            case AskBack(job, worker):
+                generation = self._workers[job, worker].asked_back(self._clock.monotonic_s())
+                if generation is not None:
+                    self._tell(job, worker, Abort(generation=generation))
+            case GiveUp(job, worker, reason):
+                self._workers[job, worker].give_up(reason)
             case StartDriver(job, reason):
                 logger.info("job %s: start the driver (%s)", job, reason)
                 driver = self._drivers.setdefault(job, Driver(job, self._clock, self._wake.set))
@@ -269,7 +288,7 @@ class Agent:
             return False
         for worker in fresh:
             if worker.fresh:  # nobody stopped it meanwhile
-                worker.start()
+                worker.start(self._clock.monotonic_s())
         return True
 
     async def _open_proxy(self, job: str) -> None:
@@ -316,7 +335,7 @@ class Agent:
         record = job.workers.get(worker.name)
         if record is not None:
             return record.state is WorkerState.EXITED
-        planned = job.plan is None or any(p.worker == worker.name for p in job.plan.workers)
+        planned = job.plan is None or any(p.worker == worker.name for p in job.plan.everybody)
         return not planned and not self._reporting.waits(worker.job, worker.name)
 
     async def _drop_job(self, job: str) -> None:
@@ -338,7 +357,9 @@ class Agent:
     def _tell(self, job: str, worker: str, message: AgentMessage) -> None:
         known = self._workers.get((job, worker))
         if known is not None:
-            known.told(message)
+            known.told(message, self._clock.monotonic_s())
+            if isinstance(message, Abort):
+                self._wake.set()  # it has a deadline now
         if not self._link.send(job, worker, message):
             logger.info("job %s: %s is not connected; %s is not delivered", job, worker, type(message).__name__)
 
@@ -346,7 +367,7 @@ class Agent:
         worker, proxy = self._workers.get((job, name)), self._proxies.get(job)
         if worker is None or proxy is None or worker.exited:
             return
-        worker.heard(message)
+        worker.heard(message, self._clock.monotonic_s())
         match message:
             case Gate(last_generation=last):
                 proxy.worker_gate(name, last)

@@ -28,6 +28,7 @@ RESERVED = re.compile(
 
 #: backstop for sockets that an abort misses; the normal way out takes milliseconds
 GLOO_TIMEOUT_S = 10
+_GLOO_TIMEOUT = "HOROVOD_GLOO_TIMEOUT_SECONDS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def worker_environment(
     """
     threads = str(shared.threads_per_slot)
     defaults = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    defaults["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(GLOO_TIMEOUT_S)
+    defaults[_GLOO_TIMEOUT] = str(GLOO_TIMEOUT_S)
     # With the response cache Horovod agrees by an 8-byte allreduce, in the same gloo slot as the gradients. A survivor
     # whose reduction failed goes on to agree while another still sends gradients: gloo ends the process (SIGABRT,
     # "op.preamble.length <= op.nbytes"). Without it the agreement is a gather and a broadcast, in slots of their own.
@@ -98,6 +99,12 @@ def worker_environment(
     if held_dir is not None:
         identity["EDL_HELD_DIR"] = held_dir
     return defaults | job_environment(shared, spec) | identity
+
+
+def gloo_timeout_s(spec: JobSpec) -> float:
+    """After how long a collective of this job fails by itself."""
+    given = spec.env.get(_GLOO_TIMEOUT, "")
+    return float(given) if given.isdecimal() else float(GLOO_TIMEOUT_S)
 
 
 def worker_directory(spec: JobSpec, worker: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import psutil
+from zookeeper_gate import ZooKeeperGate
 
 from edl_collective.coord.auth import ClusterKey
 from jobserver.local_zookeeper import LocalZooKeeper
@@ -39,6 +40,7 @@ class Cluster:
         self._key_path.write_text(key.secret.hex() + "\n")
         self._key_path.chmod(0o600)
         self.zookeeper = LocalZooKeeper(base / "zookeeper")
+        self.gate: ZooKeeperGate | None = None
         self.port = _free_port()
         self.environ = {
             **os.environ,
@@ -50,10 +52,14 @@ class Cluster:
         }
         self.api = httpx.Client(base_url=self.environ["EDL_SERVER"], timeout=20)
 
-    def start(self, *, server_options: tuple[str, ...] = ()) -> "Cluster":
+    def start(self, *, server_options: tuple[str, ...] = (), gated: bool = False) -> "Cluster":
+        """`gated`: everybody reaches ZooKeeper through `gate`, which tests can shut."""
         from edl_collective.coord.key_file import load_or_create_key
 
         hosts = self.zookeeper.start()
+        if gated:
+            self.gate = ZooKeeperGate(hosts)
+            hosts = self.gate.hosts
         self.environ["EDL_ZOOKEEPER"] = hosts
         self.api.headers["Authorization"] = f"Bearer {load_or_create_key(self._key_path).api_token}"
         self.start_server(*server_options)
@@ -166,6 +172,8 @@ class Cluster:
         left = self.ours()
         for process in left:
             process.kill()
+        if self.gate is not None:
+            self.gate.close()
         self.zookeeper.stop()
         assert not left, f"left behind: {[(p.pid, p.info if hasattr(p, 'info') else p) for p in left]}"
 

@@ -15,7 +15,7 @@ from faults import Victim
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 SAMPLES = 1500
-MEMORY = Path("/dev/shm")  # noqa: S108
+MEMORY = Path("/dev/shm")
 #: new processes, two cores, other tests' load
 RESTART_S = 60.0
 

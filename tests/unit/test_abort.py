@@ -106,3 +106,21 @@ def test_a_descriptor_that_was_given_to_another_socket_is_left_alone(connections
         switch.abort(3)
         assert not is_shut(same_fd)
     reused.close()
+
+
+def test_a_descriptor_that_was_given_to_a_file_is_left_alone_and_none_is_leaked(
+    connections: contextlib.ExitStack,
+) -> None:
+    switch = AbortSwitch()
+    gloo = open_during_init(switch, connections)
+    switch.arm(3)
+    fd = gloo.detach()
+    try:
+        with open(os.devnull, "rb") as file:
+            os.dup2(file.fileno(), fd)
+            before = len(os.listdir("/proc/self/fd"))
+            switch.abort(3)
+            assert len(os.listdir("/proc/self/fd")) == before
+            assert os.fstat(fd).st_ino == os.fstat(file.fileno()).st_ino
+    finally:
+        os.close(fd)

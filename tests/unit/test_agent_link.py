@@ -15,6 +15,7 @@ from edl_collective.messages import (
     Abort,
     Assigned,
     Gate,
+    HeardAbort,
     Interrupt,
     Leave,
     Message,
@@ -94,13 +95,22 @@ def test_gate_may_answer_leave(agent: Agent, link: AgentLink) -> None:
 def test_notices_are_levels(agent: Agent) -> None:
     rose = threading.Semaphore(0)
     aborted: queue.SimpleQueue[int] = queue.SimpleQueue()
-    link = AgentLink(agent.membership, rose.release, aborted.put)
+
+    def abort(generation: int) -> bool:
+        aborted.put(generation)
+        return generation == 4
+
+    link = AgentLink(agent.membership, rose.release, abort)
     agent.accept()
+    assert isinstance(agent.hear(), WorkerHello)
     agent.say(Interrupt(generation=5), Interrupt(generation=3), Abort(generation=4))
     assert rose.acquire(timeout=10)
     assert rose.acquire(timeout=10)
     assert link.interrupted_generation == 5
     assert aborted.get(timeout=10) == 4
+    assert agent.hear() == HeardAbort(generation=4, inside=True)
+    agent.say(Abort(generation=6))
+    assert agent.hear() == HeardAbort(generation=6, inside=False)
     link.close()
     agent.die()
 
