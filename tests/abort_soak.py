@@ -39,11 +39,11 @@ KEY = ClusterKey(b"a key for tests, thirty-two byte")
 JOB, NODE = "soak", "a"
 SCRIPT = Path(__file__).with_name("abort_worker.py")
 #: gloo's own time-out in the workers: an abort that did not reach all sockets ends with it
-GLOO_TIMEOUT_S = 10.0
+GLOO_TIMEOUT_S = 5.0
 #: a world that has not come back after this time hangs
 HANG_S = 30.0
 #: for the processes to import torch
-START_S = 120.0
+START_S = 300.0
 #: aborts fall into this time after the assignment; init takes about a third of it
 SPAN_S = 0.2
 
@@ -103,7 +103,7 @@ class Node:
                 "HOROVOD_GLOO_IFACE": "lo",
                 "HOROVOD_GLOO_TIMEOUT_SECONDS": f"{GLOO_TIMEOUT_S:g}",
                 "HOROVOD_CACHE_CAPACITY": "0",
-                "HOROVOD_LOG_LEVEL": "error",
+                "HOROVOD_LOG_LEVEL": "fatal",
             }
             self.processes[worker] = await asyncio.create_subprocess_exec(sys.executable, str(SCRIPT), env=environ)
 
