@@ -68,6 +68,10 @@ class Died(Exception):
     """Raised when a worker has ended."""
 
 
+class Hangs(Exception):
+    """Raised when a world has not come back."""
+
+
 class Node:
     """One node with all the workers; `at_gate` and `initialising` follow what they say."""
 
@@ -117,16 +121,19 @@ class Node:
         await self.server.close()
 
     async def until(self, what: str, generation: int) -> None:
-        """Until all workers are `what` ("assigned" or "back") for `generation`. Raises Died, or TimeoutError."""
+        """Until all workers are `what` ("assigned" or "back") for `generation`. Raises Died or Hangs."""
         ends = [asyncio.create_task(process.wait()) for process in self.processes.values()]
+        limit_s = HANG_S if self.generation else START_S
         try:
-            async with asyncio.timeout(HANG_S if self.generation else START_S):
+            async with asyncio.timeout(limit_s):
                 while not self._is(what, generation):
                     self.changed.clear()
                     change = asyncio.create_task(self.changed.wait())
                     await asyncio.wait([change, *ends], return_when=asyncio.FIRST_COMPLETED)
                     change.cancel()
                     self._check_alive()
+        except TimeoutError:
+            raise Hangs(f"{limit_s:g} s, generation {self.generation}: {self.at_gate} are at the gate") from None
         finally:
             for end in ends:
                 end.cancel()
@@ -171,7 +178,7 @@ class Node:
 
 
 async def soak(aborts: int, workers: int, seed: int) -> Report:
-    """Raises Died when a worker crashed, TimeoutError when a world hung."""
+    """Raises Died when a worker crashed, Hangs when a world did not come back."""
     randomly, report, began = random.Random(seed), Report(), time.monotonic()
     paths, store = Paths(f"/soak-{uuid.uuid4().hex[:8]}"), MemoryStore()
     store.create(
