@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent
 PACKAGES = [
     "jobserver",
     "jobserver.cli",
+    "jobserver.drill",
     "jobclient",
     "edl_collective",
     "edl_collective.coord",

@@ -15,7 +15,7 @@ from edl_collective.coord.clock import Clock, SystemClock
 from edl_collective.coord.errors import CoordError
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import DriverRecord, NodeRecord, WorkerState
+from edl_collective.coord.records import DriverRecord, NodeRecord
 from edl_collective.coord.store import Session, Store
 from edl_collective.messages import Abort, AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
 from jobclient.config import Config
@@ -23,7 +23,6 @@ from jobclient.decide import (
     Action,
     AskBack,
     GiveUp,
-    JobView,
     LetLeave,
     StartDriver,
     StartWorker,
@@ -314,7 +313,8 @@ class Agent:
         """Drop workers that are gone and recorded so, and what is kept for jobs that have ended."""
         jobs = self._snapshot.jobs
         for name, worker in list(self._workers.items()):
-            if worker.gone and self._recorded(worker, jobs.get(worker.job)):
+            waits = self._reporting.waits(worker.job, worker.name)
+            if worker.gone and worker.is_recorded(jobs.get(worker.job), waits):
                 del self._workers[name]
         busy = {job for job, _ in self._workers}
         for job_name in (self._proxies.keys() | self._drivers.keys()) - busy:
@@ -323,20 +323,6 @@ class Agent:
                 await self._drop_job(job_name)
         going_on = {(v.spec.job, v.spec.submitted_at) for v in jobs.values() if v.spec is not None and not v.ended}
         self._held.keep(going_on | {(worker.job, worker.submitted_at) for worker in self._workers.values()})
-
-    def _recorded(self, worker: Worker, job: JobView | None) -> bool:
-        """Whether its exit is known, or needs to be known no more.
-
-        The JobServer deletes old records of exits: one that was written and is not there has been read. While a plan
-        still lists the worker, the snapshot may be older than its record, and it would be started again.
-        """
-        if job is None or job.spec is None or job.spec.submitted_at != worker.submitted_at:
-            return True
-        record = job.workers.get(worker.name)
-        if record is not None:
-            return record.state is WorkerState.EXITED
-        planned = job.plan is None or any(p.worker == worker.name for p in job.plan.everybody)
-        return not planned and not self._reporting.waits(worker.job, worker.name)
 
     async def _drop_job(self, job: str) -> None:
         proxy = self._proxies.pop(job, None)

@@ -23,7 +23,7 @@ from edl_collective.messages import (
     Running,
     WorkerMessage,
 )
-from jobclient.decide import LocalWorker, Missing, outcome
+from jobclient.decide import JobView, LocalWorker, Missing, outcome
 from jobclient.processes import NOT_STARTED, Command, Process, begin_log, exit_text, log_tail
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,20 @@ class Worker:
     def exit_text(self) -> str:
         """How it ended, for people; empty before."""
         return self._given_up or ("" if self.record.exit_code is None else exit_text(self.record.exit_code))
+
+    def is_recorded(self, job: JobView | None, waits: bool) -> bool:
+        """Whether its exit is known, or needs to be known no more. `waits`: its record is still to be written.
+
+        The JobServer deletes old records of exits: one that was written and is not there has been read. While a plan
+        still lists the worker, the snapshot may be older than its record, and it would be started again.
+        """
+        if job is None or job.spec is None or job.spec.submitted_at != self.submitted_at:
+            return True
+        record = job.workers.get(self.name)
+        if record is not None:
+            return record.state is WorkerState.EXITED
+        planned = job.plan is None or any(p.worker == self.name for p in job.plan.everybody)
+        return not planned and not waits
 
     def start(self, now_s: float) -> None:
         """Begin with the package hook, if there is one. `now_s`: monotonic."""

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "nodes": ("nodes", "List the nodes and their workers."),
     "drain": ("nodes", "Let all workers leave a node at a step boundary."),
     "undrain": ("nodes", "Let a drained node take workers again."),
+    "drill": ("drill", "Break things on a private cluster, and see that training goes on."),
     "ckpt": ("ckpt", "Look at checkpoints."),
 }
 

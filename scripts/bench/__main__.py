@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench.sh")
     commands = parser.add_subparsers(dest="what", required=True)
     resize = commands.add_parser(
-        "resize", help="resizes and failures", description=_describe(), formatter_class=argparse.RawDescriptionHelpFormatter
+        "resize",
+        help="resizes and failures",
+        description=_describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     resize.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     resize.add_argument("--quick", action="store_true", help="under 10 minutes: ours and Horovod, five cases, 3 runs")

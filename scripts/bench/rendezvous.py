@@ -220,7 +220,9 @@ async def _driver(hosts: str, paths: Paths) -> AsyncIterator[asyncio.subprocess.
         key_file.touch(mode=0o600)
         key_file.write_bytes(KEY.secret)
         command = ("-m", "edl_collective.driver", "--zookeeper", hosts, "--root", paths.root, "--job", JOB)
-        async with started(sys.executable, *command, "--node", "n0", "--key-file", key_file, stderr=subprocess.DEVNULL) as p:
+        async with started(
+            sys.executable, *command, "--node", "n0", "--key-file", key_file, stderr=subprocess.DEVNULL
+        ) as p:
             yield p
 
 
@@ -249,9 +251,7 @@ async def _form(planned: dict[str, Node], driver: int, clients: Clients) -> Run:
         task.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
     requests, not_found, retries, size = map(sum, zip(*clients.results, strict=True))
-    return Run(
-        wall_s, spent[0], statistics.mean(proxies), max(proxies), spent[1], requests, not_found, retries, size
-    )
+    return Run(wall_s, spent[0], statistics.mean(proxies), max(proxies), spent[1], requests, not_found, retries, size)
 
 
 async def _through(planned: dict[str, Node], clients: Clients) -> None:

@@ -4,11 +4,15 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from edl_collective.abort import AbortSwitch
+from edl_collective.abort import AbortSwitch, inside_horovod
 
 
 def connect(*, timeout: bool) -> tuple[socket.socket, socket.socket]:
@@ -124,3 +128,23 @@ def test_a_descriptor_that_was_given_to_a_file_is_left_alone_and_none_is_leaked(
             assert os.fstat(fd).st_ino == os.fstat(file.fileno()).st_ino
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize(("file", "inside"), [("horovod/torch/mpi_ops.py", True), ("horovod_like/mpi_ops.py", False)])
+def test_the_reading_thread_knows_where_the_main_thread_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, inside: bool
+) -> None:
+    module = ModuleType("horovod")
+    module.__file__ = str(tmp_path / "horovod" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "horovod", module)
+    assert not inside_horovod()
+
+    def ask_elsewhere() -> bool:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(inside_horovod).result()
+
+    scope: dict[str, Callable[[Callable[[], bool]], bool]] = {}
+    exec(compile("def synchronize(wait):\n    return wait()\n", tmp_path / file, "exec"), scope)
+    assert scope["synchronize"](ask_elsewhere) is inside
+    monkeypatch.delitem(sys.modules, "horovod")
+    assert not inside_horovod()

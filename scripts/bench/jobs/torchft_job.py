@@ -60,7 +60,9 @@ def main() -> None:
     )
     model = DistributedDataParallel(manager, net)
     optimizer = OptimizerWrapper(manager, inner)
-    sampler = DistributedSampler(data, replica_rank=job.slot, num_replica_groups=job.max_np, group_rank=0, num_replicas=1)
+    sampler = DistributedSampler(
+        data, replica_rank=job.slot, num_replica_groups=job.max_np, group_rank=0, num_replicas=1
+    )
     loader: DataLoader[Any] = DataLoader(
         data, batch_size=common.BATCH_PER_WORKER, sampler=sampler, num_workers=common.LOADER_WORKERS, drop_last=True
     )

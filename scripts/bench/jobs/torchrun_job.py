@@ -18,7 +18,9 @@ from bench.jobs import common
 
 def save(path: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Replace the checkpoint."""
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, path.with_suffix(".new"))
+    torch.save(
+        {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, path.with_suffix(".new")
+    )
     os.replace(path.with_suffix(".new"), path)
 
 

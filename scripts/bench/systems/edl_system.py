@@ -1,13 +1,9 @@
 """This project: a real ZooKeeper, two JobServers, and JobClients on nodes of this machine."""
 
 import os
-import signal
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
-import httpx
 from cluster import Cluster
 
 from bench.errors import SystemFailed
@@ -37,7 +33,9 @@ class Edl(System):
         cluster = self.cluster
         cluster.start(server_options=("--session-timeout", f"{SESSION_TIMEOUT_S:g}"))
         for node in NODES:
-            cluster.add_node(node, slots=(self.max_np + 1) // 2, options=("--session-timeout", f"{SESSION_TIMEOUT_S:g}"))
+            cluster.add_node(
+                node, slots=(self.max_np + 1) // 2, options=("--session-timeout", f"{SESSION_TIMEOUT_S:g}")
+            )
         command = [sys.executable, *self.job_command()]
         spec = {"job": JOB, "command": command, "min_np": 1, "max_np": self.max_np, "np": size, "max_failures": 1000}
         answer = cluster.api.post("/api/v1/jobs", json=spec)

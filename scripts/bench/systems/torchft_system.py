@@ -7,7 +7,16 @@ from pathlib import Path
 
 from bench.systems.base import JobOptions, System, free_port
 
-LIGHTHOUSE = ("--min_replicas", "1", "--quorum_tick_ms", "20", "--join_timeout_ms", "1000", "--heartbeat_timeout_ms", "1000")
+LIGHTHOUSE = (
+    "--min_replicas",
+    "1",
+    "--quorum_tick_ms",
+    "20",
+    "--join_timeout_ms",
+    "1000",
+    "--heartbeat_timeout_ms",
+    "1000",
+)
 
 
 class Torchft(System):

@@ -69,4 +69,6 @@ class Torchrun(System):
         command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{self._port}", "--rdzv-id=bench"]
         command += ["--rdzv-conf", f"{conf},keep_alive_max_attempt=2,is_host={'true' if first else 'false'}"]
         command += ["--max-restarts=1000", f"--monitor-interval={MONITOR_INTERVAL_S}", "--local-addr=127.0.0.1"]
-        self.spawn(name, [*command, *self.job_command()], TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", GLOO_SOCKET_IFNAME="lo")
+        self.spawn(
+            name, [*command, *self.job_command()], TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", GLOO_SOCKET_IFNAME="lo"
+        )
