@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from edl_collective.coord.records import Member, Plan, PlannedWorker, Rendezvous
 from edl_collective.driver.absence import judge
+from edl_collective.driver.ranking import rank as rank
 from edl_collective.driver.state import Seen, State, Told, Where
 from edl_collective.messages import AbortGeneration, AskNode, DriverMessage, InterruptWorker, LeaveWorker, World
 
@@ -350,24 +351,6 @@ def _next(state: State, view: _View) -> Rendezvous:
         cause=_cause(state, view),
         plan_revision=view.plan.revision,
     )
-
-
-def rank(order: Sequence[tuple[str, str]]) -> tuple[Member, ...]:
-    """Places of (worker, node) pairs in Horovod's terms; the nodes in order of appearance, their workers in order.
-
-    Horovod wants the ranks of a node to be contiguous. cross_rank counts, among the nodes that have a worker of the
-    same local_rank, the nodes before this one.
-    """
-    by_node: dict[str, list[str]] = {}
-    for worker, node in order:
-        by_node.setdefault(node, []).append(worker)
-    members: list[Member] = []
-    for node, workers in by_node.items():
-        for local_rank, worker in enumerate(workers):
-            peers = [n for n, others in by_node.items() if len(others) > local_rank]
-            place = (len(members), local_rank, len(workers), peers.index(node), len(peers))
-            members.append(Member(worker, node, *place))
-    return tuple(members)
 
 
 def _cause(state: State, view: _View) -> str:
