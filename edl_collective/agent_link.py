@@ -20,6 +20,7 @@ from edl_collective.messages import (
     Finished,
     Gate,
     Happened,
+    HeardAbort,
     Interrupt,
     Leave,
     Message,
@@ -37,14 +38,15 @@ class AgentLink:
     """Connected from construction to `close`. Raises AgentLost when nobody listens at the socket.
 
     on_interrupt: called from the reading thread after `interrupted_generation` rose.
-    on_abort: called from the reading thread with the generation that lost a member.
+    on_abort: called from the reading thread with the generation that lost a member; returns whether the main thread is
+        inside a call of Horovod, which the JobClient is told.
     """
 
     def __init__(
         self,
         membership: Membership,
         on_interrupt: Callable[[], None] = lambda: None,
-        on_abort: Callable[[int], None] = lambda _generation: None,
+        on_abort: Callable[[int], bool] = lambda _generation: False,
     ) -> None:
         self._path = membership.agent_socket
         self._on_interrupt = on_interrupt
@@ -53,6 +55,8 @@ class AgentLink:
         self._answers: queue.SimpleQueue[Assigned | Leave | None] = queue.SimpleQueue()
         #: highest generation that should stop at its next step boundary
         self.interrupted_generation = 0
+        #: the highest epoch of a driver that gave us a place: those below it have been replaced
+        self._epoch = 0
         self._closing = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -73,8 +77,13 @@ class AgentLink:
             answer = self._answers.get()
             if answer is None:
                 raise AgentLost(self._path)
+            if isinstance(answer, Leave):
+                return answer
+            if answer.epoch < self._epoch:
+                logger.warning("refused a place from the driver of epoch %d: %d was seen", answer.epoch, self._epoch)
             # An answer may come twice, and the second one after we have used the first.
-            if isinstance(answer, Leave) or answer.generation > last_generation:
+            elif answer.generation > last_generation:
+                self._epoch = answer.epoch
                 return answer
 
     def running(self, generation: int) -> None:
@@ -109,7 +118,7 @@ class AgentLink:
             with self._socket.makefile("rb") as lines:
                 for line in lines:
                     self._hear(decode_agent_line(line))
-        except OSError as error:
+        except (OSError, AgentLost) as error:
             if not self._closing:
                 logger.warning("reading from the JobClient failed: %s", error)
         finally:
@@ -121,6 +130,7 @@ class AgentLink:
                 self.interrupted_generation = max(self.interrupted_generation, generation)
                 self._on_interrupt()
             case Abort(generation=generation):
-                self._on_abort(generation)
+                inside = self._on_abort(generation)
+                self._send(HeardAbort(generation=generation, inside=inside))
             case Assigned() | Leave():
                 self._answers.put(message)

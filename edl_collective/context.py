@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+DEFAULT_HELD_SHARE = 0.5
+
 
 class Launcher(Enum):
     """Who started this process, and so who decides which world it is in."""
@@ -28,6 +30,10 @@ class Membership:
     slot: int
     token: str
     agent_socket: str
+    #: folder in memory for the state of the node's workers between two worlds; None where there is none
+    held_dir: str | None = None
+    #: the part of the free memory that it may take
+    held_share: float = DEFAULT_HELD_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,8 @@ def _membership(environ: Mapping[str, str]) -> Membership:
         slot=_number(environ, "EDL_SLOT") or 0,
         token=environ["EDL_WORKER_TOKEN"],
         agent_socket=environ["EDL_AGENT_SOCKET"],
+        held_dir=environ.get("EDL_HELD_DIR") or None,
+        held_share=_share(environ, "EDL_HELD_SHARE", DEFAULT_HELD_SHARE),
     )
 
 
@@ -100,3 +108,14 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
         return int(text)
     except ValueError:
         raise ValueError(f"{name} is {text!r}: it must be a whole number") from None
+
+
+def _share(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {text!r}: it must be a number from 0 to 1")
+    return value

@@ -73,7 +73,14 @@ class Finished(Message, frozen=True, kw_only=True):
     generation: int
 
 
-WorkerMessage = WorkerHello | Gate | Running | Report | Happened | Finished
+class HeardAbort(Message, frozen=True, kw_only=True):
+    """Answer to each Abort: this process lives. `inside`: its main thread is in a call of Horovod."""
+
+    generation: int
+    inside: bool
+
+
+WorkerMessage = WorkerHello | Gate | Running | Report | Happened | Finished | HeardAbort
 
 # ---- JobClient -> worker ------------------------------------------------------------------------------------------
 
@@ -176,7 +183,11 @@ class Need(Message, frozen=True, kw_only=True):
     keys: dict[str, tuple[str, ...]] = {}
 
 
-ProxyMessage = NodeHello | AtGate | IsRunning | HasFinished | HasExited | Puts | Need
+class Here(Message, frozen=True, kw_only=True):
+    """Answer to AskNode."""
+
+
+ProxyMessage = NodeHello | AtGate | IsRunning | HasFinished | HasExited | Puts | Need | Here
 
 # ---- driver -> JobClient's proxy ------------------------------------------------------------------------------------
 
@@ -210,7 +221,11 @@ class Table(Message, frozen=True, kw_only=True):
     puts: dict[str, dict[str, bytes]]
 
 
-DriverMessage = World | InterruptWorker | LeaveWorker | AbortGeneration | Table
+class AskNode(Message, frozen=True, kw_only=True):
+    """The node is missing in the store: does its JobClient live?"""
+
+
+DriverMessage = World | InterruptWorker | LeaveWorker | AbortGeneration | Table | AskNode
 
 _WORKER_MESSAGES: msgspec.json.Decoder[WorkerMessage] = msgspec.json.Decoder(WorkerMessage)
 _AGENT_MESSAGES: msgspec.json.Decoder[AgentMessage] = msgspec.json.Decoder(AgentMessage)

@@ -63,6 +63,11 @@ class Reporter:
         epoch = loaded.status.next()
         self._tell("resume", f"resumed from a checkpoint at epoch {epoch}", epoch=epoch, step=loaded.status.global_step)
 
+    def went_on(self, epoch: int, step: int) -> None:
+        """Called on whichever rank took the state that its node held."""
+        text = f"went on at step {step} from the state that a node held in memory"
+        self._say(Happened(kind="resume", text=text, fields={"epoch": epoch, "step": step}))
+
     def begin_epoch(self, total: int) -> None:
         self._epochs_total = total
         self._metrics = {}
@@ -157,8 +162,12 @@ class Reporter:
         return round(self._epoch_samples / self._epoch_seconds, 2) if self._epoch_seconds > 0 else None
 
     def _tell(self, kind: str, text: str, **fields: Any) -> None:
-        if self.rank == 0 and self._worlds is not None:
-            self._worlds.happened(Happened(kind=kind, text=text, fields=fields))
+        if self.rank == 0:
+            self._say(Happened(kind=kind, text=text, fields=fields))
+
+    def _say(self, event: Happened) -> None:
+        if self._worlds is not None:
+            self._worlds.happened(event)
 
     def _send(self, report: Report) -> None:
         if self._worlds is not None:

@@ -17,6 +17,7 @@ from edl_collective import collectives
 from edl_collective.audit import StepLog
 from edl_collective.batches import ElasticBatchSampler, Recorded, StepInfo, iterate
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
+from edl_collective.held import Held, Progress
 from edl_collective.reducer import Reducer
 from edl_collective.reporter import Reporter
 from edl_collective.scaling import Schedule, lr_at
@@ -195,7 +196,9 @@ class State:
             self.optimizer = self._reducer.optimizer
         before = self._world_size
         self._reporter.join(worlds, hvd.rank(), hvd.size())
-        generation = self._synchronize(worlds.generation)
+        generation = self._synchronize(worlds.generation, worlds.held)
+        if worlds.held is not None:
+            worlds.held.drop()
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
         self._reporter.enter(generation if worlds.generation is None else worlds.generation)
@@ -203,38 +206,60 @@ class State:
             adjust(self, before, self._world_size)
 
     def leave_world(self) -> None:
-        """Forget what was in flight; call after Horovod was shut down."""
+        """Forget what was in flight; call after Horovod was shut down. The node holds the state from here on."""
         self._open = None
-        if self._reducer is not None:
-            self._reducer.forget_step()
+        if self._reducer is None:
+            return
+        self._reducer.forget_step()
+        held = None if self._worlds is None else self._worlds.held
+        if held is not None and self._whole():
+            held.hold(Progress(self.global_step, self.epoch), self.state_dict)
 
-    def _synchronize(self, offered: int | None) -> int:
-        """Take the state of the rank that is furthest; returns the generation that all agree on.
+    def _synchronize(self, offered: int | None, held: Held | None) -> int:
+        """Take the state that is furthest, of a rank or held by its node; returns the generation that all agree on.
 
         That is the one the world offers, if it is above all that the lineage has seen: generations rise over the life
         of a job, also when a new attempt, alone or in another cluster, would count from 1 again.
         """
         import horovod.torch as hvd
 
-        reducer = self._in_world()
-        whole = self._trained and not reducer.torn
-        step = self.global_step if whole else _FRESH
-        rows = collectives.gather_rows([step, self.epoch, self.sampler.generation])
-        furthest = max(step for step, _, _ in rows)
-        source = next(rank for rank, (step, _, _) in enumerate(rows) if step == furthest)
-        if furthest == _FRESH and hvd.rank() == source:
-            self._resume()
+        mine, live = self._offer(held)
+        rows = collectives.gather_rows([*mine, self.sampler.generation, int(live)])
+        furthest = max(row[0] for row in rows)
         # A member that dies at the end of an epoch may leave some ranks before and some behind it, at the same step.
         # The lowest rank decides then: if it is the one that saves, an epoch that it has not saved is not passed over.
-        if furthest != _FRESH and all(row[:2] == rows[source][:2] for row in rows):
+        source = min((not row[3], rank) for rank, row in enumerate(rows) if row[0] == furthest)[1]
+        if hvd.rank() == source and not live and (held is None or furthest == _FRESH or not self._take_held(held)):
+            self._resume()
+        if all(row[3] and row[:2] == rows[source][:2] for row in rows):
             # Only what differs between ranks that completed the same step: running statistics, the script's values.
             collectives.broadcast_tensors(list(self.model.buffers()), source)
             self.user = collectives.broadcast_json(self.user, source)
         else:
-            self._take_from(source, equal=rows[hvd.rank()][:2] == rows[source][:2] and furthest != _FRESH)
+            self._take_from(source, equal=live and mine[:2] == tuple(rows[source][:2]))
         self._trained = True
-        newest = max(self.sampler.ledger.newest_generation, *(generation for _, _, generation in rows))
+        newest = max(self.sampler.ledger.newest_generation, *(row[2] for row in rows))
         return max(offered or 0, newest + 1)
+
+    def _whole(self) -> bool:
+        """Whether this process holds the state of a completed step."""
+        return self._trained and not self._in_world().torn
+
+    def _offer(self, held: Held | None) -> tuple[Progress, bool]:
+        """How far this rank could bring the others, and whether that is its own state, not one that its node holds."""
+        mine = Progress(self.global_step, self.epoch) if self._whole() else Progress(_FRESH, 0)
+        there = None if held is None else held.newest()
+        return (there, False) if there is not None and there > mine else (mine, self._whole())
+
+    def _take_held(self, held: Held) -> bool:
+        """On the rank that every other will copy: continue from what the node holds; False if it cannot be read."""
+        try:
+            self.load_state_dict(held.take())
+        except (OSError, ValueError, KeyError):
+            logger.exception("the state that this node holds in memory cannot be used")
+            return False
+        self._reporter.went_on(self.epoch, self.global_step)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that has to be equal on all ranks, by name; what a checkpoint holds."""

@@ -7,11 +7,13 @@ levels: `interrupted` stays true until the next `enter`. Nothing here knows abou
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
-from edl_collective.abort import AbortSwitch
+from edl_collective.abort import AbortSwitch, inside_horovod
 from edl_collective.agent_link import AgentLink
 from edl_collective.context import Context, Launcher, Membership
+from edl_collective.held import Held
 from edl_collective.messages import Happened, Leave, Report
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ class Worlds(Protocol):
     cause: str
     #: epoch of the driver that formed it, 0 where no driver of ours does
     driver_epoch: int
+    #: what the node holds in memory between two worlds, None where nobody keeps it
+    held: Held | None
 
     @property
     def generation(self) -> int | None:
@@ -72,6 +76,8 @@ def warm() -> None:
 
 class _LocalReports:
     """For launchers without a JobClient: what happens is logged by rank 0."""
+
+    held: Held | None = None
 
     def give_up(self) -> None:
         return None  # without our sockets' numbers there is nothing to cut
@@ -164,7 +170,10 @@ class GatedWorlds:
         self.cause = ""
         self.driver_epoch = 0
         self._abort_switch = AbortSwitch()
-        self._link = AgentLink(membership, on_interrupt, self._abort_switch.abort)
+        self.held: Held | None = None
+        if membership.held_dir is not None:
+            self.held = Held(Path(membership.held_dir), membership.held_share)
+        self._link = AgentLink(membership, on_interrupt, self._abort)
 
     @property
     def generation(self) -> int | None:
@@ -192,6 +201,8 @@ class GatedWorlds:
             HOROVOD_GLOO_RENDEZVOUS_ADDR=answer.rendezvous,
             HOROVOD_GLOO_RENDEZVOUS_PORT="0",
         )
+        if self.held is not None:
+            self.held.carry(answer.generation)
         self._abort_switch.begin_init()
         hvd.init()
         self._abort_switch.arm(answer.generation)
@@ -202,6 +213,10 @@ class GatedWorlds:
 
         self._abort_switch.disarm()
         hvd.shutdown()
+
+    def _abort(self, generation: int) -> bool:
+        self._abort_switch.abort(generation)
+        return inside_horovod()
 
     def give_up(self) -> None:
         # Horovod's thread goes on to its next agreement after a failed reduction. hvd.shutdown() joins it, and would

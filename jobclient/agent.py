@@ -15,13 +15,14 @@ from edl_collective.coord.clock import Clock, SystemClock
 from edl_collective.coord.errors import CoordError
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import DriverRecord, NodeRecord, WorkerState
+from edl_collective.coord.records import DriverRecord, NodeRecord
 from edl_collective.coord.store import Session, Store
-from edl_collective.messages import AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
+from edl_collective.messages import Abort, AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
 from jobclient.config import Config
 from jobclient.decide import (
     Action,
-    JobView,
+    AskBack,
+    GiveUp,
     LetLeave,
     StartDriver,
     StartWorker,
@@ -31,7 +32,9 @@ from jobclient.decide import (
     answerable,
     decide,
 )
+from jobclient.drain import Orders
 from jobclient.driver_process import Driver
+from jobclient.held_folders import HeldFolders
 from jobclient.launch import Launcher
 from jobclient.presence import RETRY_S, Presence
 from jobclient.reporting import Reporting, resized_after_restart
@@ -87,8 +90,12 @@ class Agent:
         self._paths = Paths(config.zookeeper_root)
         self._reporting = Reporting(store, self._paths, self._clock)
         self._link = WorkerLink(node.node, self._token_of, self._heard)
+        self._held = HeldFolders(node.node)
         self._launcher = Launcher(config, node, key, str(self._link.path))
         self._session_timeout_s = config.session_timeout_s
+        self._drain_timeout_s = config.drain_timeout_s
+        #: monotonic time by which the workers must have left since `close`; None: each job's leave_timeout_s counts
+        self._leave_by_s: float | None = None
         self._workers: dict[tuple[str, str], Worker] = {}
         self._drivers: dict[str, Driver] = {}
         self._proxies: dict[str, Proxy] = {}
@@ -109,18 +116,21 @@ class Agent:
             return
         await self._link.start()
         mirror = Mirror(self._store, self._paths.jobs, lambda: _call_soon(loop, self._wake.set))
+        orders = Orders(self._store, self._paths, self._node.node, lambda: _call_soon(loop, self._wake.set))
         try:
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(presence.keep()), group.create_task(self._reporting.publish())]
-                await self._loop(mirror, presence)
+                await self._loop(mirror, orders, presence)
                 for task in background:
                     task.cancel()
         finally:
             mirror.close()
+            orders.close()
             self._kill_all()
             for proxy in self._proxies.values():
                 await proxy.close()
             await self._link.close()
+            self._held.close()
             await self._reporting.last_flush(FINAL_FLUSH_S)
             await presence.resign()
 
@@ -149,17 +159,19 @@ class Agent:
             working.cancel()
             closing.cancel()
 
-    async def _loop(self, mirror: Mirror, presence: Presence) -> None:
+    async def _loop(self, mirror: Mirror, orders: Orders, presence: Presence) -> None:
         said_goodbye = False
         while True:
             self._wake.clear()
             if self._closing and not said_goodbye:
                 said_goodbye = True
                 self._draining = await self._drain(presence)
-            known = await self._load(mirror)
+                if self._drain_timeout_s is not None:
+                    self._leave_by_s = self._clock.monotonic_s() + self._drain_timeout_s
+            known = await self._load(mirror, orders)
             if self._closing and not self._alive():
                 return
-            wake_at_s = await self._decide() if known or self._closing else self._clock.monotonic_s() + RETRY_S
+            wake_at_s = await self._decide(orders) if known or self._closing else self._clock.monotonic_s() + RETRY_S
             await self._wait(wake_at_s)
 
     async def _drain(self, presence: Presence) -> bool:
@@ -172,12 +184,13 @@ class Agent:
             logger.warning("the workers cannot leave in order: %s", error)
             return False
 
-    async def _load(self, mirror: Mirror) -> bool:
+    async def _load(self, mirror: Mirror, orders: Orders) -> bool:
         """Take a new snapshot; False if ZooKeeper cannot be reached and the old one stands."""
         if self._store.session is not Session.CONNECTED:
             return False
         try:
             values = await asyncio.to_thread(mirror.refresh)
+            await asyncio.to_thread(orders.refresh, self._clock.monotonic_s())
         except CoordError as error:
             logger.warning("deciding nothing: %s", error)
             return False
@@ -190,7 +203,7 @@ class Agent:
         await self._forget()
         return True
 
-    async def _decide(self) -> float | None:
+    async def _decide(self, orders: Orders) -> float | None:
         view = View(
             node=self._node,
             jobs=self._snapshot.jobs,
@@ -198,6 +211,8 @@ class Agent:
             drivers=tuple(driver.view for driver in self._drivers.values()),
             closing=self._closing,
             draining=self._draining,
+            drained=orders.drained,
+            leave_by_s=orders.leave_by_s if self._leave_by_s is None else self._leave_by_s,
         )
         for job in answerable(view):
             await self._open_proxy(job)
@@ -230,6 +245,12 @@ class Agent:
             case StopWorker(job, worker, timeout_s, reason):
                 logger.info("job %s: stop %s (%s)", job, worker, reason)
                 self._workers[job, worker].stop(timeout_s)
+            case AskBack(job, worker):
+                generation = self._workers[job, worker].asked_back(self._clock.monotonic_s())
+                if generation is not None:
+                    self._tell(job, worker, Abort(generation=generation))
+            case GiveUp(job, worker, reason):
+                self._workers[job, worker].give_up(reason)
             case StartDriver(job, reason):
                 logger.info("job %s: start the driver (%s)", job, reason)
                 driver = self._drivers.setdefault(job, Driver(job, self._clock, self._wake.set))
@@ -242,7 +263,7 @@ class Agent:
         spec = self._snapshot.jobs[action.job].spec
         assert spec is not None
         await self._open_proxy(action.job)
-        launch = self._launcher.worker(spec, action.planned)
+        launch = self._launcher.worker(spec, action.planned, self._held.folder(spec.job, spec.submitted_at))
         worker = Worker(
             *(self._node, spec, action.planned, launch, self._clock.wall_s()),
             changed=self._worker_changed,
@@ -266,7 +287,7 @@ class Agent:
             return False
         for worker in fresh:
             if worker.fresh:  # nobody stopped it meanwhile
-                worker.start()
+                worker.start(self._clock.monotonic_s())
         return True
 
     async def _open_proxy(self, job: str) -> None:
@@ -292,28 +313,16 @@ class Agent:
         """Drop workers that are gone and recorded so, and what is kept for jobs that have ended."""
         jobs = self._snapshot.jobs
         for name, worker in list(self._workers.items()):
-            if worker.gone and self._recorded(worker, jobs.get(worker.job)):
+            waits = self._reporting.waits(worker.job, worker.name)
+            if worker.gone and worker.is_recorded(jobs.get(worker.job), waits):
                 del self._workers[name]
         busy = {job for job, _ in self._workers}
         for job_name in (self._proxies.keys() | self._drivers.keys()) - busy:
             job = jobs.get(job_name)
-            ended = job is None or job.spec is None or (job.status is not None and job.status.phase.terminal)
-            if ended:
+            if job is None or job.ended:
                 await self._drop_job(job_name)
-
-    def _recorded(self, worker: Worker, job: JobView | None) -> bool:
-        """Whether its exit is known, or needs to be known no more.
-
-        The JobServer deletes old records of exits: one that was written and is not there has been read. While a plan
-        still lists the worker, the snapshot may be older than its record, and it would be started again.
-        """
-        if job is None or job.spec is None or job.spec.submitted_at != worker.submitted_at:
-            return True
-        record = job.workers.get(worker.name)
-        if record is not None:
-            return record.state is WorkerState.EXITED
-        planned = job.plan is None or any(p.worker == worker.name for p in job.plan.workers)
-        return not planned and not self._reporting.waits(worker.job, worker.name)
+        going_on = {(v.spec.job, v.spec.submitted_at) for v in jobs.values() if v.spec is not None and not v.ended}
+        self._held.keep(going_on | {(worker.job, worker.submitted_at) for worker in self._workers.values()})
 
     async def _drop_job(self, job: str) -> None:
         proxy = self._proxies.pop(job, None)
@@ -334,7 +343,9 @@ class Agent:
     def _tell(self, job: str, worker: str, message: AgentMessage) -> None:
         known = self._workers.get((job, worker))
         if known is not None:
-            known.told(message)
+            known.told(message, self._clock.monotonic_s())
+            if isinstance(message, Abort):
+                self._wake.set()  # it has a deadline now
         if not self._link.send(job, worker, message):
             logger.info("job %s: %s is not connected; %s is not delivered", job, worker, type(message).__name__)
 
@@ -342,7 +353,7 @@ class Agent:
         worker, proxy = self._workers.get((job, name)), self._proxies.get(job)
         if worker is None or proxy is None or worker.exited:
             return
-        worker.heard(message)
+        worker.heard(message, self._clock.monotonic_s())
         match message:
             case Gate(last_generation=last):
                 proxy.worker_gate(name, last)

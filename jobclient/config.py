@@ -7,6 +7,7 @@ Config; nothing after it looks at any of these again. Raises ConfigError with on
 import argparse
 import fcntl
 import ipaddress
+import math
 import os
 import re
 import socket
@@ -53,6 +54,8 @@ class Config:
     zookeeper_root: str
     zookeeper_wait_s: float
     session_timeout_s: float
+    #: after SIGTERM: by when all workers must have left at a step boundary; None: each job's leave_timeout_s
+    drain_timeout_s: float | None
     address: str
     port: int
     #: network interface that holds `address`; None when that is not known
@@ -81,6 +84,8 @@ class Config:
             if getattr(self, name) <= 0:
                 option = "--" + name.removesuffix("_s").replace("_", "-")
                 raise ConfigError(f"{option} is {getattr(self, name)}: it must be positive")
+        if self.drain_timeout_s is not None and not 0 <= self.drain_timeout_s < math.inf:
+            raise ConfigError(f"--drain-timeout is {self.drain_timeout_s}: it must be a number of seconds, at least 0")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port}: it must be between 0 (any free port) and 65535")
         if self.gpus and len(self.gpus) != self.slots:
@@ -107,6 +112,10 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),
     "zookeeper_wait": ("SECONDS", "how long to wait for ZooKeeper at start (default: 30)"),
     "session_timeout": ("SECONDS", "silence after which the cluster takes this node for dead (default: 10)"),
+    "drain_timeout": (
+        "SECONDS",
+        "after SIGTERM, when those that have not left are stopped by the ladder (default: the job's leave_timeout_s)",
+    ),
     "address": ("HOST", "how other nodes reach this one (default: 127.0.0.1)"),
     "port": ("PORT", "HTTP port for logs (default: 0, any free one)"),
     "interface": ("NAME", "network interface for training traffic (default: the one that holds --address)"),
@@ -194,6 +203,7 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         zookeeper_root=text("zookeeper_root", "/edl"),
         zookeeper_wait_s=number("zookeeper_wait", 30.0),
         session_timeout_s=number("session_timeout", 10.0),
+        drain_timeout_s=number("drain_timeout", 0.0) if "drain_timeout" in values else None,
         address=address,
         port=_integer("port", values.get("port", 0)),
         interface=str(values["interface"]) if "interface" in values else interface_of(address),
@@ -293,6 +303,24 @@ def interface_of(address: str) -> str | None:
             if ipaddress.ip_address(answer[20:24]) == wanted:
                 return name
     return None
+
+
+def host_name_problem(address: str, host_name: str) -> str | None:
+    """Why workers of other nodes may not reach those of this one, None if nothing is known against it.
+
+    Horovod makes the sockets of its process sets at the address of the host name, whatever interface it is told.
+    """
+    try:
+        found = ipaddress.ip_address(socket.gethostbyname(host_name))
+        wanted = ipaddress.ip_address(socket.gethostbyname(address))
+    except OSError:
+        return f"the host name {host_name} has no address, which Horovod needs: add it to /etc/hosts with {address}"
+    if wanted.is_loopback or not found.is_loopback:
+        return None
+    return (
+        f"the host name {host_name} leads to {found}, where Horovod's workers of other nodes cannot reach those of "
+        f"this one: let it lead to {address} in /etc/hosts"
+    )
 
 
 def _labels(given: object) -> dict[str, str]:

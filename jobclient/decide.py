@@ -19,11 +19,15 @@ from edl_collective.coord.records import (
     Rendezvous,
     WorkerRecord,
 )
+from jobclient.worker_env import gloo_timeout_s
 
+#: between two questions to a worker that has not come back from an aborted generation
+ASK_AGAIN_S = 1.0
 #: a dead driver is started again at once, then after pauses that double with each death until it lives long enough
 FIRST_DRIVER_PAUSE_S = 0.1
-LONGEST_DRIVER_PAUSE_S = 5.0
-HEALTHY_DRIVER_S = 30.0
+#: so that a job whose driver was killed again and again can be resized within 3 s all the same
+LONGEST_DRIVER_PAUSE_S = 2.0
+HEALTHY_DRIVER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,11 @@ class JobView:
     rendezvous: Rendezvous | None = None
     workers: Mapping[str, WorkerRecord] = field(default_factory=dict)
 
+    @property
+    def ended(self) -> bool:
+        """Nothing of it will run any more."""
+        return self.spec is None or (self.status is not None and self.status.phase.terminal)
+
 
 @dataclass(frozen=True, slots=True)
 class LocalWorker:
@@ -46,12 +55,27 @@ class LocalWorker:
     slot: int
     #: it has never been at the gate, so no world can hold it
     cold: bool
+    #: monotonic time of its start, package hook included; None before
+    started_s: float | None = None
+    #: set while it is to come back from an aborted generation
+    missing: "Missing | None" = None
     #: monotonic time by which it must have left; None while it is not asked to
     leave_by_s: float | None = None
     #: the stop ladder has begun
     stopping: bool = False
     #: the process has ended (what it left behind may still be cleared away)
     exited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A worker whose generation was aborted and that has not come back to the gate; times are monotonic."""
+
+    asked_s: float
+    #: since when a question waits for its answer; None: it has answered the last one
+    silent_since_s: float | None
+    #: since when all its answers say that it is inside Horovod; None: it is busy elsewhere, which is its right
+    inside_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +102,10 @@ class View:
     closing: bool = False
     #: the JobServer was told so, and its next plan lets the workers of this node leave at a step boundary
     draining: bool = False
+    #: somebody drains this node: it starts nothing
+    drained: bool = False
+    #: monotonic time by which all workers must have left; None: each job's leave_timeout_s counts
+    leave_by_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +136,23 @@ class StopWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class AskBack:
+    """Tell the worker again that its generation is over, and hear whether it lives."""
+
+    job: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """SIGKILL at once: the worker hangs. `reason` completes the sentence "worker w3 ..."."""
+
+    job: str
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StartDriver:
     job: str
     reason: str
@@ -120,7 +165,7 @@ class StopDriver:
     reason: str
 
 
-Action = StartWorker | LetLeave | StopWorker | StartDriver | StopDriver
+Action = StartWorker | LetLeave | StopWorker | AskBack | GiveUp | StartDriver | StopDriver
 
 _CLOSING = "the JobClient is stopping"
 #: for what is stopped when the spec, and with it its time-out, is gone
@@ -139,7 +184,7 @@ def decide(view: View, now_s: float) -> Decision:
     wakes: list[float] = []
     actions: list[Action] = []
     for local in sorted(view.workers, key=lambda w: (w.job, w.worker)):
-        action = _keep_or_stop(view, local, now_s, wakes)
+        action = _keep_or_stop(view, local, now_s, wakes) or _hangs(view, local, now_s, wakes)
         if action is not None:
             actions.append(action)
     actions += _starts(view)
@@ -159,11 +204,16 @@ def answerable(view: View) -> tuple[str, ...]:
     )
 
 
-def outcome(exit_code: int, *, said_finished: bool, told_to_leave: bool) -> Outcome:
-    """How a worker ended: an exit of 0 counts as finished unless it was told to leave and never said so."""
+def outcome(exit_code: int, *, said_finished: bool, told_to_leave: bool, aborted: bool = False) -> Outcome:
+    """How a worker ended: an exit of 0 counts as finished unless it was told to leave and never said so.
+
+    aborted: it was killed in Horovod's init, for the death of another.
+    """
     if exit_code == 0 and (said_finished or not told_to_leave):
         return Outcome.FINISHED
-    return Outcome.LEFT if told_to_leave else Outcome.FAILED
+    if told_to_leave:
+        return Outcome.LEFT
+    return Outcome.ABORTED if aborted else Outcome.FAILED
 
 
 def driver_died(driver: LocalDriver, *, lived_s: float, now_s: float) -> LocalDriver:
@@ -186,7 +236,7 @@ def _mine(view: View, job: JobView) -> tuple[PlannedWorker, ...]:
     """What the plan puts here and this node can start."""
     if view.closing or _ended(job) or job.spec is None or job.spec.kind is JobKind.EXTERNAL or job.plan is None:
         return ()
-    return tuple(p for p in job.plan.workers if p.node == view.node.node and 0 <= p.slot < view.node.slots)
+    return tuple(p for p in job.plan.everybody if p.node == view.node.node and 0 <= p.slot < view.node.slots)
 
 
 def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[float]) -> Action | None:
@@ -200,23 +250,63 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
     why = _ended(job)
     if why is not None or job is None or spec is None:
         return StopWorker(local.job, local.worker, timeout_s, why or "the job was removed")
+    if view.leave_by_s is not None:
+        if now_s >= view.leave_by_s:
+            return StopWorker(local.job, local.worker, timeout_s, "it did not leave by the deadline of the drain")
+        wakes.append(view.leave_by_s)
     if any(p.worker == local.worker for p in _mine(view, job)) or (job.plan is None and not view.closing):
         return None  # a plan that cannot be read stops nobody
     reason = _CLOSING if view.closing or job.plan is None else f"plan {job.plan.revision}: {job.plan.reason}"
     if local.cold:
         return StopWorker(local.job, local.worker, timeout_s, reason)
     if local.leave_by_s is None:
-        wakes.append(now_s + spec.leave_timeout_s)
-        return LetLeave(local.job, local.worker, now_s + spec.leave_timeout_s, reason)
+        leave_by_s = now_s + spec.leave_timeout_s if view.leave_by_s is None else view.leave_by_s
+        wakes.append(leave_by_s)
+        return LetLeave(local.job, local.worker, leave_by_s, reason)
     if now_s >= local.leave_by_s:
-        late = f"it did not leave within leave_timeout_s = {spec.leave_timeout_s:g}; {reason}"
+        late = f"it did not leave in time (leave_timeout_s is {spec.leave_timeout_s:g}); {reason}"
         return StopWorker(local.job, local.worker, timeout_s, late)
     wakes.append(local.leave_by_s)
     return None
 
 
+def _hangs(view: View, local: LocalWorker, now_s: float, wakes: list[float]) -> Action | None:
+    """Give up a worker that does not get warm, or does not come back from an aborted generation.
+
+    Nothing else has a time-out: a step, an evaluation or a checkpoint may take as long as it takes.
+    """
+    job = view.jobs.get(local.job)
+    if local.exited or local.stopping or job is None or job.spec is None:
+        return None
+    spec = job.spec
+    deadlines: list[tuple[float, str]] = []
+    if local.cold and local.started_s is not None:
+        text = f"did not reach the gate within warm_timeout_s = {spec.warm_timeout_s:g}"
+        deadlines.append((local.started_s + spec.warm_timeout_s, text))
+    missing = local.missing
+    if missing is not None and missing.silent_since_s is not None:
+        text = f"was silent for return_timeout_s = {spec.return_timeout_s:g} after an abort"
+        deadlines.append((missing.silent_since_s + spec.return_timeout_s, text))
+    if missing is not None and missing.inside_since_s is not None:
+        limit_s = gloo_timeout_s(spec) + spec.return_timeout_s
+        text = f"hung in Horovod for {limit_s:g} s after an abort (return_timeout_s is {spec.return_timeout_s:g})"
+        deadlines.append((missing.inside_since_s + limit_s, text))
+    due = [text for deadline_s, text in deadlines if now_s >= deadline_s]
+    if due:
+        return GiveUp(local.job, local.worker, due[0])
+    wakes += [deadline_s for deadline_s, _ in deadlines]
+    if missing is None:
+        return None
+    if now_s >= missing.asked_s + ASK_AGAIN_S:
+        return AskBack(local.job, local.worker)
+    wakes.append(missing.asked_s + ASK_AGAIN_S)
+    return None
+
+
 def _starts(view: View) -> list[Action]:
     """Planned workers that never ran and whose slot is free, lowest job name first."""
+    if view.drained:
+        return []
     taken = {w.slot for w in view.workers}
     here = {(w.job, w.worker) for w in view.workers}
     starts: list[Action] = []

@@ -16,10 +16,12 @@ from edl_collective.messages import (
     Abort,
     AbortGeneration,
     AgentMessage,
+    AskNode,
     AtGate,
     DriverMessage,
     HasExited,
     HasFinished,
+    Here,
     Interrupt,
     InterruptWorker,
     IsRunning,
@@ -173,6 +175,8 @@ class LocalWorld(Generic[T]):
                 self._aborted = max(self._aborted, generation)
                 lost = [w for w in (*self._assigned, *self._running) if self._lives_in(w, generation)]
                 return [*self._refuse(), *(ToWorker(worker, Abort(generation=generation)) for worker in lost)]
+            case AskNode():
+                return [ToDriver(Here())]
             case Table(generation=generation, puts=puts) if generation == self.record.generation:
                 return [*self._learn(puts)]
         return []
@@ -184,7 +188,7 @@ class LocalWorld(Generic[T]):
 
     def _world(self, record: Rendezvous) -> list[ToWorker | ToDriver | WorldChanged | Answer[T]]:
         actions: list[ToWorker | ToDriver | WorldChanged | Answer[T]] = []
-        if record.generation < self.record.generation:
+        if (record.generation, record.epoch) < (self.record.generation, self.record.epoch):
             return actions
         if record.generation > self.record.generation:
             self._begin(record)

@@ -38,13 +38,15 @@ class Launcher:
             threads_per_slot=config.threads_per_slot,
         )
 
-    def worker(self, spec: JobSpec, planned: PlannedWorker) -> Launch:
+    def worker(self, spec: JobSpec, planned: PlannedWorker, held_dir: Path | None) -> Launch:
         token = self._key.worker_token(spec.job, planned.worker)
         job_dir = self._config.work_dir / spec.work_dir
         log = log_path(self._config.log_dir, spec.job, planned.worker)
         main = Command(
             argv=spec.command,
-            env=worker_environment(self._shared, self._node, planned, spec, token),
+            env=worker_environment(
+                *(self._shared, self._node, planned, spec, token), held_dir=None if held_dir is None else str(held_dir)
+            ),
             cwd=job_dir / worker_directory(spec, planned.worker),
             log=log,
         )

@@ -22,12 +22,13 @@ WITHHELD = frozenset({"EDL_KEY_FILE", "CUDA_VISIBLE_DEVICES"})
 
 #: variables that the spec may not set: they say who the worker is and where its world is found
 RESERVED = re.compile(
-    r"EDL_(JOB|WORKER|NODE|SLOT|WORKER_TOKEN|AGENT_SOCKET|CHECKPOINT_URL)"
+    r"EDL_(JOB|WORKER|NODE|SLOT|WORKER_TOKEN|AGENT_SOCKET|HELD_DIR|CHECKPOINT_URL)"
     r"|HOROVOD_(ELASTIC|CONTROLLER|CPU_OPERATIONS|HOSTNAME|GLOO_RENDEZVOUS_\w+|RANK|SIZE|(LOCAL|CROSS)_(RANK|SIZE))"
 )
 
 #: backstop for sockets that an abort misses; the normal way out takes milliseconds
 GLOO_TIMEOUT_S = 10
+_GLOO_TIMEOUT = "HOROVOD_GLOO_TIMEOUT_SECONDS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,20 @@ def job_environment(shared: NodeEnvironment, spec: JobSpec) -> dict[str, str]:
 
 
 def worker_environment(
-    shared: NodeEnvironment, node: NodeRecord, planned: PlannedWorker, spec: JobSpec, token: str
+    shared: NodeEnvironment,
+    node: NodeRecord,
+    planned: PlannedWorker,
+    spec: JobSpec,
+    token: str,
+    held_dir: str | None = None,
 ) -> dict[str, str]:
-    """The whole environment of one worker.
+    """The whole environment of one worker. `held_dir`: where the job's workers on this node hold their state.
 
     Rank, size and rendezvous address are not in it: they change with the generation and come through the gate.
     """
     threads = str(shared.threads_per_slot)
     defaults = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    defaults["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(GLOO_TIMEOUT_S)
+    defaults[_GLOO_TIMEOUT] = str(GLOO_TIMEOUT_S)
     # With the response cache Horovod agrees by an 8-byte allreduce, in the same gloo slot as the gradients. A survivor
     # whose reduction failed goes on to agree while another still sends gradients: gloo ends the process (SIGABRT,
     # "op.preamble.length <= op.nbytes"). Without it the agreement is a gather and a broadcast, in slots of their own.
@@ -90,7 +96,15 @@ def worker_environment(
     }
     if spec.checkpoint_url is not None:
         identity["EDL_CHECKPOINT_URL"] = spec.checkpoint_url
+    if held_dir is not None:
+        identity["EDL_HELD_DIR"] = held_dir
     return defaults | job_environment(shared, spec) | identity
+
+
+def gloo_timeout_s(spec: JobSpec) -> float:
+    """After how long a collective of this job fails by itself."""
+    given = spec.env.get(_GLOO_TIMEOUT, "")
+    return float(given) if given.isdecimal() else float(GLOO_TIMEOUT_S)
 
 
 def worker_directory(spec: JobSpec, worker: str) -> str:

@@ -2,7 +2,8 @@
 
 Invariants: no slot is given twice, none on a node that is not offered, never more than a job wants; a worker that may
 stay stays where it is; the same arguments give the same answer. Jobs come in the order of their claim: first every
-job's minimum, then what each holds beyond it, then what each wants beyond that. Why a job wants it is not known here.
+job's minimum, then what each holds beyond it, then what each wants beyond that, and last the spares: they take what
+nobody wants, and go when somebody does. Why a job wants it is not known here.
 """
 
 from collections import Counter
@@ -24,15 +25,23 @@ class Request:
     held: tuple[PlannedWorker, ...] = ()
     #: a job that began keeps what it holds below its minimum; one that did not gets all of its minimum or nothing
     started: bool = False
+    #: standbys that it would like beside its workers, and those that live, the first to be promoted first
+    spares: int = 0
+    standing: tuple[PlannedWorker, ...] = ()
+    #: those of `held` that hold the training state: the others are the first to go
+    members: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """`kept` and `dropped` part the held workers; `added` are slots for new ones."""
+    """`kept`, `spares` and `dropped` part the workers and spares that live; the others are slots for new ones."""
 
+    #: have a place; spares among them are promoted
     kept: tuple[PlannedWorker, ...] = ()
     dropped: tuple[PlannedWorker, ...] = ()
     added: tuple[Slot, ...] = ()
+    spares: tuple[PlannedWorker, ...] = ()
+    spare_slots: tuple[Slot, ...] = ()
     #: slots that the cluster lacks for the job's minimum, those that are only busy for a moment not counted
     missing: int = 0
 
@@ -72,17 +81,52 @@ def allocate(requests: Sequence[Request], room: Room) -> dict[str, Grant]:
     kept = {request.job: _keep(request, shares[request.job], room) for request in requests}
     busy = set(room.taken) | set(room.leaving)
     for request in requests:  # the slot of a dropped worker is busy until its process has ended
-        busy |= {Slot(w.node, w.slot) for w in request.held}
-    grants: dict[str, Grant] = {}
+        busy |= {Slot(w.node, w.slot) for w in (*request.held, *request.standing)}
+    added: dict[str, list[Slot]] = {}
     for request in requests:
         stay = kept[request.job]
-        added = _place(shares[request.job] - len(stay), stay, busy, room)
-        if not request.started and len(stay) + len(added) < request.min_np:
-            added = []
-        busy |= set(added)
-        dropped = tuple(w for w in request.held if w not in stay)
-        grants[request.job] = Grant(stay, dropped, tuple(added), missing.get(request.job, 0))
+        slots = _place(shares[request.job] - len(stay), stay, busy, room)
+        if not request.started and len(stay) + len(slots) < request.min_np:
+            slots = []
+        busy |= set(slots)
+        added[request.job] = slots
+    lacking = sum(shares[r.job] - len(kept[r.job]) - len(added[r.job]) for r in requests)
+    standing = _stand_by(requests, kept, lacking, room)
+    grants: dict[str, Grant] = {}
+    for request in requests:
+        stay, spares = kept[request.job], standing[request.job]
+        # While somebody waits for a slot nobody gets a new spare: what is free now may be what is waited for.
+        more = 0 if lacking or request.job in missing else request.spares - len(spares)
+        spare_slots = _place_spares(more, (*stay, *spares), added[request.job], busy, room)
+        busy |= set(spare_slots)
+        dropped = tuple(w for w in (*request.held, *request.standing) if w not in stay and w not in spares)
+        counts = (tuple(added[request.job]), spares, tuple(spare_slots), missing.get(request.job, 0))
+        grants[request.job] = Grant(stay, dropped, *counts)
     return grants
+
+
+def _stand_by(
+    requests: Sequence[Request], kept: Mapping[str, Sequence[PlannedWorker]], lacking: int, room: Room
+) -> dict[str, tuple[PlannedWorker, ...]]:
+    """The spares that stay. Of the others as many go as slots are lacking and not about to become free anyway."""
+    able = {request.job: _able_spares(request, kept[request.job], room) for request in requests}
+    standing = {request.job: tuple(able[request.job][: request.spares]) for request in requests}
+    ending = sum(room.holds(slot) for slot in room.leaving)
+    for request in requests:
+        living = {w for w in (*request.held, *request.standing) if room.holds(Slot(w.node, w.slot))}
+        ending += len(living - {*kept[request.job], *standing[request.job]})
+    for request in reversed(requests):  # the lowest claim first, its newest first
+        spares = standing[request.job]
+        gone = max(0, min(len(spares), lacking - ending))
+        standing[request.job] = spares[: len(spares) - gone]
+        ending += gone
+    return standing
+
+
+def _able_spares(request: Request, kept: Sequence[PlannedWorker], room: Room) -> list[PlannedWorker]:
+    """Those that wait, and workers without a place that have never been in a world: they are as good."""
+    never_in = [w for w in request.held if w.worker not in request.members]
+    return [w for w in (*request.standing, *never_in) if w not in kept and room.holds(Slot(w.node, w.slot))]
 
 
 def _shares(requests: Sequence[Request], capacity: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -107,10 +151,12 @@ def _shares(requests: Sequence[Request], capacity: int) -> tuple[dict[str, int],
 
 
 def _keep(request: Request, share: int, room: Room) -> tuple[PlannedWorker, ...]:
-    """The held workers that stay: the newest go first, so that the oldest keep their ranks."""
+    """Who has a place: those in the world, the oldest first because they keep their ranks, then who waits longest."""
     able = [w for w in request.held if room.holds(Slot(w.node, w.slot))]
-    able.sort(key=lambda w: worker_number(w.worker))
-    return tuple(able[:share])
+    able.sort(key=lambda w: (w.worker not in request.members, worker_number(w.worker)))
+    spares = [w for w in request.standing if room.holds(Slot(w.node, w.slot))]
+    kept = (*able, *spares)[:share]
+    return tuple(sorted(kept, key=lambda w: worker_number(w.worker)))
 
 
 def _place(count: int, stay: Sequence[PlannedWorker], busy: Set[Slot], room: Room) -> list[Slot]:
@@ -136,4 +182,19 @@ def _place(count: int, stay: Sequence[PlannedWorker], busy: Set[Slot], room: Roo
         free[node] = free[node][len(batch) :]
         if not free[node]:
             del free[node]
+    return chosen
+
+
+def _place_spares(
+    count: int, own: Sequence[PlannedWorker], added: Sequence[Slot], busy: Set[Slot], room: Room
+) -> list[Slot]:
+    """Up to `count` free slots, on the nodes with the fewest of the job: who dies with a node is replaced elsewhere."""
+    crowd = Counter([*(w.node for w in own), *(slot.node for slot in added)])
+    free = {Slot(node, i) for node, slots in room.nodes.items() for i in range(slots)} - busy
+    chosen: list[Slot] = []
+    while free and len(chosen) < count:
+        slot = min(free, key=lambda s: (crowd[s.node], s))
+        free.discard(slot)
+        crowd[slot.node] += 1
+        chosen.append(slot)
     return chosen

@@ -7,6 +7,7 @@ Decisions are taken elsewhere.
 
 import http.client
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 from urllib.parse import quote
@@ -33,6 +34,7 @@ from jobserver.api_models import (
     job_detail,
     job_row,
     node_row,
+    parse_drain,
     parse_np,
     parse_spec,
     pods,
@@ -48,6 +50,8 @@ HEALTH_PATH = "/api/v1/health"
 LOG_TIMEOUT_S = 10.0
 MAX_LOG_BYTES = 1024 * 1024
 WRITE_ATTEMPTS = 5
+#: how long a request waits for a session that was interrupted: one that begins anew is there in a moment
+PATIENCE_S = 1.0
 
 
 class Service:
@@ -62,9 +66,24 @@ class Service:
         self._clock = clock
         self._changing = changing
         self.token = token
+        self._connected = threading.Event()
+        store.on_session(self._session_changed)
+        self._session_changed(store.session)
 
     def snapshot(self) -> Snapshot:
-        return self._controller.view.load()
+        """The newest; one that the end of a session cut short is taken again in the next. Raises Disconnected."""
+        try:
+            return self._controller.view.load()
+        except Disconnected:
+            if not self._connected.wait(PATIENCE_S):
+                raise
+            return self._controller.view.load()
+
+    def _session_changed(self, session: Session) -> None:
+        if session is Session.CONNECTED:
+            self._connected.set()
+        else:
+            self._connected.clear()
 
     def job(self, name: str) -> tuple[Job, Snapshot]:
         """Raises ApiError 404, or 409 for a job whose records cannot be read."""
@@ -112,6 +131,10 @@ class Service:
                 self._store.set(path, encode(spec, path), job.spec.version)
             except VersionConflict:
                 continue
+            except Disconnected:  # if it was written nevertheless, the next look shows it
+                if not self._connected.wait(PATIENCE_S):
+                    raise
+                continue
             except NotFound:
                 raise ApiError(404, f"there is no job {name}", "job") from None
             return {"job": name, "spec": msgspec.to_builtins(spec)}
@@ -151,12 +174,34 @@ class Service:
             raise ApiError(409, f"job {name} has not ended: stop it first")
         return snapshot
 
+    def drain(self, node: str, body: bytes) -> Json:
+        """Order that a node be left; ordered again, only the deadline changes. Raises ApiError 404."""
+        if node not in self.snapshot().nodes:
+            raise ApiError(404, f"there is no node {node}", "node")
+        path, order = self._paths.drain(node), parse_drain(body, node, self._clock.wall_s())
+        for _ in range(WRITE_ATTEMPTS):
+            found = self._store.get(path)
+            try:
+                self._store.set(path, encode(order, path), None if found is None else found.version)
+            except (VersionConflict, NotFound):
+                continue
+            return {"node": node, "draining": True, "deadline_s": order.deadline_s}
+        raise ApiError(409, f"node {node} is being drained by others: try again")
+
+    def undrain(self, node: str) -> Json:
+        """Cancel the order; the node need not be there. Raises ApiError 404 where nobody drains it."""
+        path = self._paths.drain(node)
+        if self._store.get(path) is None:
+            raise ApiError(404, f"nobody drains node {node}", "node")
+        self._store.delete(path)
+        return {"node": node, "draining": False}
+
     def health(self, trusted: bool) -> Json:
         """Never fails: it says how much is wrong, and to those with the token what."""
         problems = [self._controller.failure] if self._controller.failure else []
         leader = None
         try:
-            snapshot = self.snapshot()
+            snapshot = self._controller.view.load()
             problems += [problem.text for problem in snapshot.problems]
             leader = snapshot.leader.server if snapshot.leader else None
         except CoordError as error:
@@ -338,6 +383,14 @@ def _add_cluster(app: FastAPI, service: Service) -> None:
     def nodes() -> Response:
         snapshot = service.snapshot()
         return _json({"nodes": [node_row(node, snapshot) for _, node in sorted(snapshot.nodes.items())]})
+
+    @app.post("/api/v1/nodes/{node}/drain")
+    def drain(node: str, body: Body) -> Response:
+        return _json(service.drain(node, body))
+
+    @app.post("/api/v1/nodes/{node}/undrain")
+    def undrain(node: str) -> Response:
+        return _json(service.undrain(node))
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

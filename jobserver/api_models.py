@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from edl_collective.coord.records import (
+    TIMEOUTS,
+    DrainRecord,
     Event,
     JobKind,
     JobSpec,
@@ -84,7 +86,7 @@ def convert_spec(values: Mapping[str, Any]) -> JobSpec:
         check_schedule(spec)
     except ValueError as error:
         raise ApiError(422, str(error), "schedule") from error
-    for name in ("hold_timeout_s", "leave_timeout_s", "stop_timeout_s"):
+    for name in TIMEOUTS:
         if not math.isfinite(getattr(spec, name)):
             raise ApiError(422, f"{name} must be a finite number of seconds", name)
     for name in ("max_restarts", "max_failures"):
@@ -99,6 +101,19 @@ def parse_np(body: bytes, spec: JobSpec) -> JobSpec:
     if set(values) != {"np"}:
         raise ApiError(422, 'scale needs exactly one field: {"np": number, or null for the schedule}', "np")
     return convert_spec({**msgspec.to_builtins(spec), "np": values["np"]})
+
+
+def parse_drain(body: bytes, node: str, now_s: float) -> DrainRecord:
+    """The order to drain `node`; an empty body gives it no deadline. Raises ApiError."""
+    values = parse_body(body) if body else {}
+    for name in values:
+        if name != "deadline_s":
+            raise ApiError(422, f"a drain has no field {name!r}; it has deadline_s", name)
+    try:
+        return msgspec.convert({**values, "node": node, "asked_at": now_s}, DrainRecord)
+    except msgspec.ValidationError as error:
+        text, _ = _explain(str(error))
+        raise ApiError(422, text, "deadline_s") from error
 
 
 def differences(old: JobSpec, new: JobSpec) -> list[str]:
@@ -117,6 +132,7 @@ def job_row(job: Job) -> Json:
         "phase": status.phase.value if status else "pending",
         "reason": status.reason if status else "no JobServer has looked at it yet",
         "workers": len(job.plan.value.workers) if job.plan else 0,
+        "spares": len(job.plan.value.spares) if job.plan else 0,
         "world_size": progress.world_size if progress else 0,
         "min_np": spec.min_np,
         "max_np": spec.max_np,
@@ -171,14 +187,17 @@ def events_after(job: Job, after: int) -> list[Json]:
 
 
 def node_row(node: NodeRecord, snapshot: Snapshot) -> Json:
-    """A node with the workers that are planned on it."""
+    """A node with the workers and spares that are planned on it; `drain` is set while somebody drains it."""
     planned = [
-        {"job": job.name, "worker": w.worker, "slot": w.slot}
+        {"job": job.name, "worker": w.worker, "slot": w.slot, "spare": w in job.plan.value.spares}
         for job in snapshot.jobs.values()
-        for w in (job.plan.value.workers if job.plan else ())
+        if job.plan is not None
+        for w in job.plan.value.everybody
         if w.node == node.node
     ]
-    return {**msgspec.to_builtins(node), "workers": sorted(planned, key=lambda row: row["slot"])}
+    order = snapshot.drains.get(node.node)
+    drain = None if order is None else {"deadline_s": order.value.deadline_s, "asked_at": order.value.asked_at}
+    return {**msgspec.to_builtins(node), "drain": drain, "workers": sorted(planned, key=lambda row: row["slot"])}
 
 
 def host_rows(job: Job, snapshot: Snapshot) -> list[Json]:

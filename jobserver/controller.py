@@ -8,8 +8,10 @@ the store changes, the session changes, or the decision asked to be woken.
 import logging
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import (
@@ -24,8 +26,9 @@ from edl_collective.coord.errors import (
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import Record, encode
+from edl_collective.coord.records import LeaderRecord, NodeRecord, Record, decode, encode
 from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
+from jobserver.death_watch import DeathWatch, Endpoint
 from jobserver.reconcile import (
     Action,
     Decision,
@@ -36,7 +39,8 @@ from jobserver.reconcile import (
     UpdateJob,
     reconcile,
 )
-from jobserver.snapshot import Snapshot, build
+from jobserver.sight import Sight
+from jobserver.snapshot import Snapshot, build, excuse
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +52,15 @@ STOP_TIMEOUT_S = 10.0
 class View:
     """The newest snapshot, shared by the loop and the API; any thread may load it."""
 
-    def __init__(self, mirror: Mirror, paths: Paths) -> None:
+    def __init__(self, mirror: Mirror, paths: Paths, sight: Sight) -> None:
         self._mirror = mirror
         self._paths = paths
+        self._sight = sight
         self._lock = threading.Lock()
         self._values: Mapping[str, Versioned] = {}
         self._snapshot = Snapshot()
+        #: nodes whose record this process took away because their JobClient had died
+        self.buried: frozenset[str] = frozenset()
 
     def load(self) -> Snapshot:
         """What the store holds now; reads and parses only after a change. Raises Disconnected."""
@@ -62,7 +69,7 @@ class View:
             if values != self._values:
                 self._snapshot = build(values, self._paths)
                 self._values = values
-            return self._snapshot
+            return excuse(self._snapshot, self.buried) if self._sight.unsettled_s else self._snapshot
 
 
 class Controller:
@@ -78,11 +85,14 @@ class Controller:
         self._config = config
         self._woken = threading.Event()
         self._stopping = threading.Event()
+        self._sight = Sight(store, clock, config.absence_timeout_s)
         self._mirror = Mirror(store, paths.root, self._woken.set)
         self._thread = threading.Thread(target=self.run, name="edl-controller", daemon=True)
+        self._watch = DeathWatch(self._woken.set)
         self._retry_s = FIRST_RETRY_S
         self._problems: tuple[str, ...] = ()
-        self.view = View(self._mirror, paths)
+        self._awaited: frozenset[str] = frozenset()
+        self.view = View(self._mirror, paths, self._sight)
         #: why the last decision is as it is; "" while this server does not lead
         self.reason = ""
         #: what went wrong in the last turn of the loop, None if nothing did
@@ -103,6 +113,8 @@ class Controller:
         if self._thread.ident is not None:
             self._thread.join(STOP_TIMEOUT_S)
         self._mirror.close()
+        self._sight.close()
+        self._watch.close()
         if self._store.session is not Session.CONNECTED:
             return  # the session expires, and with it the lead
         try:
@@ -122,18 +134,25 @@ class Controller:
         if self._store.session is not Session.CONNECTED:
             self.reason = ""
             return None
-        epoch = self._leadership.try_lead()
+        epoch = self._leadership.try_lead(self._dead_leader())
         snapshot = self.view.load()
+        self._watch.follow(_watched(snapshot, epoch))
+        if epoch is not None and self._bury_dead_nodes(snapshot):
+            snapshot = self.view.load()
         self._show_problems(snapshot)
         if epoch is None:
             self.reason = ""
             return None
         now_s = self._clock.wall_s()
+        self._show_awaited(snapshot)
         decision = reconcile(snapshot, now_s, replace(self._config, leader_epoch=epoch))
         self._show_reason(decision, epoch)
         for action in decision.actions:
             self._apply(action)
-        return None if decision.wake_at is None else max(0.0, decision.wake_at - now_s)
+        waits = [] if decision.wake_at is None else [max(0.0, decision.wake_at - now_s)]
+        if snapshot.awaited_nodes:
+            waits.append(self._sight.unsettled_s)
+        return min(waits, default=None)
 
     def _turn(self) -> float | None:
         """One step, with every failure turned into a time to wait."""
@@ -159,6 +178,27 @@ class Controller:
         if text != self.failure:
             logger.warning("%s", text)
         self.failure = text
+
+    def _dead_leader(self) -> LeaderRecord | None:
+        return next((name for name in self._watch.dead if isinstance(name, LeaderRecord)), None)
+
+    def _bury_dead_nodes(self, snapshot: Snapshot) -> bool:
+        """Take away the records of nodes whose JobClient has died, as the end of their sessions would; whether any.
+
+        So everybody learns of it in the same way and at once. A JobClient that lives, against all evidence, registers
+        again.
+        """
+        dead = {name for name in self._watch.dead if isinstance(name, _NodeLife)}
+        self.view.buried = (self.view.buried | {life.node for life in dead}) - snapshot.nodes.keys()
+        found = [life for life in dead if life in map(_life, snapshot.nodes.values())]
+        self.view.buried |= {life.node for life in found}
+        for life in found:
+            path = self._paths.node(life.node)
+            there = self._store.get(path)
+            if there is not None and _life(decode(there.data, NodeRecord, path)) == life:
+                logger.warning("the JobClient of node %s has died", life.node)
+                self._store.transact([self._leadership.fence(), Delete(path, there.version)])
+        return bool(found)
 
     def _apply(self, action: Action) -> None:
         match action:
@@ -195,12 +235,39 @@ class Controller:
             logger.info("epoch %d: %s", epoch, decision.reason)
         self.reason = decision.reason
 
+    def _show_awaited(self, snapshot: Snapshot) -> None:
+        if snapshot.awaited_nodes - self._awaited:
+            names, wait_s = ", ".join(sorted(snapshot.awaited_nodes)), self._sight.unsettled_s
+            logger.info("nodes that may come back are waited for, at most %.1f s: %s", wait_s, names)
+        self._awaited = snapshot.awaited_nodes
+
     def _show_problems(self, snapshot: Snapshot) -> None:
         texts = tuple(problem.text for problem in snapshot.problems)
         for text in texts:
             if text not in self._problems:
                 logger.error("%s", text)
         self._problems = texts
+
+
+class _NodeLife(NamedTuple):
+    """One life of a node."""
+
+    node: str
+    incarnation: str
+
+
+def _life(record: NodeRecord) -> _NodeLife:
+    return _NodeLife(record.node, record.incarnation)
+
+
+def _watched(snapshot: Snapshot, epoch: int | None) -> dict[Hashable, Endpoint]:
+    """Whose death matters to us: that of the JobClients while we lead, else that of the leader."""
+    if epoch is not None:
+        return {_life(node): Endpoint(node.address, node.port) for node in snapshot.nodes.values()}
+    if snapshot.leader is None:
+        return {}
+    url = urlsplit(snapshot.leader.api_url)
+    return {snapshot.leader: Endpoint(url.hostname, url.port)} if url.hostname and url.port else {}
 
 
 def _write(path: str, record: Record, version: int | None) -> Op:

@@ -4,7 +4,7 @@ Invariant: every planned worker is exactly one of living, finished, failed, lost
 finished is living. A worker is lost with its node or with the JobClient that started it, whatever its record says.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edl_collective.coord.records import (
     JobKind,
@@ -46,29 +46,39 @@ class Death:
     #: counts as a failure of the job's own; a node that went away does not
     counts: bool
     log_tail: str = ""
+    #: it failed before it had a place in a world, beside a world that goes on
+    standby: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """The planned workers of a job, parted by what became of them."""
+    """The planned workers of a job, and the spares that are in its world, parted by what became of them."""
 
     living: tuple[PlannedWorker, ...] = ()
     finished: tuple[PlannedWorker, ...] = ()
     dead: tuple[Death, ...] = ()
     #: slots of processes that no plan lists any more and that have not ended yet
     leaving: frozenset[Slot] = field(default_factory=frozenset)
+    #: spares in no world: those that live, the warm ones first, and those that do not
+    spares: tuple[PlannedWorker, ...] = ()
+    lost_spares: tuple[Death, ...] = ()
+    #: names of those that have been at the gate
+    warm: frozenset[str] = frozenset()
 
 
 def crew_of(job: Job, snapshot: Snapshot) -> Crew:
     """Part the planned workers of `job`."""
-    planned = job.plan.value.workers if job.plan else ()
+    everybody = job.plan.value.everybody if job.plan else ()
+    members = {m.worker for m in job.rendezvous.members}
+    waiting = tuple(w for w in (job.plan.value.spares if job.plan else ()) if w.worker not in members)
     living: list[PlannedWorker] = []
     finished: list[PlannedWorker] = []
     dead: list[Death] = []
-    for worker in planned:
+    for worker in everybody:
         at = job.workers.get(worker.worker)
         record = None if at is None else at.value
-        if record is not None and record.state is WorkerState.EXITED and record.outcome is Outcome.FINISHED:
+        ended = record is not None and record.state is WorkerState.EXITED
+        if ended and record is not None and record.outcome is Outcome.FINISHED and worker not in waiting:
             finished.append(worker)
             continue
         death = _death(worker, record, snapshot)
@@ -76,13 +86,33 @@ def crew_of(job: Job, snapshot: Snapshot) -> Crew:
             living.append(worker)
         else:
             dead.append(death)
-    names = {w.worker for w in planned}
+    names = {w.worker for w in everybody}
     leaving = {
         Slot(at.value.node, at.value.slot)
         for name, at in job.workers.items()
         if name not in names and not is_over(at.value, snapshot)
     }
-    return Crew(tuple(living), tuple(finished), tuple(dead), frozenset(leaving))
+    if any(w.worker in members for w in living):
+        dead = [_beside_a_world(job, death) for death in dead]
+    warm = frozenset(name for name, at in job.workers.items() if at.value.state is not WorkerState.STARTING)
+    return Crew(
+        living=tuple(w for w in living if w not in waiting),
+        finished=tuple(finished),
+        dead=tuple(death for death in dead if death.worker not in waiting),
+        leaving=frozenset(leaving),
+        spares=tuple(sorted((w for w in living if w in waiting), key=lambda w: w.worker not in warm)),
+        lost_spares=tuple(death for death in dead if death.worker in waiting),
+        warm=warm,
+    )
+
+
+def _beside_a_world(job: Job, death: Death) -> Death:
+    """`death` while a world goes on: who never had a place in one has cost it nothing, and is no failure of the job."""
+    at = job.workers.get(death.worker.worker)
+    placed = (at is not None and at.value.placed) or any(
+        m.worker == death.worker.worker for m in job.rendezvous.members
+    )
+    return death if placed else replace(death, counts=False, standby=death.counts)
 
 
 def is_over(record: WorkerRecord, snapshot: Snapshot) -> bool:
@@ -91,7 +121,7 @@ def is_over(record: WorkerRecord, snapshot: Snapshot) -> bool:
         return True
     node = snapshot.nodes.get(record.node)
     if node is None:
-        return record.node not in snapshot.unreadable_nodes
+        return record.node not in snapshot.unknown_nodes
     return node.incarnation != record.incarnation
 
 
@@ -100,7 +130,7 @@ def _death(worker: PlannedWorker, record: WorkerRecord | None, snapshot: Snapsho
     if record is not None and record.state is WorkerState.EXITED:
         return _exit(worker, record, node)
     if node is None:
-        if worker.node in snapshot.unreadable_nodes:
+        if worker.node in snapshot.unknown_nodes:
             return None
         return Death(worker, f"{worker.worker} was lost with node {worker.node}", counts=False)
     if record is not None and record.incarnation != node.incarnation:
@@ -115,6 +145,9 @@ def _exit(worker: PlannedWorker, record: WorkerRecord, node: NodeRecord | None) 
     if record.outcome is Outcome.LEFT:
         wanted_to = node is None or node.draining or node.incarnation != record.incarnation
         return Death(worker, f"{worker.worker} left {worker.node}", counts=not wanted_to)
+    if record.outcome is Outcome.ABORTED:
+        text = f"{worker.worker} was killed on {worker.node} while it joined a generation that lost another member"
+        return Death(worker, text, counts=False)
     code = record.exit_code
     how = "ended" if code is None else f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
     text = f"{worker.worker} failed on {worker.node} ({how})"
@@ -130,7 +163,7 @@ def is_new_attempt(job: Job, crew: Crew) -> bool:
     planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
     if not planned or job.spec.value.kind is JobKind.EXTERNAL:
         return False
-    carriers = {m.worker for m in job.rendezvous.members} & planned or planned
+    carriers = {m.worker for m in job.rendezvous.members} & _everybody(job) or planned
     return not carriers & {w.worker for w in (*crew.living, *crew.finished)}
 
 
@@ -156,8 +189,7 @@ def still_training(job: Job, crew: Crew) -> tuple[PlannedWorker, ...]:
     Without a known world these are all that live.
     """
     members = {m.worker for m in job.rendezvous.members}
-    planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
-    return tuple(w for w in crew.living if w.worker in members) if members & planned else crew.living
+    return tuple(w for w in crew.living if w.worker in members) if members & _everybody(job) else crew.living
 
 
 def living_saver(job: Job, crew: Crew) -> PlannedWorker | None:
@@ -170,5 +202,8 @@ def saver_finished(job: Job, crew: Crew) -> bool:
     """True when the worker that saves (rank 0) is among the finished; without a known world, any finished one."""
     finished = {w.worker for w in crew.finished}
     savers = {m.worker for m in job.rendezvous.members if m.rank == 0}
-    planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
-    return bool(savers & finished) if savers & planned else bool(finished)
+    return bool(savers & finished) if savers & _everybody(job) else bool(finished)
+
+
+def _everybody(job: Job) -> set[str]:
+    return {w.worker for w in job.plan.value.everybody} if job.plan else set()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from edl_collective.coord.records import JobKind, JobStatus, Phase, PlannedWorker
+from jobserver.allocate import worker_number
 from jobserver.job_state import (
     Crew,
     check_transition,
@@ -23,6 +24,8 @@ from jobserver.snapshot import Job, Slot
 
 MAX_TAIL_CHARS = 2000
 MAX_NEWS = 8
+#: after the second standby in a row that died beside a running world the next ones wait 1 s, then 2, 4, ...
+LONGEST_STANDBY_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,16 @@ class Case:
     news: tuple[str, ...] = ()
     #: True: the plan becomes empty; None: allocate decides; False: the plan stays
     clear: bool | None = None
+    #: no standby starts before that wall time, unless the job is below its minimum
+    held_back_until: float | None = None
 
     @property
     def workers(self) -> tuple[PlannedWorker, ...]:
         return self.job.plan.value.workers if self.job.plan else ()
+
+    @property
+    def spares(self) -> tuple[PlannedWorker, ...]:
+        return self.job.plan.value.spares if self.job.plan else ()
 
 
 def judge(job: Job, crew: Crew, now_s: float, finish_timeout_s: float, save_timeout_s: float) -> Case:
@@ -54,7 +63,7 @@ def judge(job: Job, crew: Crew, now_s: float, finish_timeout_s: float, save_time
         return _stop(case, now_s)
     if crew.finished:
         return _finish(case, now_s, finish_timeout_s, save_timeout_s)
-    return _ask(_count(case), now_s)
+    return _ask(_count(case, now_s), now_s)
 
 
 def _first_status(job: Job, now_s: float) -> JobStatus:
@@ -108,20 +117,42 @@ def _stop(case: Case, now_s: float) -> Case:
     return replace(enter(case, Phase.STOPPING, "stop was asked for: waiting for its workers", now_s), clear=True)
 
 
-def _count(case: Case) -> Case:
+def _count(case: Case, now_s: float) -> Case:
     """Count deaths and attempts; a completed epoch clears the counters first."""
-    status, job = case.status, case.job
+    job, crew = case.job, case.crew
+    status = _count_standbys(case, now_s)
     epoch = 0 if job.progress is None else job.progress.epoch
     attempt, failures, restarts = status.attempt, status.failures, status.restarts
     if epoch > status.epoch_seen:
         failures = restarts = 0
-    failures += sum(death.counts for death in case.crew.dead)
-    news = [death.text for death in case.crew.dead]
-    if case.crew.dead and is_new_attempt(job, case.crew):
+    failures += sum(death.counts for death in crew.dead)
+    news = [death.text for death in (*crew.dead, *crew.lost_spares)]
+    if crew.dead and is_new_attempt(job, case.crew):
         attempt, restarts = attempt + 1, restarts + 1
         news.append(f"no worker with the training state is left: attempt {attempt}")
     counts = (attempt, failures, restarts, max(epoch, status.epoch_seen))
     return replace(case, status=with_(status, counts=counts), news=tuple(news))
+
+
+def _count_standbys(case: Case, now_s: float) -> JobStatus:
+    """Standbys that die cost the job nothing: they are not its failures, but the next ones come ever later.
+
+    One that gets to the gate shows that the fault is gone, if it started later than the last that died.
+    """
+    status, crew = case.status, case.crew
+    died = [worker_number(death.worker.worker) for death in (*crew.dead, *crew.lost_spares) if death.standby]
+    newest = max([status.standby_newest, *died])
+    warm = max((worker_number(w.worker) for w in (*crew.living, *crew.spares) if w.worker in crew.warm), default=0)
+    deaths = 0 if warm > newest else status.standby_deaths + len(died)
+    died_at = now_s if died else status.standby_died_at
+    return structs.replace(status, standby_deaths=deaths, standby_newest=newest, standby_died_at=died_at)
+
+
+def _standby_due_at(status: JobStatus) -> float:
+    """Wall time before which no standby starts."""
+    if status.standby_deaths < 2:
+        return 0.0
+    return status.standby_died_at + min(LONGEST_STANDBY_PAUSE_S, 2.0 ** min(status.standby_deaths - 2, 16))
 
 
 def _exhausted(case: Case) -> str | None:
@@ -180,7 +211,7 @@ def _await_saver(case: Case, saver: PlannedWorker, now_s: float, save_timeout_s:
 
 def _retry_unsaved(case: Case, why: str, now_s: float) -> Case:
     """Some returned, but not the worker that saves: what it had not saved is trained again."""
-    counted = _count(case)
+    counted = _count(case, now_s)
     status, crew = counted.status, case.crew
     counts = (status.attempt + 1, status.failures, status.restarts + 1, status.epoch_seen)
     ending = crew.leaving | {Slot(w.node, w.slot) for w in crew.living}
@@ -188,7 +219,7 @@ def _retry_unsaved(case: Case, why: str, now_s: float) -> Case:
         counted,
         status=structs.replace(with_(status, counts=counts), saved_at=None),
         news=(*counted.news, f"{why}: attempt {counts[0]}"),
-        crew=Crew(dead=crew.dead, leaving=ending),
+        crew=Crew(dead=crew.dead, leaving=ending, spares=crew.spares, lost_spares=crew.lost_spares),
     )
     return _ask(retry, now_s)
 
@@ -207,7 +238,10 @@ def _ask(case: Case, now_s: float) -> Case:
             return replace(enter(case, Phase.FAILED, why, now_s), clear=True)
     case = _next_change(case, now_s)
     want = _wanted(case, now_s)
-    return replace(case, clear=None, wanted=want, wake_at=case.wake_at or want.wake_at)
+    due_at = _standby_due_at(case.status)
+    back = due_at if now_s < due_at else None
+    wakes = [at for at in (case.wake_at or want.wake_at, back) if at is not None]
+    return replace(case, clear=None, wanted=want, wake_at=min(wakes, default=None), held_back_until=back)
 
 
 def _next_change(case: Case, now_s: float) -> Case:

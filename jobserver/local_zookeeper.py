@@ -1,8 +1,8 @@
 """A private ZooKeeper server on this machine, for one person, one demonstration, or one test session.
 
 Invariants: at most one server runs on a data directory, whoever starts it (a lock that the server inherits); the
-server listens on 127.0.0.1 alone; it never outlives the process that started it, not even after SIGKILL of that
-process; `start` returns only when the server that answers is the one that it started.
+server listens on one address alone, 127.0.0.1 unless told otherwise; it never outlives the process that started it,
+not even after SIGKILL of that process; `start` returns only when the server that answers is the one that it started.
 What it does not do: quorums, remote clients, authentication. Production uses an ensemble of its own
 (`--zookeeper HOSTS`). The choices are explained in docs/decisions/002-local-zookeeper.md.
 """
@@ -34,21 +34,21 @@ DEBIAN_JAR = Path("/usr/share/java/zookeeper.jar")
 INSTALL_COMMAND = "apt-get install --no-install-recommends default-jre-headless libzookeeper-java"
 
 #: Session time-outs are rounded up to ticks, so a short tick lets a 2 s session expire after 2 s and not after 4 s.
-_ZOO_CFG = f"""\
+_ZOO_CFG = """\
 tickTime=250
 minSessionTimeout=1000
 maxSessionTimeout=120000
 dataDir=./data
-clientPortAddress={HOST}
-clientPort={{port}}
+clientPortAddress={host}
+clientPort={port}
 maxClientCnxns=0
 admin.enableServer=false
 4lw.commands.whitelist=srvr,ruok,cons,mntr
 autopurge.snapRetainCount=3
 autopurge.purgeInterval=1
 """
-#: Argument 0 is our process id. The shell replaces itself only while we are still its parent: this closes the gap
-#: between the fork and the moment at which the parent-death signal is armed.
+#: Argument 0 is our process id. The shell replaces itself only while we are still its parent: an orphan from between
+#: the fork and the moment at which the parent-death signal is armed ends at once.
 _EXEC_UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
 _PORT_ATTEMPTS = 3
 _LOCK_WAIT_S = 3.0
@@ -101,7 +101,7 @@ def find_program(environ: Mapping[str, str]) -> Program:
 class LocalZooKeeper:
     """A private ZooKeeper server that this process owns.
 
-    data_dir: kept between runs; holds the data, the configuration and zookeeper.log.
+    data_dir: kept between runs; holds the data, the configuration and zookeeper.log. host: the address to listen on.
     port: the preferred TCP port, 0 for any. When somebody else has it, a free one is taken; `hosts` tells which.
     heap_mb: upper bound of the Java heap. startup_timeout_s: how long `start` waits for the server to serve.
     program: which files to run; found in this process's environment when None.
@@ -113,6 +113,7 @@ class LocalZooKeeper:
         data_dir: Path,
         port: int = 0,
         *,
+        host: str = HOST,
         heap_mb: int = 128,
         startup_timeout_s: float = 20.0,
         program: Program | None = None,
@@ -124,6 +125,7 @@ class LocalZooKeeper:
         if startup_timeout_s <= 0:
             raise ValueError(f"startup_timeout_s must be positive, not {startup_timeout_s}")
         self._dir = data_dir.absolute()
+        self._host = host
         self._port = port
         self._heap_mb = heap_mb
         self._startup_timeout_s = startup_timeout_s
@@ -134,7 +136,7 @@ class LocalZooKeeper:
     def hosts(self) -> str:
         """The connection string for clients; LocalZooKeeperError before `start`."""
         self._running()
-        return f"{HOST}:{self._port}"
+        return f"{self._host}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -159,7 +161,7 @@ class LocalZooKeeper:
         try:
             deadline = time.monotonic() + self._startup_timeout_s
             for attempt in range(1, _PORT_ATTEMPTS + 1):
-                port = _choose_port(self._port)
+                port = _choose_port(self._host, self._port)
                 if self._start_on(port, program, lock_fd, deadline):
                     return self.hosts
                 logger.warning("port %d was taken while ZooKeeper started (attempt %d)", port, attempt)
@@ -209,7 +211,7 @@ class LocalZooKeeper:
         child = _Child(_command(program, self._heap_mb), self._dir, self.log_path, lock_fd)
         serving = False
         try:
-            serving = _wait_until_serving(child, port, deadline)
+            serving = _wait_until_serving(child, self._host, port, deadline)
         finally:
             if not serving:
                 child.send(signal.SIGKILL)
@@ -227,7 +229,7 @@ class LocalZooKeeper:
         raise StartFailedError(f"ZooKeeper on {self._dir} {fate}; the end of {self.log_path}:\n{end}")
 
     def _write_configuration(self, port: int) -> None:
-        (self._dir / "zoo.cfg").write_text(_ZOO_CFG.format(port=port), encoding="ascii")
+        (self._dir / "zoo.cfg").write_text(_ZOO_CFG.format(host=self._host, port=port), encoding="ascii")
         if self.log_path.exists():
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
 
@@ -329,25 +331,25 @@ def _lock(path: Path) -> int:
         return fd
 
 
-def _choose_port(preferred: int) -> int:
+def _choose_port(host: str, preferred: int) -> int:
     """Return `preferred` if nobody listens there, else a free port."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):  # in use, or not ours to take: the kernel's choice comes next
-                probe.bind((HOST, port))
+                probe.bind((host, port))
                 chosen: int = probe.getsockname()[1]
                 if preferred not in (0, chosen):
                     logger.warning("port %d is taken: ZooKeeper listens on %d", preferred, chosen)
                 return chosen
-    raise StartFailedError(f"the system has no free port on {HOST}")
+    raise StartFailedError(f"the system has no free port on {host}")
 
 
-def _wait_until_serving(child: _Child, port: int, deadline: float) -> bool:
+def _wait_until_serving(child: _Child, host: str, port: int, deadline: float) -> bool:
     """Wait until `child` itself serves on `port`; False when it ended or the deadline passed."""
     while time.monotonic() < deadline:
         # Whoever answers on the port might be a stranger, so the socket must belong to the child.
-        if "Mode:" in four_letter_word("srvr", port) and _listens(child.pid, port):
+        if "Mode:" in four_letter_word("srvr", port, host) and _listens(child.pid, port):
             return True
         if child.exited.wait(_POLL_S):
             return False
@@ -362,10 +364,10 @@ def _listens(pid: int, port: int) -> bool:
     return any(c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port for c in connections)
 
 
-def four_letter_word(word: str, port: int, timeout_s: float = 1.0) -> str:
-    """Ask the server on this machine's `port` one of ZooKeeper's four-letter words; "" when nobody answers."""
+def four_letter_word(word: str, port: int, host: str = HOST, timeout_s: float = 1.0) -> str:
+    """Ask the server at `host`:`port` one of ZooKeeper's four-letter words; "" when nobody answers."""
     answer = bytearray()
-    with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=timeout_s) as connection:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=timeout_s) as connection:
         connection.sendall(word.encode("ascii"))
         while chunk := connection.recv(65536):
             answer += chunk

@@ -6,7 +6,6 @@ wants nor a node's slots. See docs/decisions/006-reconcile.md. Nothing is writte
 between two calls.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from edl_collective.coord.records import Event, JobKind, JobSpec, JobStatus, Phase, Plan, PlannedWorker
@@ -25,6 +24,8 @@ class ReconcileConfig:
     finish_timeout_s: float = 120.0
     #: how long rank 0 may evaluate and save after another worker finished
     save_timeout_s: float = 3600.0
+    #: after an outage of ZooKeeper, how long nodes may take to be back before their absence counts
+    absence_timeout_s: float = 10.0
     #: fill a node before the next one; otherwise spread
     pack: bool = True
     #: events and ended workers that are kept of each job, for people
@@ -38,7 +39,7 @@ class ReconcileConfig:
     changing: Changing | None = None
 
     def __post_init__(self) -> None:
-        for name in ("finish_timeout_s", "save_timeout_s"):
+        for name in ("finish_timeout_s", "save_timeout_s", "absence_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}: it must be positive")
         for name in ("max_events", "max_ended_workers", "max_deletions"):
@@ -137,10 +138,15 @@ def _fill_in(job: Job, config: ReconcileConfig) -> list[FillInSpec]:
 
 def _request(case: Case) -> Request:
     assert case.wanted is not None, "only a job that asks makes a request"
-    living, least = case.crew.living, case.job.spec.value.min_np
+    spec, living, standing = case.job.spec.value, case.crew.living, case.crew.spares
+    least, want, spares = spec.min_np, case.wanted.np, spec.spares
     if near_end(case):  # it gives nothing to others
-        least = min(max(least, len(living)), case.wanted.np)
-    return Request(case.job.name, least, case.wanted.np, living, case.status.started_at is not None)
+        least, spares = min(max(least, len(living)), want), min(spares, len(standing))
+    if case.held_back_until is not None:  # what lives may have a place, nobody new
+        want, spares = max(least, min(want, len(living) + len(standing))), min(spares, len(standing))
+    members = frozenset(m.worker for m in case.job.rendezvous.members)
+    started = case.status.started_at is not None
+    return Request(case.job.name, least, want, living, started, spares, standing, members)
 
 
 def _room(cases: list[Case], snapshot: Snapshot, config: ReconcileConfig) -> Room:
@@ -148,15 +154,15 @@ def _room(cases: list[Case], snapshot: Snapshot, config: ReconcileConfig) -> Roo
     leaving: set[Slot] = set()
     living: set[Slot] = set()
     for case in cases:
-        held = {Slot(w.node, w.slot) for w in case.crew.living}
+        held = {Slot(w.node, w.slot) for w in (*case.crew.living, *case.crew.spares)}
         living |= held
         leaving |= case.crew.leaving
         if case.clear is True:
             leaving |= held
         elif case.clear is False:  # its plan stays, and with it the slots of those that have ended already
-            taken |= {Slot(w.node, w.slot) for w in case.workers}
+            taken |= {Slot(w.node, w.slot) for w in (*case.workers, *case.spares)}
     nodes = {name: node.slots for name, node in snapshot.nodes.items() if not node.draining}
-    for name in snapshot.unreadable_nodes:  # it keeps who is there and takes nobody
+    for name in snapshot.unknown_nodes:  # it keeps who is there and takes nobody
         nodes[name] = 1 + max((slot.slot for slot in living if slot.node == name), default=-1)
         taken |= {Slot(name, i) for i in range(nodes[name])} - living
     return Room(nodes, taken, leaving - taken, config.pack)
@@ -171,15 +177,37 @@ def _settle(
     """The decided case and its new plan, None where the plan stays."""
     if case.clear is not None:
         reason = case.status.reason.partition("\n")[0]  # the status has the end of the log, too
-        return case, _plan(case, (), snapshot, reason, config) if case.clear else None
+        return case, _plan(case, (), (), snapshot, reason, config) if case.clear else None
     assert grant is not None, "allocate answers every request"
     number = case.job.plan.value.next_worker if case.job.plan else 1
     new = tuple(PlannedWorker(f"w{number + i}", slot.node, slot.slot) for i, slot in enumerate(grant.added))
     workers = (*grant.kept, *new)
-    drained = tuple(f"{w.worker} leaves {w.node}, which drains" for w in grant.dropped if _drains(w.node, snapshot))
-    case = _phase(replace(case, news=case.news + drained), workers, grant.missing, snapshot, now_s)
-    plan = _plan(case, workers, snapshot, _plan_reason(case, workers), config)
+    number += len(new)
+    carrier = _carrier(case, grant, snapshot)
+    if carrier is not None:
+        workers = (carrier, *workers)[: max(2, case.wanted.np if case.wanted else 0)]
+    standby = tuple(PlannedWorker(f"w{number + i}", s.node, s.slot) for i, s in enumerate(grant.spare_slots))
+    spares = (*sorted(grant.spares, key=lambda w: worker_number(w.worker)), *standby)
+    promoted = tuple(f"{w.worker} stood by and takes a place" for w in grant.kept if w in case.spares)
+    leaving = [w for w in grant.dropped if _drains(w.node, snapshot) and w != carrier]
+    drained = tuple(f"{w.worker} leaves {w.node}, which drains" for w in leaving)
+    if carrier is not None:
+        drained += (f"{carrier.worker} stays on {carrier.node}, which drains, until others have its state",)
+    case = _phase(replace(case, news=case.news + promoted + drained), workers, grant.missing, snapshot, now_s)
+    plan = _plan(case, workers, spares, snapshot, _plan_reason(case, workers, spares), config)
     return (note_effect(case, now_s) if plan is None else case), plan
+
+
+def _carrier(case: Case, grant: Grant, snapshot: Snapshot) -> PlannedWorker | None:
+    """Who hands the training state over when all that have it are on nodes that drain: one of them, rank 0 if it lives.
+
+    It stays until one of those that come is in the world; if nobody can come, it leaves like the others.
+    """
+    ranks = {m.worker: m.rank for m in case.job.rendezvous.members}
+    if not (grant.kept or grant.added) or any(w.worker in ranks for w in grant.kept):
+        return None
+    inside = [w for w in grant.dropped if w.worker in ranks and _drains(w.node, snapshot)]
+    return min(inside, key=lambda w: ranks[w.worker], default=None)
 
 
 def _drains(node: str, snapshot: Snapshot) -> bool:
@@ -194,7 +222,7 @@ def _phase(case: Case, workers: tuple[PlannedWorker, ...], missing: int, snapsho
     if len(workers) >= spec.min_np:
         reason = f"{_workers(len(workers))}: {want.reason}"
         if len(workers) < want.np and not near_end(case):
-            reason += f"; {want.np - len(workers)} more when slots become free"
+            reason += f"; {want.np - len(workers)} more {_when(case)}"
         started = with_(status, started_at=now_s) if status.started_at is None else status
         return enter(replace(case, status=started), Phase.RUNNING, reason, now_s)
     lack = _lack(spec.min_np, missing, snapshot)
@@ -203,6 +231,12 @@ def _phase(case: Case, workers: tuple[PlannedWorker, ...], missing: int, snapsho
     held = enter(case, Phase.HOLDING, lack, now_s)
     deadline = held.status.since + spec.hold_timeout_s
     return replace(held, wake_at=min(deadline, case.wake_at or deadline))
+
+
+def _when(case: Case) -> str:
+    if case.held_back_until is None:
+        return "when slots become free"
+    return f"after a pause, because {case.status.standby_deaths} standbys in a row have died"
 
 
 def _lack(min_np: int, missing: int, snapshot: Snapshot) -> str:
@@ -214,8 +248,10 @@ def _lack(min_np: int, missing: int, snapshot: Snapshot) -> str:
     return f"{text}, less what other jobs use); start a JobClient, or submit with a lower min_np"
 
 
-def _plan_reason(case: Case, workers: tuple[PlannedWorker, ...]) -> str:
+def _plan_reason(case: Case, workers: tuple[PlannedWorker, ...], spares: tuple[PlannedWorker, ...]) -> str:
     assert case.wanted is not None
+    if workers == case.workers:
+        return "; ".join((*([some(case.news)] if case.news else []), f"{_spares(len(spares))} beside the workers"))
     before, after = len(case.workers), len(workers)
     what = f"start with {_workers(after)}" if not case.workers else f"{before} to {_workers(after)}"
     if case.news and before == after:
@@ -225,18 +261,23 @@ def _plan_reason(case: Case, workers: tuple[PlannedWorker, ...]) -> str:
 
 
 def _plan(
-    case: Case, workers: tuple[PlannedWorker, ...], snapshot: Snapshot, reason: str, config: ReconcileConfig
+    case: Case,
+    workers: tuple[PlannedWorker, ...],
+    spares: tuple[PlannedWorker, ...],
+    snapshot: Snapshot,
+    reason: str,
+    config: ReconcileConfig,
 ) -> Plan | None:
     """The next plan, None if it would say what the present one says."""
     old = case.job.plan.value if case.job.plan else None
     driver_node = _driver_node(case, workers, snapshot)
     if old is None and not workers:
         return None
-    if old is not None and (old.workers, old.driver_node) == (workers, driver_node):
+    if old is not None and (old.workers, old.spares, old.driver_node) == (workers, spares, driver_node):
         return None
-    if old is not None and old.workers == workers:
+    if old is not None and (old.workers, old.spares) == (workers, spares):
         reason = f"the driver moves to {driver_node}"
-    numbers = [worker_number(w.worker) for w in workers]
+    numbers = [worker_number(w.worker) for w in (*workers, *spares)]
     return Plan(
         revision=1 if old is None else old.revision + 1,
         workers=workers,
@@ -244,6 +285,7 @@ def _plan(
         reason=reason,
         next_worker=max([old.next_worker if old else 1, *(n + 1 for n in numbers)]),
         leader_epoch=config.leader_epoch,
+        spares=spares,
     )
 
 
@@ -251,7 +293,7 @@ def _driver_node(case: Case, workers: tuple[PlannedWorker, ...], snapshot: Snaps
     """Stay while the node lives: moving the driver costs more than a driver away from its workers does."""
     if not workers or case.job.spec.value.kind is JobKind.EXTERNAL:
         return None
-    usable = {name for name, node in snapshot.nodes.items() if not node.draining} | snapshot.unreadable_nodes
+    usable = {name for name, node in snapshot.nodes.items() if not node.draining} | snapshot.unknown_nodes
     old = case.job.plan.value.driver_node if case.job.plan else None
     if old in usable:
         return old
@@ -270,13 +312,14 @@ def _update(case: Case, plan: Plan | None, now_s: float) -> list[Action]:
 def _events(case: Case, plan: Plan | None, now_s: float) -> list[Event]:
     events = [
         Event(at=now_s, kind="worker", text=death.text, fields={"worker": death.worker.worker, "counts": death.counts})
-        for death in (case.crew.dead if plan is not None else ())
+        for death in ((*case.crew.dead, *case.crew.lost_spares) if plan is not None else ())
     ]
     if plan is not None:
         fields: dict[str, str | int | float | bool | None] = {
             "revision": plan.revision,
             "from": len(case.workers),
             "to": len(plan.workers),
+            "spares": len(plan.spares),
             "driver_node": plan.driver_node,
         }
         events.append(Event(at=now_s, kind="plan", text=plan.reason, fields=fields))
@@ -293,7 +336,7 @@ def _events(case: Case, plan: Plan | None, now_s: float) -> list[Event]:
 
 def _rubbish(case: Case, snapshot: Snapshot, config: ReconcileConfig) -> list[Action]:
     """Old records of ended workers and old events, oldest first."""
-    planned: Mapping[str, PlannedWorker] = {w.worker: w for w in case.workers}
+    planned = {w.worker for w in (*case.workers, *case.spares)}
     ended = [n for n, at in case.job.workers.items() if n not in planned and is_over(at.value, snapshot)]
     ended.sort(key=worker_number)
     old_workers = ended[: max(0, len(ended) - config.max_ended_workers)]
@@ -304,3 +347,7 @@ def _rubbish(case: Case, snapshot: Snapshot, config: ReconcileConfig) -> list[Ac
 
 def _workers(count: int) -> str:
     return "1 worker" if count == 1 else f"{count} workers"
+
+
+def _spares(count: int) -> str:
+    return "1 spare" if count == 1 else f"{count or 'no'} spares"

@@ -4,13 +4,16 @@ Invariant: a record that does not parse is never read as an empty one. It become
 it belongs to is left alone: a job with an unreadable record is not decided about, and keeps the slots it had.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
+
+from msgspec import structs
 
 from edl_collective.coord.errors import RecordError
 from edl_collective.coord.paths import Key, Paths
 from edl_collective.coord.records import (
+    DrainRecord,
     DriverRecord,
     JobSpec,
     JobStatus,
@@ -83,6 +86,7 @@ class Problem:
 class Snapshot:
     """The cluster at one moment."""
 
+    #: live nodes; `draining` is set for those that somebody drains, too
     nodes: Mapping[str, NodeRecord] = field(default_factory=dict)
     jobs: Mapping[str, Job] = field(default_factory=dict)
     leader: LeaderRecord | None = None
@@ -91,6 +95,29 @@ class Snapshot:
     unreadable_nodes: frozenset[str] = frozenset()
     #: jobs that are left alone, with the slots that their readable records name
     unreadable_jobs: Mapping[str, frozenset[Slot]] = field(default_factory=dict)
+    #: by node, whether it lives or not
+    drains: Mapping[str, At[DrainRecord]] = field(default_factory=dict)
+    #: nodes that are not there, but may only not have come back yet since ZooKeeper was out of our sight (`excuse`)
+    awaited_nodes: frozenset[str] = frozenset()
+
+    @property
+    def unknown_nodes(self) -> frozenset[str]:
+        """Nodes of which nothing can be said: they keep who they have and get nobody."""
+        return self.unreadable_nodes | self.awaited_nodes
+
+
+def excuse(snapshot: Snapshot, but: Set[str] = frozenset()) -> Snapshot:
+    """`snapshot` as it is to be judged while absence means nothing: whoever jobs know and is not there is awaited.
+
+    but: nodes that have died for certain.
+    """
+    known: set[str | None] = set()
+    for job in snapshot.jobs.values():
+        known |= {at.value.node for at in job.workers.values()}
+        if job.plan is not None:
+            known |= {job.plan.value.driver_node, *(w.node for w in job.plan.value.everybody)}
+    absent = {name for name in known if name is not None and name not in snapshot.nodes}
+    return replace(snapshot, awaited_nodes=frozenset(absent - snapshot.unreadable_nodes - but))
 
 
 _JOB_TYPES: dict[str, type[Record]] = {
@@ -149,7 +176,7 @@ class _JobParts:
 
     def slots(self) -> frozenset[Slot]:
         plan = self.value("plan", Plan)
-        planned = {Slot(w.node, w.slot) for w in plan.workers} if plan else set()
+        planned = {Slot(w.node, w.slot) for w in plan.everybody} if plan else set()
         return frozenset(planned | {Slot(at.value.node, at.value.slot) for at in self.workers.values()})
 
 
@@ -157,6 +184,7 @@ def build(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
     """The snapshot of what a Mirror holds: `values` by path, below `paths.root`."""
     nodes: dict[str, NodeRecord] = {}
     unreadable_nodes: set[str] = set()
+    drains: dict[str, At[DrainRecord]] = {}
     parts: dict[str, _JobParts] = {}
     problems: list[Problem] = []
     leader: LeaderRecord | None = None
@@ -164,14 +192,17 @@ def build(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
         try:
             if key.kind == "leader":
                 leader = decode(found.data, LeaderRecord, path)
+            elif key.kind == "drain" and key.node is not None:
+                drains[key.node] = At(decode(found.data, DrainRecord, path), found.version)
             elif key.node is not None:
                 nodes[key.node] = decode(found.data, NodeRecord, path)
             elif key.job is not None:
                 parts.setdefault(key.job, _JobParts()).add(key, path, found)
         except RecordError as error:
             problems.append(Problem(path, str(error)))
-            if key.node is not None:
+            if key.kind == "node" and key.node is not None:
                 unreadable_nodes.add(key.node)
+    nodes.update({name: structs.replace(nodes[name], draining=True) for name in drains.keys() & nodes.keys()})
     jobs: dict[str, Job] = {}
     unreadable: dict[str, frozenset[Slot]] = {}
     for name, collected in parts.items():
@@ -182,7 +213,7 @@ def build(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
             unreadable[name] = collected.slots()
         else:
             jobs[name] = collected.job(spec)
-    return Snapshot(nodes, jobs, leader, tuple(problems), frozenset(unreadable_nodes), unreadable)
+    return Snapshot(nodes, jobs, leader, tuple(problems), frozenset(unreadable_nodes), unreadable, drains)
 
 
 def _known(values: Mapping[str, Versioned], paths: Paths) -> Iterator[tuple[str, Key, Versioned]]:

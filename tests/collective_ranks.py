@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from edl_collective import collectives
 from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import WorldChanged
+from edl_collective.held import Held
 from edl_collective.messages import Happened, Report
 from edl_collective.sampler import permutation
 from edl_collective.scaling import BatchPolicy, PerWorkerBatch, TotalBatch
@@ -35,6 +36,7 @@ class World:
     cause = "test"
     driver_epoch = 0
     generation: int | None = None
+    held: Held | None = None
     level = False
 
     def enter(self) -> None: ...

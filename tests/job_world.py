@@ -96,8 +96,19 @@ class World:
         for name in {w.worker for w in plan.workers} & records.keys():
             if records[name].value.state is WorkerState.RUNNING:
                 self.record(name, WorkerState.RUNNING, job=job, generation=plan.revision)
-        members = tuple(Member(w.worker, w.node, i, 0, 1, 0, 1) for i, w in enumerate(plan.workers))
-        self._change(job, rendezvous=Rendezvous(generation=plan.revision, epoch=1, members=members))
+        self.form(*(w.worker for w in plan.workers), job=job)
+        for spare in plan.spares:
+            if spare.worker not in self.jobs[job].workers and spare.node in self.nodes:
+                self.record(spare.worker, WorkerState.STANDBY, job=job)
+
+    def form(self, *workers: str, job: str = "j") -> None:
+        """The driver forms a world of these workers."""
+        places = [self.history[job, worker] for worker in workers]
+        members = tuple(
+            Member(w, place.node, i, 0, 1, 0, 1) for i, (w, place) in enumerate(zip(workers, places, strict=True))
+        )
+        generation = self.plan(job).revision
+        self._change(job, rendezvous=Rendezvous(generation=generation, epoch=1, members=members))
 
     def record(
         self,
@@ -121,6 +132,7 @@ class World:
             exit_code=exit_code,
             log_tail=log_tail,
             generation=generation,
+            placed=state is WorkerState.RUNNING or (old is not None and old.value.placed),
         )
         workers = {**self.jobs[job].workers, worker: At(found, old.version + 1 if old else 0)}
         self._change(job, workers=workers)
@@ -133,7 +145,7 @@ class World:
 
     def let_go(self, job: str = "j") -> None:
         """Agents end every process that no plan lists."""
-        planned = {w.worker for w in self.plan(job).workers}
+        planned = {w.worker for w in self.plan(job).everybody}
         for name, at in self.jobs[job].workers.items():
             if name not in planned and at.value.state is not WorkerState.EXITED:
                 self.record(name, WorkerState.EXITED, Outcome.LEFT, 0, job)
@@ -147,6 +159,9 @@ class World:
 
     def ids(self, job: str = "j") -> list[str]:
         return [w.worker for w in self.plan(job).workers]
+
+    def spares(self, job: str = "j") -> list[str]:
+        return [w.worker for w in self.plan(job).spares]
 
     def status(self, job: str = "j") -> JobStatus:
         at = self.jobs[job].status
@@ -192,12 +207,12 @@ class World:
         events = [StoredEvent(f"e-{start + i:010d}", encode(e), 0) for i, e in enumerate(action.events)]
         self._change(name, events=(*job.events, *events))
         if action.plan is not None:
-            for worker in action.plan.workers:
+            for worker in action.plan.everybody:
                 place = Slot(worker.node, worker.slot)
                 assert self.history.setdefault((name, worker.worker), place) == place, "a worker id was used twice"
             if job.plan is not None:
                 assert action.plan.revision == job.plan.value.revision + 1
-                new = {w.worker for w in action.plan.workers} - {w.worker for w in job.plan.value.workers}
+                new = {w.worker for w in action.plan.everybody} - {w.worker for w in job.plan.value.everybody}
                 assert all(int(w[1:]) >= job.plan.value.next_worker for w in new)
             self._change(name, plan=At(action.plan, (action.plan_version or 0) + 1))
 
@@ -207,14 +222,18 @@ class World:
     def check(self, settled: bool = False) -> None:
         """No slot is planned twice; bounds hold. Between two actions another plan may still list its dead."""
         snapshot = self.snapshot()
-        planned = {name: job.plan.value.workers for name, job in self.jobs.items() if job.plan}
+        planned = {name: job.plan.value.everybody for name, job in self.jobs.items() if job.plan}
         if not settled:
-            planned = {name: crew_of(self.jobs[name], snapshot).living for name in planned}
+            crews = {name: crew_of(self.jobs[name], snapshot) for name in planned}
+            planned = {name: (*crew.living, *crew.spares) for name, crew in crews.items()}
         used = [Slot(w.node, w.slot) for workers in planned.values() for w in workers]
         assert len(used) == len(set(used)), f"a slot is planned twice: {used}"
         for job in self.jobs.values():
             if job.plan is not None:
-                assert len(job.plan.value.workers) <= job.spec.value.max_np
+                draining = any(w.node in self.nodes and self.nodes[w.node].draining for w in job.plan.value.workers)
+                handover = 2 if draining else 0  # one hands its state over before it leaves
+                assert len(job.plan.value.workers) <= max(job.spec.value.max_np, handover)
+                assert not settled or len(job.plan.value.spares) <= max(job.spec.value.spares, 0)
 
 
 def running(np: int = 2, nodes: int = 2, slots: int = 2, **fields: Any) -> World:

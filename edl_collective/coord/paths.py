@@ -66,6 +66,14 @@ class Paths:
     def node(self, node: str) -> str:
         return f"{self.nodes}/{check_name('node', node)}"
 
+    @property
+    def drains(self) -> str:
+        return f"{self.root}/drains"
+
+    def drain(self, node: str) -> str:
+        """Persistent (DrainRecord): it outlives the node, which is drained when it comes back."""
+        return f"{self.drains}/{check_name('node', node)}"
+
     def job(self, job: str) -> str:
         return f"{self.jobs}/{check_name('job', job)}"
 
@@ -111,6 +119,8 @@ class Paths:
                 return Key("leader_epoch")
             case ["nodes", node]:
                 return Key("node", node=node)
+            case ["drains", node]:
+                return Key("drain", node=node)
             case ["jobs", job, record] if record in _JOB_RECORDS:
                 return Key(record, job=job)
             case ["jobs", job, "workers", worker]:

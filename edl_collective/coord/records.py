@@ -42,6 +42,22 @@ class NodeRecord(Record, frozen=True, kw_only=True):
     started_at: float = 0.0
 
 
+class DrainRecord(Record, frozen=True, kw_only=True):
+    """Somebody asked that a node be left; it takes no workers while this record is there."""
+
+    node: str
+    #: how long, from when its JobClient hears of it, its workers may take to leave at a step boundary; None: each job's
+    #: own leave_timeout_s
+    deadline_s: float | None = None
+    #: wall time, for people
+    asked_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_name("node", self.node)
+        if self.deadline_s is not None and not 0 <= self.deadline_s < float("inf"):
+            raise ValueError(f"deadline_s is {self.deadline_s}: it must be a number of seconds, at least 0")
+
+
 class EpochStep(msgspec.Struct, frozen=True):
     """From the time that `epoch` epochs are completed the job wants `np` workers."""
 
@@ -81,6 +97,10 @@ class JobKind(StrEnum):
     EXTERNAL = "external"
 
 
+#: fields of a JobSpec that are times in seconds
+TIMEOUTS = ("hold_timeout_s", "leave_timeout_s", "stop_timeout_s", "warm_timeout_s", "return_timeout_s")
+
+
 class JobSpec(Record, frozen=True, kw_only=True):
     """What a user wants; written by the API, never by a controller."""
 
@@ -90,6 +110,8 @@ class JobSpec(Record, frozen=True, kw_only=True):
     max_np: int = 1
     #: wanted workers; None: as many as fit up to max_np, or what the schedule says
     np: int | None = None
+    #: standbys kept warm beside the workers, in slots that no job wants; they replace the lost and join first
+    spares: int = 0
     schedule: Schedule | None = None
     kind: JobKind = JobKind.ELASTIC
     #: directory in which the package hook runs and, without `pod_path`, the command too
@@ -109,6 +131,10 @@ class JobSpec(Record, frozen=True, kw_only=True):
     #: how long a worker may take to leave at a step boundary, and then from SIGTERM to SIGKILL
     leave_timeout_s: float = 30.0
     stop_timeout_s: float = 10.0
+    #: how long a worker may take from its start, package hook included, to the gate
+    warm_timeout_s: float = 1800.0
+    #: after an abort of its generation: how long a worker may be silent, and wait in Horovod beyond gloo's own time-out
+    return_timeout_s: float = 5.0
     #: set by stop: the job is to end
     stopped: bool = False
     submitted_at: float = 0.0
@@ -123,7 +149,11 @@ class JobSpec(Record, frozen=True, kw_only=True):
             raise ValueError(f"min_np is {self.min_np} and max_np is {self.max_np}: min_np must not exceed max_np")
         if self.np is not None and not self.min_np <= self.np <= self.max_np:
             raise ValueError(f"np is {self.np}: it must be between min_np {self.min_np} and max_np {self.max_np}")
-        for name in ("hold_timeout_s", "leave_timeout_s", "stop_timeout_s"):
+        if self.spares < 0:
+            raise ValueError(f"spares is {self.spares}: it must be at least 0")
+        if self.spares and self.kind is JobKind.EXTERNAL:
+            raise ValueError(f"spares is {self.spares}: horovodrun, which launches an external job, knows no spares")
+        for name in TIMEOUTS:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
         self._check_process_texts()
@@ -161,6 +191,13 @@ class Plan(Record, frozen=True, kw_only=True):
     next_worker: int
     #: epoch of the leader that wrote it
     leader_epoch: int
+    #: standbys beyond what the job wants; the driver lets one take the place of a lost worker without asking
+    spares: tuple[PlannedWorker, ...] = ()
+
+    @property
+    def everybody(self) -> tuple[PlannedWorker, ...]:
+        """Workers and spares: all that may live."""
+        return (*self.workers, *self.spares)
 
 
 class Phase(StrEnum):
@@ -199,6 +236,11 @@ class JobStatus(Record, frozen=True, kw_only=True):
     changed_at: float | None = None
     #: wall time at which rank 0, which saves, was seen to have finished; None until then and in a new attempt
     saved_at: float | None = None
+    #: standbys in a row that died beside a running world, until a newer one gets to the gate; number of the newest of
+    #: them, and wall time of its death: they cost the job nothing, and the next ones start ever later
+    standby_deaths: int = 0
+    standby_newest: int = 0
+    standby_died_at: float = 0.0
 
 
 class WorkerState(StrEnum):
@@ -210,11 +252,15 @@ class WorkerState(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a worker ended: its training returned, it was told to leave, or neither."""
+    """How a worker ended: its training returned, it was told to leave, or neither.
+
+    Aborted: its JobClient killed it in Horovod's init, because its generation had lost another member.
+    """
 
     FINISHED = "finished"
     LEFT = "left"
     FAILED = "failed"
+    ABORTED = "aborted"
 
 
 class WorkerRecord(Record, frozen=True, kw_only=True):
@@ -227,6 +273,8 @@ class WorkerRecord(Record, frozen=True, kw_only=True):
     state: WorkerState
     pid: int | None = None
     generation: int = 0
+    #: it was given a place in a world, whether or not it got there
+    placed: bool = False
     #: exit status, negative for a signal as in subprocess; set with `outcome` when the state is exited
     exit_code: int | None = None
     outcome: Outcome | None = None

@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         "form": (default.form_grace_s, "wait for all planned workers before min_np of them start a job"),
         "join": (default.join_grace_s, "the first newcomer waits for the other planned ones, while training goes on"),
         "suspect": (default.suspect_grace_s, "wait for an explanation when the collective of one worker failed"),
+        "straggle": (
+            default.straggle_grace_s,
+            "after the first came to the gate as asked, before the others are aborted",
+        ),
+        "answer": (default.answer_grace_s, "a connected node that is missing in ZooKeeper has so long to say it lives"),
+        "absence": (default.absence_grace_s, "a planned node may be missing so long if no JobServer judges it"),
     }
     for name, (seconds, text) in graces.items():
         add(f"--{name}-grace", type=float, default=seconds, metavar="SECONDS", help=f"{text} (default %(default)s)")
@@ -65,7 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
         paths = Paths(options.root)
         key = load_key(options.key_file)
         config = world.Config(
-            form_grace_s=options.form_grace, join_grace_s=options.join_grace, suspect_grace_s=options.suspect_grace
+            form_grace_s=options.form_grace,
+            join_grace_s=options.join_grace,
+            suspect_grace_s=options.suspect_grace,
+            straggle_grace_s=options.straggle_grace,
+            answer_grace_s=options.answer_grace,
+            absence_grace_s=options.absence_grace,
         )
     except (ValueError, KeyFileError) as error:
         parser.error(str(error))

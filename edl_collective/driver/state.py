@@ -10,7 +10,7 @@ from enum import Enum
 from typing import TypeVar
 
 from edl_collective.coord.records import Plan, Rendezvous
-from edl_collective.messages import AtGate, HasExited, HasFinished, IsRunning, NodeHello, ProxyMessage
+from edl_collective.messages import AtGate, HasExited, HasFinished, Here, IsRunning, NodeHello, ProxyMessage
 
 _V = TypeVar("_V")
 
@@ -28,6 +28,16 @@ class Seen:
     node: str
     where: Where
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """A node of a member that is not in the store. Times are monotonic seconds."""
+
+    since_s: float
+    #: when its JobClient was last asked whether it lives, None if it is not connected
+    asked_s: float | None = None
+    answered: bool = False
 
 
 #: what was sent on the present connection of a node: (node, kind, worker or "", generation)
@@ -57,9 +67,11 @@ class State:
     #: written to the store, result not known yet
     writing: Rendezvous | None = None
     told: frozenset[Told] = frozenset()
-    #: since when the first newcomer waits at the gate; since when a member is back though no loss is known
+    #: since when the first newcomer waits at the gate; since when a member is back, or gone while others are not back
     waiting_since: float | None = None
     suspect_since: float | None = None
+    #: members' nodes that are missing in the store
+    absent: Mapping[str, Absence] = field(default_factory=dict)
     fenced: bool = False
 
 
@@ -167,13 +179,15 @@ def _said(state: State, node: str, message: ProxyMessage) -> State:
             return replace(state, seen={**state.seen, worker: Seen(node, Where.RUNNING, generation)})
         case HasFinished(worker=worker):
             return replace(state, finished=state.finished | {worker})
+        case Here() if node in state.absent:
+            return replace(state, absent={**state.absent, node: replace(state.absent[node], answered=True)})
         case HasExited(worker=worker, detail=detail):
             return replace(state, seen=_without(state.seen, worker), exits={**state.exits, worker: detail})
     return state
 
 
 def _written(state: State, record: Rendezvous, version: int) -> State:
-    kept = {m.worker for m in record.members} | ({p.worker for p in state.plan.workers} if state.plan else set())
+    kept = {m.worker for m in record.members} | ({p.worker for p in state.plan.everybody} if state.plan else set())
     return replace(
         state,
         record=record,

@@ -1,4 +1,4 @@
-"""edl submit, ps, describe, scale, stop, delete, events, nodes: one request each."""
+"""edl submit, ps, describe, scale, stop, delete, events: one request each."""
 
 import re
 from datetime import datetime
@@ -47,6 +47,7 @@ def default_name(command: tuple[str, ...]) -> str:
 @click.option("--min-np", type=int, default=None, help="fewest workers it may run with (default: 1)")
 @click.option("--max-np", type=int, default=None, help="most workers it may have (default: --np, else --min-np)")
 @click.option("--np", type=int, default=None, help="wanted workers (default: as many as fit, or the schedule)")
+@click.option("--spares", type=int, default=None, help="standbys kept warm where no job wants the slot (default: 0)")
 @click.option("--schedule", default=None, help='"0:1,2:2" (epoch:np), "0s:1,60s:2" or "900s:-1+1"')
 @click.option("--checkpoint", default=None, help="URL of the checkpoint directory")
 @click.option("--work-dir", default=None, help="where the command runs (default: the current directory)")
@@ -57,6 +58,8 @@ def default_name(command: tuple[str, ...]) -> str:
 @click.option("--max-restarts", type=int, default=None, help="new attempts after all workers died (default: 3)")
 @click.option("--max-failures", type=int, default=None, help="worker failures between two epochs (default: 10)")
 @click.option("--hold-timeout", type=float, default=None, help="seconds below --min-np until it fails (default: 600)")
+@click.option("--warm-timeout", type=float, default=None, help="seconds from start to the gate (default: 1800)")
+@click.option("--return-timeout", type=float, default=None, help="seconds of silence after an abort (default: 5)")
 @click.argument("command", nargs=-1)
 @with_api
 def submit(
@@ -90,7 +93,8 @@ def submit(
 
 
 def _spec(options: dict[str, Any]) -> dict[str, Any]:
-    names = {"checkpoint": "checkpoint_url", "package_sh": "package_hook", "hold_timeout": "hold_timeout_s"}
+    names = {"checkpoint": "checkpoint_url", "package_sh": "package_hook"}
+    names |= {option: f"{option}_s" for option in ("hold_timeout", "warm_timeout", "return_timeout")}
     return {names.get(option, option): value for option, value in options.items() if value is not None}
 
 
@@ -144,6 +148,7 @@ def describe(api: Api, as_json: bool, job: str) -> None:
         ("phase", f"{found['phase']}: {found['reason']}"),
         ("command", " ".join(spec["command"])),
         ("workers", f"{found['workers']} planned, {found['min_np']} to {found['max_np']}, np {spec['np'] or 'open'}"),
+        ("spares", f"{found['spares']} of {spec['spares']}"),
         ("plan", f"revision {plan['revision']}, driver on {plan['driver_node']}: {plan['reason']}" if plan else "none"),
         ("attempt", f"{status['attempt']} ({status['restarts']} restarts, {status['failures']} failures this epoch)"),
         ("training", _training(progress)),
@@ -227,28 +232,6 @@ def _print_events(found: list[dict[str, Any]]) -> None:
     for event in found:
         at = datetime.fromtimestamp(event["at"]).strftime("%Y-%m-%d %H:%M:%S")
         click.echo(f"{event['number']:>6}  {at}  {event['kind']:<10}  {event['text']}")
-
-
-@click.command()
-@with_api
-def nodes(api: Api, as_json: bool) -> None:
-    """List the nodes and their workers."""
-    answer = api.get("/nodes")
-    if as_json:
-        print_json(answer)
-        return
-    rows: list[tuple[object, ...]] = [
-        (
-            node["node"],
-            node["address"],
-            f"{len(node['workers'])}/{node['slots']}",
-            ",".join(map(str, node["gpus"])) or "cpu",
-            "draining" if node["draining"] else "ready",
-            " ".join(f"{w['job']}:{w['worker']}" for w in node["workers"]),
-        )
-        for node in answer["nodes"]
-    ]
-    print_table(("NODE", "ADDRESS", "SLOTS", "GPUS", "STATE", "WORKERS"), rows)
 
 
 def _round(value: float | None, digits: int) -> str | None:

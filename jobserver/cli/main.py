@@ -22,7 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "delete": ("jobs", "Forget a job that has ended."),
     "events": ("jobs", "Show what happened to a job, and why."),
     "logs": ("logs", "Show the log of a worker."),
-    "nodes": ("jobs", "List the nodes and their workers."),
+    "nodes": ("nodes", "List the nodes and their workers."),
+    "drain": ("nodes", "Let all workers leave a node at a step boundary."),
+    "undrain": ("nodes", "Let a drained node take workers again."),
+    "drill": ("drill", "Break things on a private cluster, and see that training goes on."),
     "ckpt": ("ckpt", "Look at checkpoints."),
 }
 

@@ -148,10 +148,11 @@ def cpu_s(pid: int) -> float:
 
 @contextlib.asynccontextmanager
 async def started(*command: object, stderr: int | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A child with pipes, killed at the end."""
+    """A child with pipes that finds our modules, killed at the end."""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *map(str, command), stdin=pipe, stdout=pipe, stderr=stderr, cwd=ROOT, limit=LINE_BYTES
+        *map(str, command), stdin=pipe, stdout=pipe, stderr=stderr, cwd=ROOT, env=env, limit=LINE_BYTES
     )
     try:
         yield process

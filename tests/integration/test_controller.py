@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec import structs
 
 from edl_collective.coord.clock import ManualClock, SystemClock
 from edl_collective.coord.errors import NotLeader, VersionConflict
@@ -30,6 +31,9 @@ from jobserver.controller import Controller
 from jobserver.reconcile import ReconcileConfig
 
 P = Paths("/controller")
+#: seconds of session, in tests in which nobody may wait for its end
+LONG_S = "60"
+RESIZES_AGAIN_S = 3.0
 NODE = NodeRecord(node="a", incarnation="i", address="127.0.0.1", port=1, slots=8)
 SPEC = JobSpec(job="j", command=("x",), max_np=8, np=2)
 
@@ -94,6 +98,7 @@ def test_a_standby_writes_nothing_and_takes_over() -> None:
     plan = plan_of(second)
     assert plan is not None
     assert plan.leader_epoch == 2
+    leader.stop()
     standby.stop()
 
 
@@ -302,25 +307,121 @@ def test_scale_is_planned_within_50_ms_and_the_server_stays_small(
 @pytest.mark.integration
 def test_kill_9_of_the_leader_moves_the_lead_and_touches_no_plan(launch: Launch, root: str, store: ZkStore) -> None:
     paths = Paths(root)
-    first = launch("--server-name", "first")
+    first = launch("--server-name", "first", "--session-timeout", LONG_S)
     until(lambda: store.get(paths.leader))
-    second = launch("--server-name", "second")
+    second = launch("--server-name", "second", "--session-timeout", LONG_S)
     store.create(paths.node("a"), encode(NODE), ephemeral=True)
     second.call("/api/v1/jobs", {"job": "j", "command": ["x"], "max_np": 8, "np": 2})  # any server takes a spec
     until(lambda: plan_of(store, paths))
     before = plan_of(store, paths)
     first.child.kill()
+    killed_s = time.monotonic()
     first.child.wait()
     until(lambda: second.call("/api/v1/health")["leading"])
     assert plan_of(store, paths) == before
     second.call("/api/v1/jobs/j/scale", {"np": 3})
     until(partial(has_workers, store, paths, 3))
+    again_s = time.monotonic() - killed_s
+    print(f"kill -9 of the leader: resized by its standby after {again_s:.2f} s")
+    assert again_s < RESIZES_AGAIN_S
     plan = plan_of(store, paths)
     assert plan is not None
     assert plan.revision == 2  # it goes on
     assert plan.leader_epoch == 2
-    assert second.end() == 0
+    second.child.kill()
+    killed_s = time.monotonic()
+    second.child.wait()
+    third = launch("--server-name", "second", "--session-timeout", LONG_S, "--server_port", second.url.split(":")[-1])
+    until(lambda: third.call("/api/v1/health")["leading"])
+    print(f"kill -9 of the only JobServer: led again after {time.monotonic() - killed_s:.2f} s, its start included")
+    assert third.end() == 0
     assert store.get(paths.leader) is None, "SIGTERM resigns"
+
+
+@pytest.mark.integration
+def test_a_leader_that_wakes_from_sigstop_decides_nothing(launch: Launch, root: str, store: ZkStore) -> None:
+    paths = Paths(root)
+    first = launch("--server-name", "first", "--session-timeout", "2")
+    until(lambda: store.get(paths.leader))
+    second = launch("--server-name", "second", "--session-timeout", "2")
+    store.create(paths.node("a"), encode(NODE), ephemeral=True)
+    second.call("/api/v1/jobs", {"job": "j", "command": ["x"], "max_np": 8, "np": 2})
+    until(lambda: plan_of(store, paths))
+    first.child.send_signal(signal.SIGSTOP)
+    until(lambda: second.call("/api/v1/health")["leading"])
+    second.call("/api/v1/jobs/j/scale", {"np": 3})
+    until(partial(has_workers, store, paths, 3))
+    first.child.send_signal(signal.SIGCONT)
+    first.call("/api/v1/jobs/j/scale", {"np": 4})  # it answers again, and whoever leads does as it was told
+    until(partial(has_workers, store, paths, 4))
+    plan = plan_of(store, paths)
+    assert plan is not None
+    assert (plan.revision, plan.leader_epoch) == (3, 2)
+    health = first.call("/api/v1/health")
+    assert (health["leading"], health["leader"]) == (False, "second")
+
+
+@pytest.mark.integration
+def test_a_node_whose_jobclient_died_is_missed_before_its_session_ends(
+    launch: Launch, root: str, store: ZkStore
+) -> None:
+    paths = Paths(root)
+    launch()
+    with socket.create_server(("127.0.0.1", 0)) as jobclient:
+        port = jobclient.getsockname()[1]
+        store.create(paths.node("a"), encode(structs.replace(NODE, port=port)), ephemeral=True)
+        connection, _ = jobclient.accept()
+    assert store.get(paths.node("a")) is not None
+    connection.close()
+    until(lambda: store.get(paths.node("a")) is None, 5)
+
+
+def test_a_node_that_is_missing_after_an_outage_is_waited_for() -> None:
+    tree = MemoryTree()
+    store, of_node = MemoryStore(tree), MemoryStore(tree)
+    clock = ManualClock(1000.0)
+    controller = controller_on(store, clock=clock)
+    of_node.create(P.node("a"), encode(NODE), ephemeral=True)
+    put(store, P.spec("j"), SPEC)
+    controller.step()
+    before = plan_of(store)
+    assert before is not None
+    clock.advance(100.0)
+    for session in (store, of_node):
+        session.expire()
+    store.resume()
+    wake_s = controller.step()
+    assert plan_of(store) == before
+    assert wake_s == pytest.approx(ReconcileConfig().absence_timeout_s)
+    of_node.resume()
+    of_node.create(P.node("a"), encode(NODE), ephemeral=True)
+    assert controller.step() is None
+    clock.advance(100.0)
+    assert controller.step() is None
+    assert plan_of(store) == before
+    of_node.expire()  # and now it is gone: ZooKeeper was in sight all the time
+    controller.step()
+    assert not has_workers(store, P, 2)
+    controller.stop()
+
+
+def test_a_node_that_does_not_come_back_after_an_outage_is_lost() -> None:
+    tree = MemoryTree()
+    store, of_node = MemoryStore(tree), MemoryStore(tree)
+    clock = ManualClock(1000.0)
+    controller = controller_on(store, clock=clock)
+    of_node.create(P.node("a"), encode(NODE), ephemeral=True)
+    put(store, P.spec("j"), SPEC)
+    controller.step()
+    for session in (store, of_node):
+        session.expire()
+    store.resume()
+    controller.step()
+    assert has_workers(store, P, 2)
+    clock.advance(ReconcileConfig().absence_timeout_s)
+    controller.step()
+    assert has_workers(store, P, 0)
+    controller.stop()
 
 
 @pytest.mark.integration

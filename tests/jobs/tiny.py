@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import edl_collective as edl
+from jobserver.drill.steps import StepTimes
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
         args.record_dir.mkdir(parents=True, exist_ok=True)
         name = os.environ.get("EDL_WORKER", str(os.getpid()))
         step_log = edl.StepLog(args.record_dir / f"{name}.jsonl")
-        times = (args.record_dir / f"{name}.times").open("ab", buffering=0)
+        times = StepTimes(args.record_dir, name)
     state = edl.State(
         model=model,
         optimizer=optimizer,
@@ -73,7 +74,7 @@ def main() -> None:
                 state.backward(nn.functional.cross_entropy(model(pixels), targets), len(targets))
                 state.step()
                 if times is not None:
-                    times.write(b"%.6f %d %d\n" % (time.monotonic(), sampler.generation, state.global_step))
+                    times.completed(sampler.generation, state.global_step)
                 time.sleep(args.step_s)
             model.eval()
             with torch.no_grad():

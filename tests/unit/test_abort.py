@@ -4,11 +4,15 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from edl_collective.abort import AbortSwitch
+from edl_collective.abort import AbortSwitch, inside_horovod
 
 
 def connect(*, timeout: bool) -> tuple[socket.socket, socket.socket]:
@@ -106,3 +110,41 @@ def test_a_descriptor_that_was_given_to_another_socket_is_left_alone(connections
         switch.abort(3)
         assert not is_shut(same_fd)
     reused.close()
+
+
+def test_a_descriptor_that_was_given_to_a_file_is_left_alone_and_none_is_leaked(
+    connections: contextlib.ExitStack,
+) -> None:
+    switch = AbortSwitch()
+    gloo = open_during_init(switch, connections)
+    switch.arm(3)
+    fd = gloo.detach()
+    try:
+        with open(os.devnull, "rb") as file:
+            os.dup2(file.fileno(), fd)
+            before = len(os.listdir("/proc/self/fd"))
+            switch.abort(3)
+            assert len(os.listdir("/proc/self/fd")) == before
+            assert os.fstat(fd).st_ino == os.fstat(file.fileno()).st_ino
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(("file", "inside"), [("horovod/torch/mpi_ops.py", True), ("horovod_like/mpi_ops.py", False)])
+def test_the_reading_thread_knows_where_the_main_thread_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, inside: bool
+) -> None:
+    module = ModuleType("horovod")
+    module.__file__ = str(tmp_path / "horovod" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "horovod", module)
+    assert not inside_horovod()
+
+    def ask_elsewhere() -> bool:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(inside_horovod).result()
+
+    scope: dict[str, Callable[[Callable[[], bool]], bool]] = {}
+    exec(compile("def synchronize(wait):\n    return wait()\n", tmp_path / file, "exec"), scope)
+    assert scope["synchronize"](ask_elsewhere) is inside
+    monkeypatch.delitem(sys.modules, "horovod")
+    assert not inside_horovod()

@@ -15,6 +15,7 @@ from edl_collective.messages import (
     Abort,
     Assigned,
     Gate,
+    HeardAbort,
     Interrupt,
     Leave,
     Message,
@@ -71,9 +72,9 @@ def link(agent: Agent) -> Iterator[AgentLink]:
     agent.die()
 
 
-def assigned(generation: int) -> Assigned:
+def assigned(generation: int, epoch: int = 1) -> Assigned:
     return Assigned(
-        generation=generation, epoch=1, rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1,
+        generation=generation, epoch=epoch, rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1,
         rendezvous="127.0.0.1:1/r/j/w1/t/1",
     )  # fmt: skip
 
@@ -86,6 +87,13 @@ def test_gate_waits_for_the_next_world(agent: Agent, link: AgentLink) -> None:
     assert agent.hear() == Running(generation=3)
 
 
+def test_a_place_from_a_driver_of_a_lower_epoch_is_refused(agent: Agent, link: AgentLink) -> None:
+    agent.say(assigned(1, epoch=2))
+    assert link.gate(0) == assigned(1, epoch=2)
+    agent.say(assigned(2, epoch=1), assigned(2, epoch=3))
+    assert link.gate(1) == assigned(2, epoch=3)
+
+
 def test_gate_may_answer_leave(agent: Agent, link: AgentLink) -> None:
     agent.say(Leave(reason="scale 2 to 1"))
     assert link.gate(1) == Leave(reason="scale 2 to 1")
@@ -94,13 +102,22 @@ def test_gate_may_answer_leave(agent: Agent, link: AgentLink) -> None:
 def test_notices_are_levels(agent: Agent) -> None:
     rose = threading.Semaphore(0)
     aborted: queue.SimpleQueue[int] = queue.SimpleQueue()
-    link = AgentLink(agent.membership, rose.release, aborted.put)
+
+    def abort(generation: int) -> bool:
+        aborted.put(generation)
+        return generation == 4
+
+    link = AgentLink(agent.membership, rose.release, abort)
     agent.accept()
+    assert isinstance(agent.hear(), WorkerHello)
     agent.say(Interrupt(generation=5), Interrupt(generation=3), Abort(generation=4))
     assert rose.acquire(timeout=10)
     assert rose.acquire(timeout=10)
     assert link.interrupted_generation == 5
     assert aborted.get(timeout=10) == 4
+    assert agent.hear() == HeardAbort(generation=4, inside=True)
+    agent.say(Abort(generation=6))
+    assert agent.hear() == HeardAbort(generation=6, inside=False)
     link.close()
     agent.die()
 

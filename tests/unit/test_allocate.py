@@ -1,6 +1,6 @@
 """Slots for jobs: none twice, minimums first, nobody moves without need."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edl_collective.coord.records import PlannedWorker
@@ -72,6 +72,61 @@ def test_nodes_that_are_not_offered_lose_their_workers() -> None:
     assert grant.added == (Slot("a", 0),)
 
 
+# ---- spares --------------------------------------------------------------------------------------------------------
+
+
+def test_spares_take_what_nobody_wants_on_another_node_than_the_workers() -> None:
+    grant = one(Request("j", 1, 2, spares=2), Room({"a": 3, "b": 1, "c": 1}))
+    assert (grant.added, grant.spare_slots) == ((Slot("a", 0), Slot("a", 1)), (Slot("b", 0), Slot("c", 0)))
+    grants = allocate([Request("first", 1, 2, spares=2), Request("second", 1, 2)], Room({"a": 4}))
+    assert [len(grants[j].spare_slots) for j in ("first", "second")] == [0, 0]
+    assert grants["second"].count == 2
+
+
+def test_a_job_that_waits_for_slots_gets_no_spare() -> None:
+    grants = allocate([Request("big", 4, 4, spares=1), Request("small", 1, 1, spares=1)], Room({"n": 3}))
+    assert (grants["big"].count, grants["big"].spare_slots) == (0, ())
+    assert len(grants["small"].spare_slots) == 1
+    busy = allocate([Request("j", 3, 3, spares=1)], Room({"n": 4}, leaving={Slot("n", 0), Slot("n", 1)}))["j"]
+    assert (busy.count, busy.spare_slots) == (0, ()), "the free ones are what it waits for"
+
+
+def test_a_spare_is_the_first_to_be_promoted() -> None:
+    held_one, spare = held(("a", 0)), held(("b", 0), first=5)
+    grant = one(Request("j", 1, 3, held_one, True, 1, spare, frozenset({"w1"})), Room({"a": 2, "b": 2}))
+    assert ([w.worker for w in grant.kept], len(grant.added), grant.spares) == (["w1", "w5"], 1, ())
+    assert len(grant.spare_slots) == 1
+
+
+def test_a_spare_gives_its_slot_to_whoever_wants_one() -> None:
+    spare = held(("n", 1), first=5)
+    room = Room({"n": 2})
+    requests = [Request("a", 1, 1, held(("n", 0)), True, 1, spare, frozenset({"w1"})), Request("b", 1, 1)]
+    grants = allocate(requests, room)
+    assert grants["a"].dropped == spare
+    assert (grants["b"].count, grants["b"].missing) == (0, 0)
+    waits = allocate([Request("a", 1, 1, held(("n", 0)), True, 1, (), frozenset({"w1"})), requests[1]],
+                     Room({"n": 2}, leaving={Slot("n", 1)}))  # fmt: skip
+    assert waits["a"].spare_slots == ()
+
+
+def test_no_more_spares_go_than_slots_are_lacking() -> None:
+    spares = held(("n", 1), ("n", 2), first=5)
+    requests = [Request("a", 1, 1, held(("n", 0)), True, 2, spares, frozenset({"w1"})), Request("b", 1, 1)]
+    grants = allocate(requests, Room({"n": 3}))
+    assert [w.worker for w in grants["a"].dropped] == ["w6"]
+    assert not allocate(requests, Room({"n": 4}))["a"].dropped
+
+
+def test_who_is_not_in_the_world_yet_becomes_a_spare_and_who_is_leaves() -> None:
+    workers = held(("a", 0), ("a", 1), ("b", 0))
+    room = Room({"a": 2, "b": 2})
+    joining = one(Request("j", 1, 2, workers, True, 1, (), frozenset({"w1", "w3"})), room)
+    assert ([w.worker for w in joining.kept], [w.worker for w in joining.spares]) == (["w1", "w3"], ["w2"])
+    inside = one(Request("j", 1, 2, workers, True, 1, (), frozenset({"w1", "w2", "w3"})), room)
+    assert [w.worker for w in inside.dropped] == ["w3"]
+
+
 @st.composite
 def clusters(draw: st.DrawFn) -> tuple[list[Request], Room]:
     nodes = {f"n{i}": draw(st.integers(0, 4)) for i in range(draw(st.integers(0, 4)))}
@@ -82,7 +137,12 @@ def clusters(draw: st.DrawFn) -> tuple[list[Request], Room]:
         mine = [slots.pop() for _ in range(min(draw(st.integers(0, 4)), len(slots)))]
         number += len(mine)
         workers = held(*mine, first=number)
-        requests.append(Request(name, least, least + draw(st.integers(0, 4)), workers, bool(mine)))
+        inside = frozenset(draw(st.sets(st.sampled_from([w.worker for w in workers])))) if workers else frozenset()
+        places = [slots.pop() for _ in range(min(draw(st.integers(0, 2)), len(slots)))] if mine else []
+        standing = held(*places, first=100 + number)
+        least_most = (least, least + draw(st.integers(0, 4)))
+        spares = draw(st.integers(0, 2))
+        requests.append(Request(name, *least_most, workers, bool(mine), spares, standing, inside))
     taken = {slots.pop() for _ in range(min(draw(st.integers(0, 2)), len(slots)))}
     leaving = {slots.pop() for _ in range(min(draw(st.integers(0, 2)), len(slots)))}
     draining = draw(st.sets(st.sampled_from(sorted(nodes)), max_size=1)) if nodes else set()
@@ -90,6 +150,7 @@ def clusters(draw: st.DrawFn) -> tuple[list[Request], Room]:
     return requests, Room(offered, taken, leaving, draw(st.booleans()))
 
 
+@settings(deadline=None)
 @given(clusters())
 def test_no_slot_twice_and_every_bound_kept(cluster: tuple[list[Request], Room]) -> None:
     requests, room = cluster
@@ -98,21 +159,23 @@ def test_no_slot_twice_and_every_bound_kept(cluster: tuple[list[Request], Room])
     used: list[Slot] = [*room.taken]
     for request in requests:
         grant = grants[request.job]
-        assert set(grant.kept) | set(grant.dropped) == set(request.held)
-        assert len(grant.kept) + len(grant.dropped) == len(request.held)
+        alive = (*request.held, *request.standing)
+        assert sorted((*grant.kept, *grant.dropped, *grant.spares), key=repr) == sorted(alive, key=repr)
         assert grant.count <= request.want
-        assert not set(grant.added) & (set(room.leaving) | {Slot(w.node, w.slot) for r in requests for w in r.held})
-        assert not (
-            grant.kept
-            and grant.added
-            and len(grant.dropped)
-            and any(room.holds(Slot(w.node, w.slot)) for w in grant.dropped)
-        )
-        used += [*grant.added, *(Slot(w.node, w.slot) for w in grant.kept)]
+        assert len(grant.spares) + len(grant.spare_slots) <= request.spares
+        assert not {w.worker for w in grant.spares} & request.members, "a spare holds no state of a world"
+        new = {*grant.added, *grant.spare_slots}
+        assert not new & (set(room.leaving) | {Slot(w.node, w.slot) for r in requests for w in (*r.held, *r.standing)})
+        if grant.added:
+            assert not any(room.holds(Slot(w.node, w.slot)) for w in grant.dropped)
+            assert not grant.spares, "a spare would have been promoted"
+        living = (*grant.kept, *grant.spares)
+        used += [*grant.added, *grant.spare_slots, *(Slot(w.node, w.slot) for w in living)]
     assert len(used) == len(set(used))
     assert all(room.holds(slot) for slot in set(used) - set(room.taken))
 
 
+@settings(deadline=None)
 @given(clusters())
 def test_stable_once_applied(cluster: tuple[list[Request], Room]) -> None:
     requests, room = cluster
@@ -125,10 +188,13 @@ def test_stable_once_applied(cluster: tuple[list[Request], Room]) -> None:
                 r.job,
                 r.min_np,
                 r.want,
-                (*grants[r.job].kept, *held(*grants[r.job].added, first=100 * i)),
+                (*grants[r.job].kept, *held(*grants[r.job].added, first=1000 * i)),
                 r.started or grants[r.job].count > 0,
+                r.spares,
+                (*grants[r.job].spares, *held(*grants[r.job].spare_slots, first=1000 * i + 50)),
+                r.members,
             )
             for i, r in enumerate(requests, 1)
         ]
     again = allocate(requests, room)
-    assert all(not g.added and not g.dropped for g in again.values())
+    assert all(not g.added and not g.dropped and not g.spare_slots for g in again.values())

@@ -139,6 +139,26 @@ def test_the_life_of_a_job(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.json("ps") == {"jobs": []}
 
 
+def test_spares_and_drains(cluster: Cluster) -> None:
+    node = NodeRecord(node="a", incarnation="i", address="127.0.0.1", port=1, slots=4)
+    cluster.store.set(P.node("a"), encode(node), None)
+    options = ["--np", "2", "--spares", "1", "--warm-timeout", "60", "--return-timeout", "3"]
+    spec = cluster.json("submit", "--name", "j", *options, "--max-np", "2", "x")["spec"]
+    assert (spec["spares"], spec["warm_timeout_s"], spec["return_timeout_s"]) == (1, 60.0, 3.0)
+    cluster.controller.step()
+    assert "j:w1 j:w2 j:w3 (spare)" in cluster.edl("nodes").output
+    assert "spares     1 of 1" in cluster.edl("describe", "j").output
+    assert cluster.edl("drain", "a", "--deadline", "30").output == "node a drains, within 30 s\n"
+    assert cluster.json("nodes")["nodes"][0]["drain"]["deadline_s"] == 30.0
+    assert cluster.json("drain", "a") == {"node": "a", "draining": True, "deadline_s": None}
+    assert "draining" in cluster.edl("nodes").output
+    assert cluster.edl("undrain", "a").output == "node a takes workers again\n"
+    assert "ready" in cluster.edl("nodes").output
+    assert cluster.edl("undrain", "a").exit_code == 1
+    assert cluster.edl("drain", "b").exit_code == 1
+    assert cluster.edl("drain", "a", "--deadline", "-1").exit_code == 2
+
+
 def test_submit_reads_a_schedule(cluster: Cluster) -> None:
     submit = ["submit", "--min-np", "1", "--max-np", "4", "--schedule", "0:1,2:4", "python", "t.py"]
     answer = cluster.json(*submit)

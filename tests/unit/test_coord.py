@@ -5,6 +5,7 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from trees import delete_all
 
 from edl_collective.coord.auth import ClusterKey, same
@@ -16,6 +17,7 @@ from edl_collective.coord.paths import Key, Paths
 from edl_collective.coord.records import (
     MAX_RECORD_BYTES,
     JobSpec,
+    LeaderRecord,
     Member,
     Plan,
     PlannedWorker,
@@ -163,6 +165,34 @@ def test_a_suspended_leader_does_not_lead_and_takes_up_its_epoch_again() -> None
     store.resume()
     assert leadership.epoch is None
     assert leadership.try_lead() == 1
+
+
+def test_a_leader_that_has_died_is_replaced_before_its_session_ends() -> None:
+    tree = MemoryTree()
+    first, second = MemoryStore(tree), MemoryStore(tree)
+    leader = Leadership(first, Paths(), "s1", "http://127.0.0.1:1")
+    standby = Leadership(second, Paths(), "s2", "http://127.0.0.1:2")
+    leader.try_lead()
+    found = first.get(Paths().leader)
+    assert found is not None
+    record = decode(found.data, LeaderRecord)
+    assert standby.try_lead(replace(record, epoch=0)) is None, "that one was another leader"
+    fence = leader.fence()
+    assert standby.try_lead(record) == 2
+    with pytest.raises(VersionConflict):
+        first.transact([fence])
+    leader.doubt()
+    assert leader.try_lead() is None
+
+
+def test_a_restarted_server_takes_its_own_place_once() -> None:
+    tree = MemoryTree()
+    stores = [MemoryStore(tree) for _ in range(2)]
+    old, new = (Leadership(store, Paths(), "s1", "http://127.0.0.1:1") for store in stores)
+    assert old.try_lead() == 1
+    assert new.try_lead() == 2, "two processes cannot listen at one address"
+    old.doubt()
+    assert old.try_lead() is None, "on two machines they can, and do not take turns for ever"
 
 
 def test_an_expired_leader_begins_a_new_epoch() -> None:

@@ -29,10 +29,13 @@ from jobclient.decide import (
     HEALTHY_DRIVER_S,
     LONGEST_DRIVER_PAUSE_S,
     Action,
+    AskBack,
+    GiveUp,
     JobView,
     LetLeave,
     LocalDriver,
     LocalWorker,
+    Missing,
     StartDriver,
     StartWorker,
     StopDriver,
@@ -121,7 +124,7 @@ DRAINING: dict[str, Any] = {"closing": True, "draining": True}
 def test_workers(given_view: View, kinds: list[type]) -> None:
     decision = decide(given_view, 100.0)
     assert [type(action) for action in decision.actions] == kinds
-    assert all(action.reason for action in decision.actions)
+    assert all(not isinstance(action, AskBack) and action.reason for action in decision.actions)
 
 
 def driver(**fields: Any) -> LocalDriver:
@@ -195,6 +198,81 @@ def test_a_driver_that_keeps_dying_is_started_ever_more_slowly() -> None:
     assert after_health.not_before_s == 50.0
 
 
+# ---- those who hang, and drains -------------------------------------------------------------------------------------
+
+
+HURRIED = replace(SPEC, warm_timeout_s=60.0, return_timeout_s=5.0, env={"HOROVOD_GLOO_TIMEOUT_SECONDS": "20"})
+WATCHED = with_(PLANNED, spec=HURRIED)
+
+
+def missing(asked_s: float = 100.0, **fields: float | None) -> LocalWorker:
+    return local(missing=Missing(asked_s, **{"silent_since_s": None, **fields}))
+
+
+@pytest.mark.parametrize(
+    ("worker", "kinds", "wake_at_s"),
+    [
+        pytest.param(local(cold=True), [], None, id="not begun yet"),
+        pytest.param(local(cold=True, started_s=50.0), [], 110.0, id="getting warm"),
+        pytest.param(local(cold=True, started_s=40.0), [GiveUp], None, id="does not get warm"),
+        pytest.param(local(started_s=0.0), [], None, id="is warm"),
+        pytest.param(local(cold=True, started_s=0.0, stopping=True), [], None, id="is being stopped"),
+        pytest.param(missing(), [], 101.0, id="has answered, is asked again soon"),
+        pytest.param(missing(98.9), [AskBack], None, id="is asked again"),
+        pytest.param(missing(silent_since_s=99.5), [], 101.0, id="has not answered yet"),
+        pytest.param(missing(silent_since_s=95.0), [GiveUp], None, id="is silent"),
+        pytest.param(missing(99.9, inside_since_s=75.1), [], 100.1, id="waits for gloo"),
+        pytest.param(missing(99.9, inside_since_s=75.0), [GiveUp], None, id="hangs in Horovod"),
+        pytest.param(missing(98.0, inside_since_s=None), [AskBack], None, id="is busy, which it may be for ever"),
+    ],
+)
+def test_who_hangs_is_given_up(worker: LocalWorker, kinds: list[type], wake_at_s: float | None) -> None:
+    decision = decide(view(WATCHED, worker), 100.0)
+    assert [type(action) for action in decision.actions] == kinds
+    if wake_at_s is not None:
+        assert decision.wake_at_s == pytest.approx(wake_at_s)
+    for action in decision.actions:
+        if isinstance(action, GiveUp):
+            assert "timeout_s" in action.reason
+
+
+def test_a_spare_starts_like_any_other() -> None:
+    spare = JobView(SPEC, replace(plan(OTHER), spares=(W1,)), STATUS)
+    (start,) = decide(view(spare), 100.0).actions
+    assert isinstance(start, StartWorker)
+    assert start.planned == W1
+    assert decide(view(spare, local()), 100.0).actions == ()
+
+
+@pytest.mark.parametrize(
+    ("given_view", "kinds"),
+    [
+        pytest.param(view(PLANNED, drained=True), [], id="a drained node starts nothing"),
+        pytest.param(view(PLANNED, local(), drained=True), [], id="waits for the plan that lets it leave"),
+        pytest.param(view(EMPTY, local(), drained=True, leave_by_s=160.0), [LetLeave], id="leaves by the deadline"),
+        pytest.param(view(EMPTY, local(leave_by_s=160.0), drained=True, leave_by_s=160.0), [], id="has time"),
+        pytest.param(view(PLANNED, local(), drained=True, leave_by_s=100.0), [StopWorker], id="nobody planned it away"),
+        pytest.param(
+            view(EMPTY, local(leave_by_s=100.0), drained=True, leave_by_s=100.0), [StopWorker], id="did not leave"
+        ),
+        pytest.param(view(PLANNED, local(), leave_by_s=105.0, **DRAINING), [LetLeave], id="--drain-timeout"),
+        pytest.param(view(PLANNED, local(), leave_by_s=100.0, **DRAINING), [StopWorker], id="--drain-timeout is over"),
+    ],
+)
+def test_drained(given_view: View, kinds: list[type]) -> None:
+    decision = decide(given_view, 100.0)
+    assert [type(action) for action in decision.actions] == kinds
+    if given_view.leave_by_s is not None and StopWorker not in kinds:
+        assert decision.wake_at_s == given_view.leave_by_s
+    for action in decision.actions:
+        assert not isinstance(action, LetLeave) or action.leave_by_s == given_view.leave_by_s
+
+
+def test_a_worker_killed_for_the_death_of_another_was_aborted() -> None:
+    for told, expected in ((False, Outcome.ABORTED), (True, Outcome.LEFT)):
+        assert outcome(-9, said_finished=False, told_to_leave=told, aborted=True) is expected
+
+
 @pytest.mark.parametrize(
     ("code", "finished", "told", "expected"),
     [
@@ -244,6 +322,8 @@ class SimulatedNode:
             case StopWorker(job, worker):
                 assert not self.workers[job, worker].stopping
                 self.workers[job, worker] = with_(self.workers[job, worker], stopping=True)
+            case AskBack() | GiveUp():
+                raise AssertionError("nobody hangs here")
             case StartDriver(job):
                 assert not self.drivers.get(job, LocalDriver(job, running=False)).running
                 self.drivers[job] = LocalDriver(job, running=True)

@@ -11,7 +11,7 @@ from edl_collective.coord.records import (
 )
 from jobserver.reconcile import ForgetEvent, ForgetWorker
 
-WHAT = "join lose drain submit scale run run fail fail_all finish leave let_go let_go epoch near_end stop wait"
+WHAT = "join lose drain submit scale run run promote fail fail_all finish leave let_go let_go epoch near_end stop wait"
 STEPS = st.lists(st.tuples(st.sampled_from(WHAT.split()), st.integers(0, 5), st.integers(1, 4)), max_size=25)
 
 
@@ -20,7 +20,7 @@ def happen(world: World, what: str, which: int, count: int) -> None:
     node, job = "abcdef"[which], "jk"[which % 2]
     known, planned = job in world.jobs, []
     if known and world.jobs[job].plan:
-        planned = [w for w in world.plan(job).workers if w.node in world.nodes]
+        planned = [w for w in world.plan(job).everybody if w.node in world.nodes]
     match what:
         case "join":
             world.join(node, count)
@@ -29,7 +29,7 @@ def happen(world: World, what: str, which: int, count: int) -> None:
         case "drain" if node in world.nodes:
             world.drain(node)
         case "submit" if not known:
-            world.submit(job, min_np=count, max_np=count + which, max_failures=4)
+            world.submit(job, min_np=count, max_np=count + which, max_failures=4, spares=which % 3)
         case "scale" if known:
             spec = world.jobs[job].spec.value
             world.edit(job, np=min(max(which, spec.min_np), spec.max_np))
@@ -44,6 +44,11 @@ def happen(world: World, what: str, which: int, count: int) -> None:
             world.finish(planned[which % len(planned)].worker, job)
         case "leave" if planned:
             world.record(planned[which % len(planned)].worker, WorkerState.EXITED, Outcome.LEFT, 0, job)
+        case "promote" if planned and any(w.worker in world.spares(job) for w in planned):
+            alive = [w.worker for w in planned]
+            inside = [w.worker for w in world.jobs[job].rendezvous.members if w.worker in alive]
+            spare = next(name for name in world.spares(job) if name in alive)
+            world.form(*[name for name in inside if name != spare][1:], spare, job=job)
         case "let_go" if known and world.jobs[job].plan:
             world.let_go(job)
         case "epoch" | "near_end" if known:
@@ -74,7 +79,7 @@ def planned(world: World, without_record: bool = False) -> set[tuple[str, str]]:
     return {
         (job.name, worker.worker)
         for job in world.jobs.values()
-        for worker in (job.plan.value.workers if job.plan else ())
+        for worker in (job.plan.value.everybody if job.plan else ())
         if not (without_record and worker.worker in job.workers)
     }
 

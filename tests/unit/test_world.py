@@ -24,6 +24,14 @@ def started(want: dict[str, int], config: Config | None = None) -> Cluster:
     return cluster
 
 
+def pass_time(cluster: Cluster) -> None:
+    """Until the driver wants to decide again."""
+    assert cluster.driver is not None
+    assert cluster.driver.wake_at is not None
+    cluster.now_s = max(cluster.now_s, cluster.driver.wake_at)
+    cluster._turn()
+
+
 class TestRules:
     def test_first_world_holds_all_planned_workers(self) -> None:
         cluster = started({"a": 2, "b": 1})
@@ -59,10 +67,77 @@ class TestRules:
     def test_a_lost_node_is_named_in_the_cause(self) -> None:
         cluster = started({"a": 2, "b": 2})
         cluster.lose_node("b")
+        cluster.replace_dead()
         while cluster.record.generation == 1:
             cluster.choices()[0]()
         assert cluster.record.cause == "node b is gone"
         assert members_of(cluster) == ["w1", "w2"]
+        assert cluster.now_s == 0.0, "the plan of the leader has said so"
+
+    def test_a_node_is_lost_in_the_end_though_nobody_leads(self) -> None:
+        cluster = started({"a": 2, "b": 2})
+        cluster.lose_node("b")
+        assert not cluster.choices()
+        assert cluster.driver is not None
+        assert cluster.driver.reason == "waiting for the JobClient of node b"
+        assert cluster.driver.wake_at == cluster.config.absence_grace_s
+        cluster.settle()
+        cluster.check()
+
+    def test_an_outage_that_ends_all_sessions_ends_no_world(self) -> None:
+        cluster = started({"a": 2, "b": 2})
+        for node in ("a", "b"):
+            cluster.hide_node(node)
+        for _ in range(20):  # they are asked again and again, and answer
+            while cluster.choices():
+                cluster.choices()[0]()
+            pass_time(cluster)
+        assert cluster.now_s > 5 * cluster.config.answer_grace_s
+        cluster.show_nodes()
+        cluster.settle()
+        cluster.check()
+        assert cluster.record.generation == 1
+
+    def test_a_driver_that_starts_in_an_outage_waits_for_the_nodes(self) -> None:
+        cluster = started({"a": 1, "b": 1})
+        cluster.crash_driver()
+        for node in ("a", "b"):
+            cluster.hide_node(node)
+        cluster.start_driver()
+        assert cluster.driver is not None
+        assert cluster.driver.reason == "waiting for the JobClient of node a, b"
+        cluster.show_nodes()
+        cluster.settle()
+        cluster.check()
+        assert (cluster.record.generation, cluster.record.epoch) == (1, 2)
+
+    def test_a_worker_killed_in_an_outage_is_a_loss_and_nobody_else(self) -> None:
+        cluster = started({"a": 2, "b": 2})
+        for node in ("a", "b"):
+            cluster.hide_node(node)
+        cluster.kill_worker("w4")
+        while cluster.choices():
+            cluster.choices()[0]()
+        assert members_of(cluster) == ["w1", "w2", "w3"]
+        assert cluster.record.cause == "worker w4 killed by SIGKILL"
+
+    def test_a_connected_node_that_is_missing_and_silent_is_lost(self) -> None:
+        cluster = started({"a": 1, "b": 1})
+        cluster.hide_node("b")
+        cluster.nodes["b"].from_driver.clear()  # the question is not heard: its JobClient hangs
+        pass_time(cluster)
+        assert cluster.now_s == cluster.config.answer_grace_s
+        assert any(m == AbortGeneration(generation=1) for m in cluster.nodes["a"].from_driver)
+
+    def test_a_node_that_only_the_leader_has_lost_leaves_at_a_step_boundary(self) -> None:
+        cluster = started({"a": 1, "b": 1})
+        cluster.hide_node("b")
+        cluster.scale({"a": 1, "b": 0}, "w2 was lost with node b")
+        while cluster.choices():
+            cluster.choices()[0]()
+        assert members_of(cluster) == ["w1"]
+        assert cluster.workers["w2"].state == "left"
+        assert cluster.record.cause == "plan: w2 was lost with node b"
 
     def test_a_node_that_came_back_without_a_worker_is_not_waited_for(self) -> None:
         cluster = started({"a": 1, "b": 1})
@@ -354,7 +429,7 @@ def test_replay_with_the_driver_dead_at_many_effects(fail_at: set[int]) -> None:
     life_of_a_job(cluster)
 
 
-FAULTS = ("kill", "grow", "shrink", "crash", "disconnect", "lose_node", "alone", "restart_node", "time")
+FAULTS = ("kill", "grow", "shrink", "crash", "disconnect", "lose_node", "alone", "restart_node", "hide", "show", "time")
 
 
 def strike(cluster: Cluster, fault: str, pick: int) -> None:
@@ -375,6 +450,10 @@ def strike(cluster: Cluster, fault: str, pick: int) -> None:
             cluster.disconnect(node)
         case "lose_node" if len(nodes) > 1:
             cluster.lose_node(node)
+        case "hide":
+            cluster.hide_node(node)
+        case "show":
+            cluster.show_nodes()
         case "restart_node":
             cluster.lose_node(node)
             cluster.return_node(node)
@@ -383,8 +462,7 @@ def strike(cluster: Cluster, fault: str, pick: int) -> None:
             if running:
                 cluster.leave_by_itself(running[pick % len(running)])
         case "time" if cluster.driver is not None and cluster.driver.wake_at is not None:
-            cluster.now_s = max(cluster.now_s, cluster.driver.wake_at)
-            cluster._turn()
+            pass_time(cluster)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -407,6 +485,7 @@ def test_any_order_of_events_ends_in_one_world(script: list[tuple[str, int]], mi
             strike(cluster, what, pick)
         elif found := cluster.choices():
             found[pick % len(found)]()
+    cluster.show_nodes()
     cluster.settle()
     if len(cluster.plan.workers) >= min_np:
         cluster.check()

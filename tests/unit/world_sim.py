@@ -1,7 +1,8 @@
 """A whole job without processes: the real driver decisions and the real node state machines, with simulated workers.
 
-Messages travel in order on one connection per node. Faults are methods: kill_worker, lose_node, crash_driver,
-disconnect. `settle` delivers everything and lets time pass until nothing changes; `check` holds the invariants.
+Messages travel in order on one connection per node. Faults are methods: kill_worker, lose_node, hide_node,
+crash_driver, disconnect. `settle` delivers everything and lets time pass until nothing changes; `check` holds the
+invariants.
 """
 
 from collections import deque
@@ -41,6 +42,8 @@ class Worker:
     finished: bool = False
     #: a GET of its init was answered "not found": Horovod's time-out runs
     refused: bool = False
+    #: it hangs: it hears nothing, and its JobClient kills it some time after an abort of its generation
+    stopped: bool = False
 
     @property
     def alive(self) -> bool:
@@ -81,7 +84,11 @@ class Cluster:
         self.plan = Plan(revision=1, workers=(), driver_node=nodes[0], reason="start", next_worker=1, leader_epoch=1)
         self.effects = 0
         self.crash_at: set[int] = set()
+        #: nodes that live but have lost their session with the store
+        self.hidden: set[str] = set()
         self.kills = True
+        #: there is a leader, which replaces the dead
+        self.leads = True
         self.driver: Driver | None = None
         self.start_driver()
 
@@ -101,8 +108,32 @@ class Cluster:
         self.plan = replace_plan(self.plan, tuple(planned), number, reason)
         self._tell(PlanRead(self.plan))
 
+    def add_spares(self, *nodes: str) -> None:
+        """Plan one spare on each of `nodes`."""
+        number = self.plan.next_worker
+        new = tuple(PlannedWorker(f"w{number + i}", node, 0) for i, node in enumerate(nodes))
+        self.workers.update({p.worker: Worker(p.worker, p.node) for p in new})
+        spares = (*self.plan.spares, *new)
+        self.plan = replace_plan(self.plan, self.plan.workers, number + len(new), "spares", spares)
+        self._tell(PlanRead(self.plan))
+
+    def adopt(self) -> None:
+        """What the leader does about spares: those in the world are workers, the dead are dropped."""
+        members = {m.worker for m in self.record.members}
+        spares = [p for p in self.plan.spares if self.workers[p.worker].alive]
+        seated = [p for p in spares if p.worker in members]
+        waiting = [p for p in spares if p not in seated]
+        workers = list(self.plan.workers)
+        for i, planned in enumerate(workers):
+            if seated and not (self.workers[planned.worker].alive and planned.worker in members):
+                workers[i] = seated.pop(0)
+        if (tuple(workers), tuple(waiting)) != (self.plan.workers, self.plan.spares):
+            self.plan = replace_plan(self.plan, tuple(workers), self.plan.next_worker, "adopt", tuple(waiting))
+            self._tell(PlanRead(self.plan))
+
     def replace_dead(self) -> None:
         """What the leader does about workers that died: new ones in their slots, on nodes that live."""
+        self.adopt()
         want: dict[str, int] = {}
         for p in self.plan.workers:
             if p.node in self.nodes:
@@ -120,6 +151,7 @@ class Cluster:
 
     def lose_node(self, name: str) -> None:
         del self.nodes[name]
+        self.hidden.discard(name)
         for worker in self.workers.values():
             if worker.node == name and worker.alive:
                 worker.state = "dead"
@@ -128,6 +160,16 @@ class Cluster:
 
     def return_node(self, name: str) -> None:
         self.nodes[name] = Node(name, f"{name}-{self.version}-{self.effects}")
+        self._tell(NodesRead(self.live_nodes()))
+
+    def hide_node(self, name: str) -> None:
+        """The session of a node that is well ends: it is missing in the store."""
+        self.hidden.add(name)
+        self._tell(NodesRead(self.live_nodes()))
+
+    def show_nodes(self) -> None:
+        """All that live have registered again."""
+        self.hidden.clear()
         self._tell(NodesRead(self.live_nodes()))
 
     def disconnect(self, name: str) -> None:
@@ -153,7 +195,7 @@ class Cluster:
         self._tell(PlanRead(self.plan))
 
     def live_nodes(self) -> dict[str, str]:
-        return {name: node.incarnation for name, node in self.nodes.items()}
+        return {name: node.incarnation for name, node in self.nodes.items() if name not in self.hidden}
 
     # ---- turns ----------------------------------------------------------------------------------------------------
 
@@ -174,7 +216,7 @@ class Cluster:
         for worker in self.workers.values():
             if worker.state == "starting" and self.nodes[worker.node].proxy:
                 found.append(partial(self._gate, worker))
-            if worker.state == "init" and self._all_assigned(worker.generation):
+            if worker.state == "init" and not worker.stopped and self._all_assigned(worker.generation):
                 found.append(partial(self._runs, worker))
             elif worker.state == "init" and worker.refused:
                 found.append(partial(self.kill_worker, worker.name, "killed by SIGABRT"))
@@ -192,7 +234,8 @@ class Cluster:
                 self._turn()
                 continue
             before = self.plan.revision
-            self.replace_dead()
+            if self.leads:
+                self.replace_dead()
             if self.plan.revision == before and not self.choices():
                 return
         raise AssertionError(f"no end: {self.driver and self.driver.reason}")
@@ -265,6 +308,10 @@ class Cluster:
                 assert worker.state == "gate"
                 worker.state = "left"
                 self._act(worker.node, self.nodes[worker.node].world.exited(worker.name, "left"))
+            case Abort(generation=g) if worker.stopped and worker.generation <= g:
+                self.kill_worker(worker.name, "did not come back")
+            case Interrupt() if worker.stopped:
+                pass
             case Interrupt(generation=g) if worker.state == "running" and worker.generation <= g:
                 self._gate(worker)
             case Abort(generation=g) if worker.state == "running" and worker.generation <= g:
@@ -321,6 +368,7 @@ class Cluster:
 
     def _form_check(self, record: Rendezvous) -> None:
         assert record.generation == self.record.generation + 1
+        assert len(record.members) <= max(len(self.plan.workers), len(self.driver.state.plan.workers))  # type: ignore[union-attr]
         assert len(record.members) >= self.config.min_np or self.driver.state.finished  # type: ignore[union-attr]
         assert [m.rank for m in record.members] == list(range(len(record.members)))
         for m in record.members:
@@ -341,15 +389,25 @@ class Cluster:
         """Every live planned worker runs in the newest generation, and nobody else."""
         planned = {p.worker for p in self.plan.workers}
         assert {m.worker for m in self.record.members} == planned, self.driver and self.driver.reason
+        spares = {p.worker for p in self.plan.spares}
         for name, worker in self.workers.items():
-            if name in planned:
+            if name in spares:
+                assert (worker.state, worker.generation) in (("gate", 0), ("dead", 0)), (name, worker)
+            elif name in planned:
                 assert (worker.state, worker.generation) == ("running", self.record.generation), (name, worker)
             else:
                 assert not worker.alive, (name, worker)
 
 
-def replace_plan(plan: Plan, workers: tuple[PlannedWorker, ...], next_worker: int, reason: str) -> Plan:
+def replace_plan(
+    plan: Plan,
+    workers: tuple[PlannedWorker, ...],
+    next_worker: int,
+    reason: str,
+    spares: tuple[PlannedWorker, ...] | None = None,
+) -> Plan:
     return Plan(
+        spares=plan.spares if spares is None else spares,
         revision=plan.revision + 1,
         workers=workers,
         driver_node=plan.driver_node,

@@ -1,0 +1,55 @@
+"""Whether a node that is missing in the store is lost. [pure]
+
+A node that is well loses its ephemeral in an outage of ZooKeeper that ends sessions, or when it alone is cut off from
+there, and registers again later. So absence by itself ends no world: whoever is connected is asked and lives if it
+answers; of whoever is not, the leader judges, and its plan says so. If nobody leads, time does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from edl_collective.driver.state import Absence, State
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`absent` replaces State.absent; `lost` nodes are gone, `ask` are to be asked now; look again at `wake_at`."""
+
+    absent: Mapping[str, Absence]
+    lost: frozenset[str] = frozenset()
+    ask: tuple[str, ...] = ()
+    wake_at: float | None = None
+
+
+def judge(state: State, planned_on: frozenset[str], now_s: float, answer_s: float, absence_s: float) -> Judgement:
+    """What to think of the nodes of members that are not in the store.
+
+    planned_on: nodes on which the plan still has a member of the world. answer_s: how long a connected JobClient may
+    take to answer. absence_s: how long a node that is not connected may be missing though the plan still has it.
+    """
+    known = state.nodes or {}
+    absent: dict[str, Absence] = {}
+    lost: list[str] = []
+    ask: list[str] = []
+    wakes: list[float] = []
+    for node in sorted({m.node for m in state.record.members if m.node not in known}):
+        before = state.absent.get(node, Absence(now_s))
+        if node not in state.heard:
+            absent[node] = replace(before, asked_s=None, answered=False)
+            deadline = before.since_s + absence_s
+            if node not in planned_on or now_s >= deadline:
+                lost.append(node)
+            else:
+                wakes.append(deadline)
+            continue
+        asked_s = before.asked_s
+        if asked_s is None or (before.answered and now_s >= asked_s + answer_s):
+            asked_s, before = now_s, replace(before, asked_s=now_s, answered=False)
+            ask.append(node)
+        absent[node] = before
+        deadline = asked_s + answer_s
+        if now_s >= deadline and not before.answered:
+            lost.append(node)
+        else:
+            wakes.append(deadline)
+    return Judgement(absent, frozenset(lost), tuple(ask), min(wakes, default=None))

@@ -1,0 +1,175 @@
+"""The state that a node holds in memory while its workers go from one world to the next.
+
+Horovod's init() cannot be interrupted: a death there takes every member along that is in it. Their state is then here:
+each node's workers put it into a file in shared memory before they come to the gate, and whoever replaces them takes
+it from there.
+
+Invariant: no generation after the one that a held state is of has completed a step. So it is never older than what the
+training has moved to. How it is kept:
+- a held file names the generation up to which that is known, at first the one whose end it shows;
+- a worker that is given a place in generation G, before Horovod's init, carries it from G - 1 to G, and throws away
+  one of any other generation: this node was not in those between, and cannot know what they did;
+- each rank throws it away when its state is equal to the others' in G, which is before it takes part in a step. A step
+  needs all ranks, so when one of G is complete, no node that was in G has a held state.
+
+What one node's workers do here is done under one lock. The folder belongs to the JobClient, which removes it with the
+job. It does not know what a state is made of, nor whether a checkpoint would be newer.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from checkpoints import CheckpointError
+from checkpoints.tree import flatten
+from edl_collective.state_file import read_state, size_of, write_state
+
+logger = logging.getLogger(__name__)
+
+_MEMINFO = Path("/proc/meminfo")
+
+
+class Progress(NamedTuple):
+    """How far a state is; the greater, the further."""
+
+    step: int
+    epoch: int
+
+
+class _File(NamedTuple):
+    path: Path
+    generation: int
+    progress: Progress
+
+
+class Held:
+    """The held state of one job on one node, as one of its workers sees it.
+
+    Arguments: folder, in memory, shared by the job's workers on this node and by nobody else; share, the part of the
+    memory that is free which a held state may take, 0 to 1 (EDL_HELD_SHARE; 0 holds nothing).
+    """
+
+    def __init__(self, folder: Path, share: float) -> None:
+        self._folder = folder
+        self._share = share
+        #: the generation of which this worker is or was a member, 0 before the first
+        self._generation = 0
+        self._told_too_large = False
+
+    def hold(self, progress: Progress, make_state: Callable[[], Any]) -> None:
+        """This worker left its generation with a whole state: hold it, unless another did with one as far.
+
+        Nothing is held, and that is logged, without the memory for it or when the state cannot be stored.
+        """
+        began = time.monotonic()
+        with self._locked():
+            mine = _File(self._folder / _name(self._generation, progress), self._generation, progress)
+            held = self._carried(self._generation)
+            if self._share == 0 or any(file.progress >= progress for file in held):
+                return
+            try:
+                tree, tensors = flatten(make_state())
+                if not self._has_room(size_of(tensors)):
+                    return
+                write_state(self._scratch, tree, tensors)
+                self._scratch.rename(mine.path)
+            except (OSError, CheckpointError) as error:
+                logger.warning("the state is not held in memory: %s", error)
+                self._scratch.unlink(missing_ok=True)
+                return
+            for file in held:
+                file.path.rename(self._scratch)
+        logger.debug("hold step %d in memory: %.1f ms", progress.step, (time.monotonic() - began) * 1000)
+
+    def carry(self, generation: int) -> None:
+        """This worker has a place in `generation`; call before Horovod's init()."""
+        self._generation = generation
+        with self._locked():
+            for file in self._files():
+                if file.generation == generation - 1:
+                    file.path.rename(self._folder / _name(generation, file.progress))
+                elif file.generation != generation:
+                    file.path.rename(self._scratch)
+
+    def newest(self) -> Progress | None:
+        """How far the held state is, None when there is none for this generation."""
+        with self._locked():
+            return max((file.progress for file in self._carried(self._generation)), default=None)
+
+    def take(self) -> Any:
+        """The state whose progress newest() told. Raises OSError or ValueError when it cannot be read."""
+        with self._locked():
+            held = self._carried(self._generation)
+            return read_state(max(held, key=lambda file: file.progress).path)
+
+    def drop(self) -> None:
+        """This worker's state is equal to that of all others in its generation: what is held is of no use any more.
+
+        The memory stays, to be written over: for that it has its pages already.
+        """
+        with self._locked():
+            for file in self._files():
+                file.path.rename(self._scratch)
+
+    @property
+    def _scratch(self) -> Path:
+        """Not held: being written, or memory to write over."""
+        return self._folder / "scratch"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone among the workers of this job on this node; the kernel lets go of the lock of one that dies."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # some systems empty /dev/shm when a user logs out
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _files(self) -> list[_File]:
+        return [file for path in self._folder.iterdir() if (file := _parse(path)) is not None]
+
+    def _carried(self, generation: int) -> list[_File]:
+        return [file for file in self._files() if file.generation == generation]
+
+    def _has_room(self, size_bytes: int) -> bool:
+        have = self._scratch.stat().st_size if self._scratch.exists() else 0
+        limit = int(self._share * _free_bytes(self._folder))
+        if size_bytes - have <= limit:
+            return True
+        if not self._told_too_large:
+            self._told_too_large = True
+            logger.warning(
+                "the state of %d MB is not held in memory, of which it may take %d MB: a worker that dies while the "
+                "world forms would send all back to the checkpoint. Enlarge /dev/shm or EDL_HELD_SHARE (now %g)",
+                *(size_bytes >> 20, limit >> 20, self._share),
+            )
+        return False
+
+
+def _name(generation: int, progress: Progress) -> str:
+    return f"held-{generation}-{progress.step}-{progress.epoch}"
+
+
+def _parse(path: Path) -> _File | None:
+    kind, *numbers = path.name.split("-")
+    if kind != "held":
+        return None
+    generation, step, epoch = map(int, numbers)
+    return _File(path, generation, Progress(step, epoch))
+
+
+def _free_bytes(folder: Path) -> int:
+    """What may be written into `folder` without making the machine swap."""
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    for line in _MEMINFO.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = min(free, int(line.split()[1]) * 1024)
+    return free

@@ -1,0 +1,60 @@
+"""edl nodes, drain, undrain: one request each."""
+
+import click
+
+from jobserver.cli.client import Api, print_json, print_table, with_api
+
+
+@click.command()
+@with_api
+def nodes(api: Api, as_json: bool) -> None:
+    """List the nodes and their workers."""
+    answer = api.get("/nodes")
+    if as_json:
+        print_json(answer)
+        return
+    rows: list[tuple[object, ...]] = [
+        (
+            node["node"],
+            node["address"],
+            f"{len(node['workers'])}/{node['slots']}",
+            ",".join(map(str, node["gpus"])) or "cpu",
+            "draining" if node["draining"] else "ready",
+            " ".join(f"{w['job']}:{w['worker']}{' (spare)' if w['spare'] else ''}" for w in node["workers"]),
+        )
+        for node in answer["nodes"]
+    ]
+    print_table(("NODE", "ADDRESS", "SLOTS", "GPUS", "STATE", "WORKERS"), rows)
+
+
+@click.command()
+@click.argument("node")
+@click.option(
+    "--deadline",
+    type=float,
+    default=None,
+    help="seconds until those that have not left are stopped (default: each job's leave_timeout_s)",
+)
+@with_api
+def drain(api: Api, as_json: bool, node: str, deadline: float | None) -> None:
+    """Let all workers leave NODE at a step boundary.
+
+    Jobs go on elsewhere and lose no step. The node stays registered and takes no workers until `edl undrain NODE`.
+    """
+    answer = api.post(f"/nodes/{node}/drain", {} if deadline is None else {"deadline_s": deadline})
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"node {node} drains" + ("" if deadline is None else f", within {deadline:g} s"))
+
+
+@click.command()
+@click.argument("node")
+@with_api
+def undrain(api: Api, as_json: bool, node: str) -> None:
+    """Let a drained NODE take workers again."""
+    answer = api.post(f"/nodes/{node}/undrain")
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"node {node} takes workers again")
