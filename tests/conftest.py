@@ -5,8 +5,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from jobserver.local_zookeeper import LocalZooKeeper
+
+# A busy machine is no failure of the code: pytest's own time limit bounds each test.
+settings.register_profile("edl", deadline=None)
+settings.load_profile("edl")
 
 pytest_plugins = ["hdfs_fixtures"]
 
