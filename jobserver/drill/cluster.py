@@ -22,6 +22,7 @@ import psutil
 
 from edl_collective.coord.key_file import load_or_create_key
 from jobserver.drill.network import Network
+from jobserver.drill.tagged import processes_with
 from jobserver.local_zookeeper import HOST, LocalZooKeeper
 
 #: holds the packages, as they are imported here
@@ -132,14 +133,7 @@ class Cluster:
 
     def ours(self) -> list[psutil.Process]:
         """Every process that was started by this cluster, directly or not."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and process.environ().get(TAG) == self.tag:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return found
+        return processes_with(TAG, lambda tag: tag == self.tag)
 
     def close(self) -> None:
         """Stop in order and prove that nothing is left. Raises ClusterError."""

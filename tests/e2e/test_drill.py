@@ -19,6 +19,7 @@ import soak
 from cluster import ROOT
 
 from jobserver.drill.network import missing
+from jobserver.drill.tagged import processes_with
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -40,14 +41,7 @@ def drill_into(folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Those that were started by the drill that keeps its files there."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("EDL_KEY_FILE", "").startswith(str(folder)):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return found
+    return processes_with("EDL_KEY_FILE", lambda path: path.startswith(str(folder)))
 
 
 def test_a_drill_does_what_was_asked_and_tells_what_it_cost(tmp_path: Path) -> None:
