@@ -65,7 +65,7 @@ class Reducer:
 
         Raises HorovodInternalError when a member died before all gradients were reduced; nothing has changed then.
         """
-        # Not earlier: alone, it would set off a cycle of Horovod's, and the gradients would wait for the next one (1 ms).
+        # Not earlier: it would set off a cycle of Horovod's, and the gradients would wait for the next one (1 ms).
         votes = None
         if hvd.size() > 1:
             votes = hvd.allreduce_async(torch.tensor([float(self._vote)]), op=hvd.Sum, name="edl.vote")
