@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[3]
 JOBS = ROOT / "scripts" / "bench" / "jobs"
 TAG = "EDL_BENCH_TAG"
 POLL_S = 0.05
+#: a world whose ranks have all completed a step within this time is at work; longer than a step on busy cores
+RECENT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class System(ABC):
 
     def present_world(self) -> list[Step]:
         """The newest step of each rank, if all ranks of the newest world have completed one just now; else nothing."""
-        steps = [step for step in self.steps() if step.at_s > time.monotonic() - 1.0]
+        steps = [step for step in self.steps() if step.at_s > time.monotonic() - RECENT_S]
         if not steps:
             return []
         size = steps[-1].size
