@@ -395,3 +395,13 @@ def test_a_held_state_that_cannot_be_read_gives_way_to_the_checkpoint(tmp_path: 
     path.write_bytes(path.read_bytes()[:-1])
     job = Job(checkpoint_url=url, worlds=GivenWorlds(2, held_in(tmp_path / "held", 2))).enter()
     assert job.worlds.told("resume") == ["resumed from a checkpoint at epoch 1"]
+
+
+def test_gradients_are_named_after_the_generation_so_that_none_is_taken_for_one_of_the_next() -> None:
+    job = Job(worlds=GivenWorlds(7)).enter()
+    left_over = hvd.allreduce_async(torch.full((1, 2), 1000.0), name="allreduce.7.weight")
+    job.worlds.generation = 8
+    job.state.leave_world()
+    assert job.enter().train(1).weights() == Job().enter().train(1).weights()
+    hvd.synchronize(left_over)
+    assert set(job.state.optimizer._parameter_names.values()) >= {"8.weight", "8.bias"}
