@@ -62,6 +62,8 @@ class Crew:
     #: spares in no world: those that live, the warm ones first, and those that do not
     spares: tuple[PlannedWorker, ...] = ()
     lost_spares: tuple[Death, ...] = ()
+    #: names of those that have been at the gate
+    warm: frozenset[str] = frozenset()
 
 
 def crew_of(job: Job, snapshot: Snapshot) -> Crew:
@@ -92,7 +94,7 @@ def crew_of(job: Job, snapshot: Snapshot) -> Crew:
     }
     if any(w.worker in members for w in living):
         dead = [_beside_a_world(job, death) for death in dead]
-    warm = {name for name, at in job.workers.items() if at.value.state is WorkerState.STANDBY}
+    warm = frozenset(name for name, at in job.workers.items() if at.value.state is not WorkerState.STARTING)
     return Crew(
         living=tuple(w for w in living if w not in waiting),
         finished=tuple(finished),
@@ -100,6 +102,7 @@ def crew_of(job: Job, snapshot: Snapshot) -> Crew:
         leaving=frozenset(leaving),
         spares=tuple(sorted((w for w in living if w in waiting), key=lambda w: w.worker not in warm)),
         lost_spares=tuple(death for death in dead if death.worker in waiting),
+        warm=warm,
     )
 
 

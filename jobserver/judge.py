@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from edl_collective.coord.records import JobKind, JobStatus, Phase, PlannedWorker
+from jobserver.allocate import worker_number
 from jobserver.job_state import (
     Crew,
     check_transition,
@@ -134,12 +135,17 @@ def _count(case: Case, now_s: float) -> Case:
 
 
 def _count_standbys(case: Case, now_s: float) -> JobStatus:
-    """Standbys that die cost the job nothing: they are not its failures, but the next ones come ever later."""
-    status, progress = case.status, case.job.progress
-    deaths = 0 if progress is not None and progress.epoch > status.epoch_seen else status.standby_deaths
-    new = sum(death.standby for death in (*case.crew.dead, *case.crew.lost_spares))
-    died_at = now_s if new else status.standby_died_at
-    return structs.replace(status, standby_deaths=deaths + new, standby_died_at=died_at)
+    """Standbys that die cost the job nothing: they are not its failures, but the next ones come ever later.
+
+    One that gets to the gate shows that the fault is gone, if it started later than the last that died.
+    """
+    status, crew = case.status, case.crew
+    died = [worker_number(death.worker.worker) for death in (*crew.dead, *crew.lost_spares) if death.standby]
+    newest = max([status.standby_newest, *died])
+    warm = max((worker_number(w.worker) for w in (*crew.living, *crew.spares) if w.worker in crew.warm), default=0)
+    deaths = 0 if warm > newest else status.standby_deaths + len(died)
+    died_at = now_s if died else status.standby_died_at
+    return structs.replace(status, standby_deaths=deaths, standby_newest=newest, standby_died_at=died_at)
 
 
 def _standby_due_at(status: JobStatus) -> float:

@@ -25,7 +25,7 @@ class ReconcileConfig:
     #: how long rank 0 may evaluate and save after another worker finished
     save_timeout_s: float = 3600.0
     #: after an outage of ZooKeeper, how long nodes may take to be back before their absence counts
-    return_timeout_s: float = 10.0
+    absence_timeout_s: float = 10.0
     #: fill a node before the next one; otherwise spread
     pack: bool = True
     #: events and ended workers that are kept of each job, for people
@@ -39,7 +39,7 @@ class ReconcileConfig:
     changing: Changing | None = None
 
     def __post_init__(self) -> None:
-        for name in ("finish_timeout_s", "save_timeout_s", "return_timeout_s"):
+        for name in ("finish_timeout_s", "save_timeout_s", "absence_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}: it must be positive")
         for name in ("max_events", "max_ended_workers", "max_deletions"):
@@ -183,13 +183,31 @@ def _settle(
     new = tuple(PlannedWorker(f"w{number + i}", slot.node, slot.slot) for i, slot in enumerate(grant.added))
     workers = (*grant.kept, *new)
     number += len(new)
+    carrier = _carrier(case, grant, snapshot)
+    if carrier is not None:
+        workers = (carrier, *workers)[: max(2, case.wanted.np if case.wanted else 0)]
     standby = tuple(PlannedWorker(f"w{number + i}", s.node, s.slot) for i, s in enumerate(grant.spare_slots))
     spares = (*sorted(grant.spares, key=lambda w: worker_number(w.worker)), *standby)
     promoted = tuple(f"{w.worker} stood by and takes a place" for w in grant.kept if w in case.spares)
-    drained = tuple(f"{w.worker} leaves {w.node}, which drains" for w in grant.dropped if _drains(w.node, snapshot))
+    leaving = [w for w in grant.dropped if _drains(w.node, snapshot) and w != carrier]
+    drained = tuple(f"{w.worker} leaves {w.node}, which drains" for w in leaving)
+    if carrier is not None:
+        drained += (f"{carrier.worker} stays on {carrier.node}, which drains, until others have its state",)
     case = _phase(replace(case, news=case.news + promoted + drained), workers, grant.missing, snapshot, now_s)
     plan = _plan(case, workers, spares, snapshot, _plan_reason(case, workers, spares), config)
     return (note_effect(case, now_s) if plan is None else case), plan
+
+
+def _carrier(case: Case, grant: Grant, snapshot: Snapshot) -> PlannedWorker | None:
+    """Who hands the training state over when all that have it are on nodes that drain: one of them, rank 0 if it lives.
+
+    It stays until one of those that come is in the world; if nobody can come, it leaves like the others.
+    """
+    ranks = {m.worker: m.rank for m in case.job.rendezvous.members}
+    if not (grant.kept or grant.added) or any(w.worker in ranks for w in grant.kept):
+        return None
+    inside = [w for w in grant.dropped if w.worker in ranks and _drains(w.node, snapshot)]
+    return min(inside, key=lambda w: ranks[w.worker], default=None)
 
 
 def _drains(node: str, snapshot: Snapshot) -> bool:
@@ -218,7 +236,7 @@ def _phase(case: Case, workers: tuple[PlannedWorker, ...], missing: int, snapsho
 def _when(case: Case) -> str:
     if case.held_back_until is None:
         return "when slots become free"
-    return f"after a pause, because {case.status.standby_deaths} standbys have died since the last completed epoch"
+    return f"after a pause, because {case.status.standby_deaths} standbys in a row have died"
 
 
 def _lack(min_np: int, missing: int, snapshot: Snapshot) -> str:

@@ -230,7 +230,9 @@ class World:
         assert len(used) == len(set(used)), f"a slot is planned twice: {used}"
         for job in self.jobs.values():
             if job.plan is not None:
-                assert len(job.plan.value.workers) <= job.spec.value.max_np
+                draining = any(w.node in self.nodes and self.nodes[w.node].draining for w in job.plan.value.workers)
+                handover = 2 if draining else 0  # one hands its state over before it leaves
+                assert len(job.plan.value.workers) <= max(job.spec.value.max_np, handover)
                 assert not settled or len(job.plan.value.spares) <= max(job.spec.value.spares, 0)
 
 

@@ -236,9 +236,10 @@ class JobStatus(Record, frozen=True, kw_only=True):
     changed_at: float | None = None
     #: wall time at which rank 0, which saves, was seen to have finished; None until then and in a new attempt
     saved_at: float | None = None
-    #: standbys that died beside a running world since `epoch_seen` rose, and the wall time of the last such death: they
-    #: cost the job nothing, and the next ones start ever later
+    #: standbys in a row that died beside a running world, until a newer one gets to the gate; number of the newest of
+    #: them, and wall time of its death: they cost the job nothing, and the next ones start ever later
     standby_deaths: int = 0
+    standby_newest: int = 0
     standby_died_at: float = 0.0
 
 

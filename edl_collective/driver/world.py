@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 
 from edl_collective.coord.records import Member, Plan, PlannedWorker, Rendezvous
 from edl_collective.driver.absence import judge
+from edl_collective.driver.ranking import rank as rank
 from edl_collective.driver.state import Seen, State, Told, Where
 from edl_collective.messages import AbortGeneration, AskNode, DriverMessage, InterruptWorker, LeaveWorker, World
 
-_GRACES = (
-    *("form_grace_s", "join_grace_s", "suspect_grace_s"),
-    *("straggle_grace_s", "answer_grace_s", "absence_grace_s"),
-)
+_GRACES = ("form_grace_s", "join_grace_s", "suspect_grace_s", "straggle_grace_s", "answer_grace_s", "absence_grace_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +28,8 @@ class Config:
     join: how long the first newcomer at the gate waits for the other planned ones, while training goes on.
     suspect: how long after one member's collective failed the others may take to fail, before they are aborted.
     straggle: how long after the first member came to the gate as asked the others may take, before they are aborted.
-    answer: how long a connected JobClient whose node is missing in the store may take to say that it lives.
-    absence: how long the node of a planned member may be missing, not connected either, if no plan takes it out.
+    answer: how long a connected JobClient whose node is missing may take to say that it lives, if not planned any more.
+    absence: how long the node of a planned member may be missing and silent, if no plan takes it out.
     """
 
     min_np: int = 1
@@ -39,7 +37,7 @@ class Config:
     join_grace_s: float = 2.0
     suspect_grace_s: float = 0.5
     straggle_grace_s: float = 5.0
-    answer_grace_s: float = 0.5
+    answer_grace_s: float = 0.25
     absence_grace_s: float = 15.0
 
     def __post_init__(self) -> None:
@@ -98,14 +96,13 @@ def decide(state: State, now_s: float, config: Config) -> Decision:
     if plan is None or nodes is None:
         return Decision(state, (), "waiting for the first plan")
     state, answers = _answer(state, plan)
-    planned = planned_members(plan, state.record.members)
-    planned_on = frozenset(m.node for m in state.record.members if m.worker in planned)
+    planned_on = frozenset(p.node for p in plan.everybody if p.worker in {m.worker for m in state.record.members})
     absence = judge(state, planned_on, now_s, config.answer_grace_s, config.absence_grace_s)
     state = replace(state, absent=absence.absent)
     questions = tuple(Send(node, AskNode()) for node in absence.ask)
     view = _View(state, plan, nodes, absence.lost)
     state = _since(state, view, now_s)
-    # Said first: who is at the gate still is not let into a world that is lost.
+    # said first: who is at the gate still is not let into a world that is lost
     state, aborts = _abort(state, view, now_s, config)
     if view.unheard:
         reason = f"waiting for the JobClient of node {', '.join(view.unheard)}"
@@ -354,24 +351,6 @@ def _next(state: State, view: _View) -> Rendezvous:
         cause=_cause(state, view),
         plan_revision=view.plan.revision,
     )
-
-
-def rank(order: Sequence[tuple[str, str]]) -> tuple[Member, ...]:
-    """Places of (worker, node) pairs in Horovod's terms; the nodes in order of appearance, their workers in order.
-
-    Horovod wants the ranks of a node to be contiguous. cross_rank counts, among the nodes that have a worker of the
-    same local_rank, the nodes before this one.
-    """
-    by_node: dict[str, list[str]] = {}
-    for worker, node in order:
-        by_node.setdefault(node, []).append(worker)
-    members: list[Member] = []
-    for node, workers in by_node.items():
-        for local_rank, worker in enumerate(workers):
-            peers = [n for n, others in by_node.items() if len(others) > local_rank]
-            place = (len(members), local_rank, len(workers), peers.index(node), len(peers))
-            members.append(Member(worker, node, *place))
-    return tuple(members)
 
 
 def _cause(state: State, view: _View) -> str:

@@ -78,6 +78,25 @@ def story(victim: Victim) -> str:
     return "\n".join(map(str, victim.resizes()))
 
 
+def test_the_node_of_rank_0_is_drained(victim: Victim) -> None:
+    cluster, event = victim.cluster, victim.last_event()
+    node = cluster.job("tiny")["rendezvous"]["members"][0][1]
+    assert victim.node_of_driver() == node
+    assert {row[1] for row in cluster.job("tiny")["rendezvous"]["members"]} == {node}, "nobody else has the state"
+    gone = [w["worker"] for w in cluster.running("tiny") if w["node"] == node]
+    cluster.post(f"/nodes/{node}/drain", {"deadline_s": 40})
+    cluster.wait(lambda: not [w for w in cluster.running("tiny") if w["node"] == node], 30, "the node is left", "tiny")
+    cluster.wait(lambda: [record(victim, w)["state"] for w in gone] == ["exited"] * len(gone), 20, "", "tiny")
+    assert {(record(victim, w)["outcome"], record(victim, w)["exit_code"]) for w in gone} == {("left", 0)}
+    assert victim.node_of_driver() != node
+    assert [n["draining"] for n in cluster.get("/nodes")["nodes"] if n["node"] == node] == [True]
+    victim.wait_for_steps(10)
+    cluster.post(f"/nodes/{node}/undrain")
+    cluster.wait_for_world("tiny", 3)
+    assert all("restart" not in resize["cause"] for resize in victim.resizes(after=event))
+    assert (cluster.job("tiny")["status"]["attempt"], cluster.events("tiny", "resume")) == (1, [])
+
+
 def test_a_spare_takes_over_while_no_jobserver_lives(victim: Victim) -> None:
     cluster, event, before = victim.cluster, victim.last_event(), generation(victim)
     (spare,) = warm_spares(victim)
@@ -104,7 +123,6 @@ def test_a_spare_takes_over_while_no_jobserver_lives(victim: Victim) -> None:
 
 def test_a_standby_that_dies_or_hangs_costs_nothing(victim: Victim) -> None:
     cluster, event, fault = victim.cluster, victim.last_event(), victim.cluster.base / "fault"
-    failures = cluster.job("tiny")["status"]["failures"]
     (spare,) = warm_spares(victim)
     fault.write_text("die")
     cluster.post("/jobs/tiny/scale", {"np": 4})
@@ -126,7 +144,6 @@ def test_a_standby_that_dies_or_hangs_costs_nothing(victim: Victim) -> None:
     sizes = [(resize["from"], resize["to"]) for resize in victim.resizes(after=event)]
     assert sizes == [(3, 4), (4, 3)], story(victim)
     assert victim.longest_gap_s(since_s) < SOON_S
-    assert cluster.job("tiny")["status"]["failures"] == failures + 1, "only the killed one counts"
     cluster.post("/jobs/tiny/scale", {"np": 3})
 
 
@@ -158,22 +175,3 @@ def test_a_hung_worker_alone_is_given_up_after_the_time_out_of_gloo(victim: Vict
     assert resize["cause"].startswith(f"worker {stopped} was silent for return_timeout_s"), resize["cause"]
     assert (resize["from"], resize["to"], spare in members(victim)) == (3, 3, True)
     assert GLOO_TIMEOUT_S / 2 < victim.longest_gap_s(since_s) < GLOO_TIMEOUT_S + RETURN_TIMEOUT_S + SOON_S + 2
-
-
-def test_the_node_of_rank_0_is_drained(victim: Victim) -> None:
-    cluster, event = victim.cluster, victim.last_event()
-    node = cluster.job("tiny")["rendezvous"]["members"][0][1]
-    assert victim.node_of_driver() == node
-    gone = [w["worker"] for w in cluster.running("tiny") if w["node"] == node]
-    since_s = time.monotonic()
-    cluster.post(f"/nodes/{node}/drain", {"deadline_s": 40})
-    cluster.wait(lambda: not [w for w in cluster.running("tiny") if w["node"] == node], 30, "the node is left", "tiny")
-    cluster.wait(lambda: [record(victim, w)["state"] for w in gone] == ["exited"] * len(gone), 20, "", "tiny")
-    assert {(record(victim, w)["outcome"], record(victim, w)["exit_code"]) for w in gone} == {("left", 0)}
-    assert victim.node_of_driver() != node
-    assert [n["draining"] for n in cluster.get("/nodes")["nodes"] if n["node"] == node] == [True]
-    victim.wait_for_steps(10)
-    assert victim.longest_gap_s(since_s) < SOON_S
-    cluster.post(f"/nodes/{node}/undrain")
-    cluster.wait_for_world("tiny", 3)
-    assert victim.resizes(after=event)

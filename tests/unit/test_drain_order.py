@@ -102,22 +102,26 @@ def test_knobs_that_cannot_work_are_refused(server: Server, changes: dict[str, o
 # ---- the JobClient's side ------------------------------------------------------------------------------------------
 
 
+def ordered(orders: Orders) -> tuple[bool, float | None]:
+    return orders.drained, orders.leave_by_s
+
+
 def test_a_deadline_counts_from_when_it_was_heard(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     store = MemoryStore()
     woken: list[bool] = []
     orders = Orders(store, P, "a", lambda: woken.append(True))
     orders.refresh(5.0)
-    assert (orders.drained, orders.leave_by_s) == (False, None)
+    assert ordered(orders) == (False, None)
     store.set(P.drain("a"), encode(DrainRecord(node="a", deadline_s=60.0, asked_at=1e9)), None)
     assert woken
     orders.refresh(100.0)
-    assert (orders.drained, orders.leave_by_s) == (True, 160.0)
+    assert ordered(orders) == (True, 160.0)
     orders.refresh(120.0)
-    assert orders.leave_by_s == 160.0
+    assert ordered(orders) == (True, 160.0)
     store.delete(P.drain("a"))
     orders.refresh(130.0)
-    assert (orders.drained, orders.leave_by_s) == (False, None)
+    assert ordered(orders) == (False, None)
     assert "are to leave within 60 s" in caplog.text
     assert "was cancelled" in caplog.text
     orders.close()
@@ -128,9 +132,9 @@ def test_an_order_without_a_deadline_and_one_that_does_not_parse(caplog: pytest.
     orders = Orders(store, P, "a", lambda: None)
     store.set(P.drain("a"), encode(DrainRecord(node="a")), None)
     orders.refresh(1.0)
-    assert (orders.drained, orders.leave_by_s) == (True, None)
+    assert ordered(orders) == (True, None)
     store.set(P.drain("a"), b"?", 0)
     orders.refresh(2.0)
-    assert not orders.drained
+    assert ordered(orders) == (False, None)
     assert P.drain("a") in caplog.text
     orders.close()

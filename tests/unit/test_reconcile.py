@@ -216,6 +216,10 @@ def test_draining_nodes_are_left_and_get_nothing() -> None:
     world = running(2, nodes=2)
     world.drain("a")
     world.settle()
+    assert [w.node for w in world.plan().workers] == ["a", "b"]  # one hands the training state over
+    world.let_go()
+    world.run_workers()
+    world.settle()
     assert [w.node for w in world.plan().workers] == ["b", "b"]
     assert world.plan().driver_node == "b"
     assert "w1 leaves a, which drains" in world.plan().reason

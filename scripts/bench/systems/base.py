@@ -20,11 +20,14 @@ import psutil
 from bench.errors import SystemFailed
 from bench.step_files import StepFiles
 from bench.steps import Step
+from jobserver.drill.tagged import processes_with
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = ROOT / "scripts" / "bench" / "jobs"
 TAG = "EDL_BENCH_TAG"
 POLL_S = 0.05
+#: a world whose ranks have all completed a step within this time is at work; longer than a step on busy cores
+RECENT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,10 @@ class System(ABC):
     name: str
     #: file of the job in bench/jobs
     program: str
+    #: how it is set up, for the report
+    config: str
+    #: a new worker starts while the others train, so what comes before a pause is the cost of its start
+    starts_before_pause = False
 
     def __init__(self, base: Path, max_np: int, job: JobOptions) -> None:
         self.base = base
@@ -63,17 +70,21 @@ class System(ABC):
     def resize(self, size: int) -> None:
         """Ask for a world of `size`, as a user of the system does; returns before it is there."""
 
+    def prepare_coordinator_loss(self) -> None:
+        """Start what a careful user of the system has against the loss of its coordinator, if there is such a thing."""
+        return
+
+    @abstractmethod
     def kill_coordinator(self) -> None:
-        """SIGKILL to the process that decides about the job's size. SystemFailed where there is none."""
-        raise SystemFailed(f"{self.name} has no such process")
+        """SIGKILL to the process that decides about the job's size."""
 
+    @abstractmethod
     def kill_driver(self) -> None:
-        """SIGKILL to the process that forms the worlds. SystemFailed where there is none of its own."""
-        raise SystemFailed(f"{self.name} has no such process")
+        """SIGKILL to the process that forms the worlds. NotApplicable where there is none of its own."""
 
+    @abstractmethod
     def lose_node(self) -> None:
-        """Make everything on one node of several fall silent without closing anything."""
-        raise SystemFailed(f"{self.name} cannot be told to lose a node")
+        """Make everything on one node of two fall silent, by SIGSTOP, without closing anything."""
 
     # ---- the same for all ------------------------------------------------------------------------------------------
 
@@ -88,7 +99,7 @@ class System(ABC):
 
     def present_world(self) -> list[Step]:
         """The newest step of each rank, if all ranks of the newest world have completed one just now; else nothing."""
-        steps = [step for step in self.steps() if step.at_s > time.monotonic() - 1.0]
+        steps = [step for step in self.steps() if step.at_s > time.monotonic() - RECENT_S]
         if not steps:
             return []
         size = steps[-1].size
@@ -176,14 +187,7 @@ class System(ABC):
 
     def ours(self) -> list[psutil.Process]:
         """Every process that carries the tag."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and process.environ().get(TAG) == self.tag:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return found
+        return processes_with(TAG, lambda tag: tag == self.tag)
 
     def close(self) -> None:
         """End every process of the system, frozen ones included."""

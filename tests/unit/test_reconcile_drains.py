@@ -1,0 +1,80 @@
+"""The decision about nodes that drain: nobody takes the last copy of the training state along."""
+
+from job_world import World, running
+
+from edl_collective.coord.records import Phase
+
+
+def test_the_only_node_of_a_job_hands_the_state_over_before_it_is_left() -> None:
+    world = running(3, nodes=1, slots=3)
+    world.join("b", 3)
+    world.drain("a")
+    world.settle()
+    assert [(w.worker, w.node) for w in world.plan().workers] == [("w1", "a"), ("w4", "b"), ("w5", "b")]
+    assert "w2 leaves a, which drains; w3 leaves a, which drains; w1 stays on a, which drains" in world.plan().reason
+    assert world.plan().driver_node == "b"
+    world.let_go()
+    world.run_workers()
+    world.settle()
+    assert [(w.worker, w.node) for w in world.plan().workers] == [("w4", "b"), ("w5", "b"), ("w6", "b")]
+    assert (world.status().attempt, world.status().failures) == (1, 0)
+
+
+def test_rank_0_hands_over_if_it_lives() -> None:
+    world = running(2, nodes=1)
+    world.form("w2", "w1")
+    world.join("b", 2)
+    world.drain("a")
+    world.settle()
+    assert world.ids() == ["w2", "w3"]
+
+
+def test_a_job_of_one_worker_has_two_while_it_moves() -> None:
+    world = running(1, nodes=1, max_np=1)
+    world.join("b", 1)
+    world.drain("a")
+    world.settle()
+    assert world.ids() == ["w1", "w2"]
+    world.run_workers()
+    world.settle()
+    assert world.ids() == ["w2"]
+
+
+def test_a_warm_spare_takes_the_state_over() -> None:
+    world = running(2, nodes=2, spares=1)
+    world.run_workers()
+    assert [w.node for w in world.plan().spares] == ["b"]
+    world.drain("a")
+    world.settle()
+    assert world.ids() == ["w1", "w3"]
+    world.run_workers()
+    world.settle()
+    assert world.ids() == ["w3", "w4"]
+
+
+def test_nobody_stays_where_nobody_can_come() -> None:
+    world = running(2, nodes=1)
+    world.drain("a")
+    world.settle()
+    assert (world.ids(), world.status().phase) == ([], Phase.HOLDING)
+
+
+def test_nobody_stays_where_others_have_the_state() -> None:
+    world = running(4, nodes=2)
+    world.drain("a")
+    world.settle()
+    assert world.ids() == ["w3", "w4"]
+
+
+def test_two_nodes_that_drain_at_once_hand_over_to_a_third() -> None:
+    world = World()
+    for node in "ab":
+        world.join(node, 1)
+    world.submit(np=2, max_np=2)
+    world.settle()
+    world.run_workers()
+    world.join("c", 2)
+    world.drain("a")
+    world.drain("b")
+    world.settle()
+    assert world.ids() == ["w1", "w3"]
