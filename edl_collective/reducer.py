@@ -49,13 +49,24 @@ class Reducer:
             self.optimizer.load_state_dict(optimizer.state_dict())
         self._scaler = scaler
         self._clip_norm = clip_norm
+        self._names: dict[torch.nn.Parameter, str] = dict(self.optimizer._parameter_names)
         self._vote: int | None = None
+        self._vote_name = "edl.vote"
         #: True while parameters change: this rank's state is then of no step
         self.torn = False
 
+    def enter_world(self, generation: int) -> None:
+        """Name what is reduced after the generation, which is the same on all ranks.
+
+        A tensor that is enqueued at the moment when Horovod shuts down stays in its queue for the next world. Under the
+        same name it would be taken there for this rank's new gradient.
+        """
+        self.optimizer._parameter_names = {p: f"{generation}.{name}" for p, name in self._names.items()}
+        self._vote_name = f"edl.vote.{generation}"
+
     def open_step(self, stop: bool) -> None:
         """Vote on stopping after this step; the vote travels with the gradients that follow."""
-        self._vote = hvd.allreduce_async(torch.tensor([float(stop)]), op=hvd.Sum, name="edl.vote")
+        self._vote = hvd.allreduce_async(torch.tensor([float(stop)]), op=hvd.Sum, name=self._vote_name)
 
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
