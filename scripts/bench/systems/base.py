@@ -20,6 +20,7 @@ import psutil
 from bench.errors import SystemFailed
 from bench.step_files import StepFiles
 from bench.steps import Step
+from jobserver.drill.tagged import processes_with
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = ROOT / "scripts" / "bench" / "jobs"
@@ -186,14 +187,7 @@ class System(ABC):
 
     def ours(self) -> list[psutil.Process]:
         """Every process that carries the tag."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and process.environ().get(TAG) == self.tag:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return found
+        return processes_with(TAG, lambda tag: tag == self.tag)
 
     def close(self) -> None:
         """End every process of the system, frozen ones included."""
