@@ -56,7 +56,7 @@ EXTRAS = {
     "webhdfs": WEBHDFS,
     "hdfs3": ["hdfs3>=0.3.1"],
     "example": EXAMPLE,
-    "bench": EXAMPLE,
+    "bench": [*EXAMPLE, "torchft-nightly"],
     "test": [
         "hypothesis>=6.100",
         "mypy>=1.13",

@@ -76,7 +76,7 @@ def _sockets() -> dict[int, int]:
 
 def _has_timeout(fd: int) -> bool:
     """Whether it looks like one of gloo's, which have one; what another thread of the script connects rarely does."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as peer:
+    with contextlib.suppress(OSError), _duplicate(fd) as peer:
         if peer.family in (socket.AF_INET, socket.AF_INET6) and peer.type == socket.SOCK_STREAM:
             seconds, microseconds = _TIMEVAL.unpack(
                 peer.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.size)
@@ -87,11 +87,21 @@ def _has_timeout(fd: int) -> bool:
 
 def _shut(inode: int, fd: int) -> bool:
     """Shut the socket for reading if `fd` still is the one of `inode`; a duplicate keeps it while we look."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as peer:
+    with contextlib.suppress(OSError), _duplicate(fd) as peer:
         if os.fstat(peer.fileno()).st_ino == inode:
             peer.shutdown(socket.SHUT_RD)
             return True
     return False
+
+
+def _duplicate(fd: int) -> socket.socket:
+    """A second descriptor of the socket. Raises OSError when `fd` is closed, or another file's by now."""
+    mine = os.dup(fd)
+    try:
+        return socket.socket(fileno=mine)
+    except OSError:
+        os.close(mine)
+        raise
 
 
 def inside_horovod() -> bool:

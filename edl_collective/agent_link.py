@@ -55,6 +55,8 @@ class AgentLink:
         self._answers: queue.SimpleQueue[Assigned | Leave | None] = queue.SimpleQueue()
         #: highest generation that should stop at its next step boundary
         self.interrupted_generation = 0
+        #: the highest epoch of a driver that gave us a place: those below it have been replaced
+        self._epoch = 0
         self._closing = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -75,8 +77,13 @@ class AgentLink:
             answer = self._answers.get()
             if answer is None:
                 raise AgentLost(self._path)
+            if isinstance(answer, Leave):
+                return answer
+            if answer.epoch < self._epoch:
+                logger.warning("refused a place from the driver of epoch %d: %d was seen", answer.epoch, self._epoch)
             # An answer may come twice, and the second one after we have used the first.
-            if isinstance(answer, Leave) or answer.generation > last_generation:
+            elif answer.generation > last_generation:
+                self._epoch = answer.epoch
                 return answer
 
     def running(self, generation: int) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from edl_collective.coord.records import NodeRecord, Rendezvous
 from edl_collective.coord.zk_store import ZkStore
 from edl_collective.messages import AgentMessage
 from jobclient.agent import Agent
-from jobclient.config import Config, ConfigError, parse
+from jobclient.config import Config, ConfigError, host_name_problem, parse
 from jobclient.node_api import NodeApi, make_app
 from jobclient.rendezvous_http import RendezvousServer
 from jobclient.rendezvous_proxy import JobProxy
@@ -38,6 +39,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         config = parse(argv, environ)
         logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
         _quieten(config.log_level)
+        problem = host_name_problem(config.address, socket.gethostname())
+        if problem is not None:
+            logger.warning("%s", problem)
         key = load_or_create_key(config.key_file)
         api = _bind(config, key)
         store = _connect(config)

@@ -305,6 +305,24 @@ def interface_of(address: str) -> str | None:
     return None
 
 
+def host_name_problem(address: str, host_name: str) -> str | None:
+    """Why workers of other nodes may not reach those of this one, None if nothing is known against it.
+
+    Horovod makes the sockets of its process sets at the address of the host name, whatever interface it is told.
+    """
+    try:
+        found = ipaddress.ip_address(socket.gethostbyname(host_name))
+        wanted = ipaddress.ip_address(socket.gethostbyname(address))
+    except OSError:
+        return f"the host name {host_name} has no address, which Horovod needs: add it to /etc/hosts with {address}"
+    if wanted.is_loopback or not found.is_loopback:
+        return None
+    return (
+        f"the host name {host_name} leads to {found}, where Horovod's workers of other nodes cannot reach those of "
+        f"this one: let it lead to {address} in /etc/hosts"
+    )
+
+
 def _labels(given: object) -> dict[str, str]:
     if isinstance(given, dict):
         return {str(name): str(value) for name, value in given.items()}

@@ -25,8 +25,9 @@ from jobclient.worker_env import gloo_timeout_s
 ASK_AGAIN_S = 1.0
 #: a dead driver is started again at once, then after pauses that double with each death until it lives long enough
 FIRST_DRIVER_PAUSE_S = 0.1
-LONGEST_DRIVER_PAUSE_S = 5.0
-HEALTHY_DRIVER_S = 30.0
+#: so that a job whose driver was killed again and again can be resized within 3 s all the same
+LONGEST_DRIVER_PAUSE_S = 2.0
+HEALTHY_DRIVER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,7 @@ class LocalWorld(Generic[T]):
 
     def _world(self, record: Rendezvous) -> list[ToWorker | ToDriver | WorldChanged | Answer[T]]:
         actions: list[ToWorker | ToDriver | WorldChanged | Answer[T]] = []
-        if record.generation < self.record.generation:
+        if (record.generation, record.epoch) < (self.record.generation, self.record.epoch):
             return actions
         if record.generation > self.record.generation:
             self._begin(record)

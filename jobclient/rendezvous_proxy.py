@@ -105,9 +105,9 @@ class JobProxy:
             return
         self._driver = driver
         if driver is not None:
+            if self._channel is not None and driver.epoch > self._epoch:
+                self._channel.abort()  # an address that was only written again, after an outage, breaks nothing
             self._epoch = driver.epoch
-            if self._channel is not None:
-                self._channel.abort()
         self._driver_changed.set()
 
     # ---- what the rendezvous server asks (rendezvous_http.Keys) ---------------------------------------------------

@@ -114,7 +114,7 @@ def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
     rules = ReconcileConfig(
         finish_timeout_s=config.finish_timeout_s,
         save_timeout_s=config.save_timeout_s,
-        return_timeout_s=config.return_timeout_s,
+        absence_timeout_s=config.absence_timeout_s,
         pack=config.pack,
         changing=config.changing,
     )

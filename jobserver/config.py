@@ -22,7 +22,7 @@ from jobclient.config import machine_slots
 from jobserver.changing import Changing
 
 DEFAULT_PORT = 8180
-_POSITIVE = ("zookeeper_wait_s", "session_timeout_s", "finish_timeout_s", "save_timeout_s", "return_timeout_s")
+_POSITIVE = ("zookeeper_wait_s", "session_timeout_s", "finish_timeout_s", "save_timeout_s", "absence_timeout_s")
 #: how the predecessor spelled its options; any of these asks for a changing script
 _CHANGING_OPTIONS = ("time_interval_to_change", "add_pods_one_step", "del_pods_one_step")
 
@@ -49,7 +49,7 @@ class Config:
     server_name: str = "server"
     finish_timeout_s: float = 120.0
     save_timeout_s: float = 3600.0
-    return_timeout_s: float = 10.0
+    absence_timeout_s: float = 10.0
     pack: bool = True
     log_level: int = 20
     changing: Changing | None = None
@@ -97,7 +97,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "server_name": ("NAME", "name of this JobServer (default: the host name)"),
     "finish_timeout": ("SECONDS", "after rank 0 finished, how long the other workers may take (default: 120)"),
     "save_timeout": ("SECONDS", "after another worker finished, how long rank 0 may save (default: 3600)"),
-    "return_timeout": (
+    "absence_timeout": (
         "SECONDS",
         "after ZooKeeper was away, or this JobServer started, how long nodes may take to be back; "
         "not below the session time-out of the JobClients (default: 10)",
@@ -185,7 +185,7 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         server_name=str(values.get("server_name") or socket.gethostname()),
         finish_timeout_s=_number(values, "finish_timeout", 120.0),
         save_timeout_s=_number(values, "save_timeout", 3600.0),
-        return_timeout_s=_number(values, "return_timeout", 10.0),
+        absence_timeout_s=_number(values, "absence_timeout", 10.0),
         pack=placement == "pack",
         log_level=_integer(values, "log_level", 20),
         changing=_changing(values, environ),

@@ -85,7 +85,7 @@ class Controller:
         self._config = config
         self._woken = threading.Event()
         self._stopping = threading.Event()
-        self._sight = Sight(store, clock, config.return_timeout_s)
+        self._sight = Sight(store, clock, config.absence_timeout_s)
         self._mirror = Mirror(store, paths.root, self._woken.set)
         self._thread = threading.Thread(target=self.run, name="edl-controller", daemon=True)
         self._watch = DeathWatch(self._woken.set)

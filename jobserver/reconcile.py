@@ -25,7 +25,7 @@ class ReconcileConfig:
     #: how long rank 0 may evaluate and save after another worker finished
     save_timeout_s: float = 3600.0
     #: after an outage of ZooKeeper, how long nodes may take to be back before their absence counts
-    return_timeout_s: float = 10.0
+    absence_timeout_s: float = 10.0
     #: fill a node before the next one; otherwise spread
     pack: bool = True
     #: events and ended workers that are kept of each job, for people
@@ -39,7 +39,7 @@ class ReconcileConfig:
     changing: Changing | None = None
 
     def __post_init__(self) -> None:
-        for name in ("finish_timeout_s", "save_timeout_s", "return_timeout_s"):
+        for name in ("finish_timeout_s", "save_timeout_s", "absence_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}: it must be positive")
         for name in ("max_events", "max_ended_workers", "max_deletions"):

@@ -19,7 +19,7 @@ fi
 
 mypy # the packages, as pyproject.toml lists them
 shopt -s nullglob globstar
-python_files=(setup.py scripts/*.py tests/**/*.py)
+python_files=(setup.py scripts/**/*.py tests/**/*.py)
 examples=(examples/*/)
 MYPYPATH=$(IFS=:; echo "scripts:tests${examples[*]:+:${examples[*]}}") mypy "${python_files[@]}"
 # Each example is a program of its own: a directory of modules that import one another by their bare names.

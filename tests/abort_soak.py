@@ -39,11 +39,11 @@ KEY = ClusterKey(b"a key for tests, thirty-two byte")
 JOB, NODE = "soak", "a"
 SCRIPT = Path(__file__).with_name("abort_worker.py")
 #: gloo's own time-out in the workers: an abort that did not reach all sockets ends with it
-GLOO_TIMEOUT_S = 10.0
+GLOO_TIMEOUT_S = 5.0
 #: a world that has not come back after this time hangs
 HANG_S = 30.0
 #: for the processes to import torch
-START_S = 120.0
+START_S = 300.0
 #: aborts fall into this time after the assignment; init takes about a third of it
 SPAN_S = 0.2
 
@@ -66,6 +66,10 @@ class Report:
 
 class Died(Exception):
     """Raised when a worker has ended."""
+
+
+class Hangs(Exception):
+    """Raised when a world has not come back."""
 
 
 class Node:
@@ -103,7 +107,7 @@ class Node:
                 "HOROVOD_GLOO_IFACE": "lo",
                 "HOROVOD_GLOO_TIMEOUT_SECONDS": f"{GLOO_TIMEOUT_S:g}",
                 "HOROVOD_CACHE_CAPACITY": "0",
-                "HOROVOD_LOG_LEVEL": "error",
+                "HOROVOD_LOG_LEVEL": "fatal",
             }
             self.processes[worker] = await asyncio.create_subprocess_exec(sys.executable, str(SCRIPT), env=environ)
 
@@ -117,16 +121,19 @@ class Node:
         await self.server.close()
 
     async def until(self, what: str, generation: int) -> None:
-        """Until all workers are `what` ("assigned" or "back") for `generation`. Raises Died, or TimeoutError."""
+        """Until all workers are `what` ("assigned" or "back") for `generation`. Raises Died or Hangs."""
         ends = [asyncio.create_task(process.wait()) for process in self.processes.values()]
+        limit_s = HANG_S if self.generation else START_S
         try:
-            async with asyncio.timeout(HANG_S if self.generation else START_S):
+            async with asyncio.timeout(limit_s):
                 while not self._is(what, generation):
                     self.changed.clear()
                     change = asyncio.create_task(self.changed.wait())
                     await asyncio.wait([change, *ends], return_when=asyncio.FIRST_COMPLETED)
                     change.cancel()
                     self._check_alive()
+        except TimeoutError:
+            raise Hangs(f"{limit_s:g} s, generation {self.generation}: {self.at_gate} are at the gate") from None
         finally:
             for end in ends:
                 end.cancel()
@@ -171,7 +178,7 @@ class Node:
 
 
 async def soak(aborts: int, workers: int, seed: int) -> Report:
-    """Raises Died when a worker crashed, TimeoutError when a world hung."""
+    """Raises Died when a worker crashed, Hangs when a world did not come back."""
     randomly, report, began = random.Random(seed), Report(), time.monotonic()
     paths, store = Paths(f"/soak-{uuid.uuid4().hex[:8]}"), MemoryStore()
     store.create(

@@ -35,8 +35,9 @@ class ZooKeeperGate:
     def open(self) -> None:
         """Let everything pass again; what was connected while the door was shut has to connect anew."""
         with self._lock:
-            self._shut = False
-            self._drop_all()
+            if self._shut:
+                self._shut = False
+                self._drop_all()
 
     def close(self) -> None:
         with suppress(OSError):

@@ -17,10 +17,7 @@ from edl_collective.driver.ranking import rank as rank
 from edl_collective.driver.state import Seen, State, Told, Where
 from edl_collective.messages import AbortGeneration, AskNode, DriverMessage, InterruptWorker, LeaveWorker, World
 
-_GRACES = (
-    *("form_grace_s", "join_grace_s", "suspect_grace_s"),
-    *("straggle_grace_s", "answer_grace_s", "absence_grace_s"),
-)
+_GRACES = ("form_grace_s", "join_grace_s", "suspect_grace_s", "straggle_grace_s", "answer_grace_s", "absence_grace_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +96,13 @@ def decide(state: State, now_s: float, config: Config) -> Decision:
     if plan is None or nodes is None:
         return Decision(state, (), "waiting for the first plan")
     state, answers = _answer(state, plan)
-    planned = planned_members(plan, state.record.members)
-    planned_on = frozenset(m.node for m in state.record.members if m.worker in planned)
+    planned_on = frozenset(p.node for p in plan.everybody if p.worker in {m.worker for m in state.record.members})
     absence = judge(state, planned_on, now_s, config.answer_grace_s, config.absence_grace_s)
     state = replace(state, absent=absence.absent)
     questions = tuple(Send(node, AskNode()) for node in absence.ask)
     view = _View(state, plan, nodes, absence.lost)
     state = _since(state, view, now_s)
-    # Said first: who is at the gate still is not let into a world that is lost.
+    # said first: who is at the gate still is not let into a world that is lost
     state, aborts = _abort(state, view, now_s, config)
     if view.unheard:
         reason = f"waiting for the JobClient of node {', '.join(view.unheard)}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from jobserver.drill.cluster import SERVER, Cluster
-from jobserver.drill.verdict import NO_STOP_S, NODE_LOST_S, REFORM_S, RESIZE_S, Limits
+from jobserver.drill.verdict import HUNG_S, NO_STOP_S, NODE_LOST_S, REFORM_S, RESIZE_S, Limits
 from jobserver.drill.victim import Victim
 
 STANDBY = "standby"
@@ -80,6 +80,13 @@ class Fault:
 
 def kill(scene: Scene) -> None:
     scene.victim.kill_ranks(scene.choose.randrange(scene.workers))
+    _next_world(scene)
+    scene.whole()
+
+
+def hang(scene: Scene) -> None:
+    """SIGSTOP: the others' collectives fail with gloo's time-out, then the worker is given up and replaced."""
+    scene.victim.kill_ranks(scene.choose.randrange(scene.workers), signum=signal.SIGSTOP)
     _next_world(scene)
     scene.whole()
 
@@ -163,11 +170,12 @@ def _back(scene: Scene, node: str) -> None:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-_BESIDE, _HOST = {"of_driver": False}, {"of_driver": True}
-
-
 def _reform(_session_timeout_s: float) -> Limits:
     return Limits(REFORM_S)
+
+
+def _hung(_session_timeout_s: float) -> Limits:
+    return Limits(HUNG_S)
 
 
 def _no_stop(session_timeout_s: float) -> Limits:
@@ -181,14 +189,17 @@ def _lost(session_timeout_s: float) -> Limits:
 
 _ALL = (
     Fault("kill", "SIGKILL to a worker, any rank", kill, _reform),
+    Fault("hang", "SIGSTOP to a worker, any rank, for good", hang, _hung),
     Fault("stop", "SIGTERM to a JobClient: its workers leave at a step boundary; then it comes back", stop, _reform),
     Fault("driver", "SIGKILL to the job's driver, then a resize", kill_driver, _no_stop),
     Fault("leader", "SIGKILL to the leading JobServer, then a resize", kill_leader, _no_stop),
-    Fault("jobclient", "SIGKILL to a JobClient, and with it its workers", partial(kill_jobclient, **_BESIDE), _lost),
-    Fault("host", "SIGKILL to the JobClient that hosts the driver", partial(kill_jobclient, **_HOST), _lost),
+    Fault(
+        "jobclient", "SIGKILL to a JobClient, and with it its workers", partial(kill_jobclient, of_driver=False), _lost
+    ),
+    Fault("host", "SIGKILL to the JobClient that hosts the driver", partial(kill_jobclient, of_driver=True), _lost),
     Fault("zookeeper", "SIGKILL to ZooKeeper, back after a while, then a resize", kill_zookeeper, _no_stop),
     Fault("expiry", "SIGSTOP to a JobClient until its session has ended, then SIGCONT", expire, _lost),
-    Fault("cut", "a node loses its network, then has it again", partial(cut, **_BESIDE), _lost, True),
-    Fault("cut-host", "the same for the node that hosts the driver", partial(cut, **_HOST), _lost, True),
+    Fault("cut", "a node loses its network, then has it again", partial(cut, of_driver=False), _lost, True),
+    Fault("cut-host", "the same for the node that hosts the driver", partial(cut, of_driver=True), _lost, True),
 )
 FAULTS: Mapping[str, Fault] = {fault.name: fault for fault in _ALL}

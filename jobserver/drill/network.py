@@ -57,8 +57,8 @@ class Network:
             return self._cables[node][0]
         number = len(self._nodes) + 1
         address, port = f"{_SUBNET}.{10 + number}", f"edl-node{number}"
-        # It ends when we close its input, or die; its first line says that the namespaces are there. The host name is the
-        # address: Horovod's process sets listen where the host name leads, not at HOROVOD_GLOO_IFACE.
+        # It ends when we close its input, or die; its first line says that the namespaces are there. The host name is
+        # the address: Horovod's process sets listen where the host name leads, not at HOROVOD_GLOO_IFACE.
         script = f"echo {address} > /proc/sys/kernel/hostname && echo && exec cat"
         command = ["unshare", "--net", "--uts", "sh", "-c", script]
         holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 NO_STOP_S = 1.0
 #: workers die, leave or join: the survivors train again within this time; gloo alone would take 10 s to notice
 REFORM_S = 3.0
+#: a worker hangs: gloo's time-out, the time that it has to come back (return_timeout_s) and the next world
+HUNG_S = 10.0 + 5.0 + REFORM_S
 #: a node is gone without a word: its session has to end first
 NODE_LOST_S = 1.0
 #: from the fault to a resize that is done; where a session has to end first, its time-out comes on top

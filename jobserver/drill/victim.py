@@ -22,13 +22,13 @@ class Victim:
 
     # ---- faults ---------------------------------------------------------------------------------------------------
 
-    def kill_ranks(self, *ranks: int) -> list[str]:
-        """SIGKILL to the workers of these ranks, all at once; returns their ids."""
+    def kill_ranks(self, *ranks: int, signum: int = signal.SIGKILL) -> list[str]:
+        """A signal to the workers of these ranks, all at once; returns their ids."""
         detail = self.cluster.job(self.job)
         names = [row[0] for row in detail["rendezvous"]["members"] if row[2] in ranks]
         pids = {w["worker"]: w["pid"] for w in detail["worker_records"]}
         for name in names:
-            os.kill(pids[name], signal.SIGKILL)
+            os.kill(pids[name], signum)
         return names
 
     def kill_driver(self) -> int:

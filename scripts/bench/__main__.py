@@ -23,7 +23,7 @@ from bench.cases import (
     selected,
 )
 from bench.errors import NotInstalled
-from bench.resize import machine, run_trials, system_class
+from bench.resize import machine, run_rendezvous, run_trials, system_class
 from bench.rows import table
 
 PACKAGES = ("edl-elastic", "horovod", "torch", "torchft-nightly", "kazoo")
@@ -34,8 +34,9 @@ Does the same things to the same small job under this project and its peers, in 
   steps_lost     completed steps that had to be done again
   total_s        from the request, or the kill, until then
   works_again_s  (coordinator-kill, driver-kill) from the kill until a later request to resize is fulfilled; there,
-                 pause_s is the longest time without a completed step while nobody asked for anything
-  cold_start_s   from the start of a standby's process until it waits at the gate, warm
+                 pause_s is the longest time without a completed step until that resize, whose own pause is left out,
+                 and gap_before_s the longest one in the second before the kill
+  cold_start_s   (systems whose workers train on meanwhile) from the request until the new worker is ready
   failed         runs in which a system did not do it, with the reason
 Cases, in the order in which they run:
 """
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="what", required=True)
     resize = commands.add_parser(
         "resize",
-        help="resizes and failures",
+        help="resizes and failures, beside the peers",
         description=_describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,12 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error(f"--runs is {options.runs}: it must be at least 1")
+    names = options.cases or (QUICK_CASES if options.quick else [*(case.name for case in CASES), *RENDEZVOUS])
     try:
-        cases = selected(options.cases or (QUICK_CASES if options.quick else [*(c.name for c in CASES), *RENDEZVOUS]))
+        cases = selected(names)
     except ValueError as error:
         parser.error(str(error))
     systems = options.systems or list(QUICK_SYSTEMS if options.quick else SYSTEMS)
-    run_resize(cases, systems, options.runs or (QUICK_RUNS if options.quick else 5), options.json)
+    sizes = [size for name, size in RENDEZVOUS.items() if name in names and "edl" in systems]
+    run_resize(cases, sizes, systems, options.runs or (QUICK_RUNS if options.quick else 5), options.json)
     return 0
 
 
@@ -78,7 +81,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run_resize(cases: Sequence[Case], systems: Sequence[str], runs: int, to: Path | None) -> None:
+def run_resize(
+    cases: Sequence[Case], rendezvous_sizes: Sequence[int], systems: Sequence[str], runs: int, to: Path | None
+) -> None:
     """Run, print and write."""
     report: dict[str, Any] = {
         "versions": versions(),
@@ -92,6 +97,8 @@ def run_resize(cases: Sequence[Case], systems: Sequence[str], runs: int, to: Pat
         print(f"{system}: {config}")
     print("machine: " + ", ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     rows = run_trials(list(interleaved(cases, systems, runs)), say)
+    for size in rendezvous_sizes:
+        run_rendezvous(size, runs, rows, say)
     report["load"].append(os.getloadavg())
     print(f"medians of {runs} runs; load average {report['load'][0][0]:.1f} before, {report['load'][1][0]:.1f} after")
     print("\n".join(table(rows, cases, systems)))
@@ -113,7 +120,7 @@ def versions() -> dict[str, str]:
 def configuration(system: str) -> str:
     """How a system is set up, in words."""
     try:
-        return str(getattr(system_class(system), "config", ""))
+        return system_class(system).config
     except NotInstalled as error:
         return str(error)
 

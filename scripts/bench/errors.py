@@ -11,3 +11,7 @@ class SystemFailed(BenchError):
 
 class NotInstalled(BenchError):
     """Raised when a peer's package is missing; becomes rows that name the extra to install."""
+
+
+class NotApplicable(BenchError):
+    """Raised when a system has nothing that a case could be done to; becomes a row that says so."""

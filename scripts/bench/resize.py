@@ -4,26 +4,32 @@ Invariant: whatever a system does, its trial ends within bounded time and its pr
 """
 
 import importlib
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
 from bench.cases import Act, Case, Trial
-from bench.errors import BenchError, NotInstalled, SystemFailed
+from bench.errors import BenchError, NotApplicable, NotInstalled, SystemFailed
 from bench.rows import Rows
-from bench.steps import Pause, Step, longest_gap_s, pause_after, redone
+from bench.steps import Pause, longest_gap_s, pause_after, redone
 from bench.systems.base import POLL_S, JobOptions, System
 
 #: how long a system may take to start, to do what a case asks for, and to go on
 START_LIMIT_S = 120.0
 EVENT_LIMIT_S = 90.0
+#: after this long without a step, with nothing asked for, a job stands still
+STILL_LIMIT_S = 40.0
 #: between the death of a coordinator and the request that proves that the system works again
 WATCH_S = 1.0
+RENDEZVOUS_LIMIT_S = 300.0
 
 _SYSTEMS = {
     "edl": ("bench.systems.edl_system", "Edl", "horovod"),
@@ -36,7 +42,7 @@ _SYSTEMS = {
 def system_class(name: str) -> type[System]:
     """The class of a system. NotInstalled when the package behind it is missing."""
     module, attribute, package = _SYSTEMS[name]
-    if importlib.util.find_spec(package) is None:
+    if find_spec(package) is None:
         raise NotInstalled(f"no package {package}: run scripts/setup.sh --extras bench")
     found: type[System] = getattr(importlib.import_module(module), attribute)
     return found
@@ -70,8 +76,9 @@ def run_trial(trial: Trial, rows: Rows, say: Callable[[str], None]) -> None:
                     system.close()
         except BenchError as error:
             case = todo.pop(0)
-            say(f"    {case.name}: failed: {error}")
-            rows.fail(case.name, trial.system, str(error))
+            metric = "not_applicable" if isinstance(error, NotApplicable) else "failed"
+            say(f"    {case.name}: {metric}: {error}")
+            rows.fail(case.name, trial.system, str(error), metric)
 
 
 def _options(trial: Trial) -> JobOptions:
@@ -108,30 +115,33 @@ def measure(system: System, case: Case) -> dict[str, float]:
     else:
         system.lose_node()
     pause = _await_pause(system, event_s, case.after)
-    return {"pause_s": pause.pause_s, "steps_lost": pause.steps_lost, "total_s": pause.total_s}
+    metrics = {"pause_s": pause.pause_s, "steps_lost": float(pause.steps_lost), "total_s": pause.total_s}
+    if system.starts_before_pause and case.to is not None and case.to > case.before:
+        metrics["cold_start_s"] = pause.total_s - pause.pause_s
+    return metrics
 
 
 def _measure_without(system: System, case: Case) -> dict[str, float]:
     """Kill a coordinator, watch the training go on, then ask for another size."""
     assert case.to is not None
+    system.prepare_coordinator_loss()
+    watched_s = time.monotonic()
+    while time.monotonic() < watched_s + WATCH_S:
+        system.wait_for_steps(1, START_LIMIT_S)
     event_s = time.monotonic()
+    before_s = longest_gap_s(system.steps(), watched_s, event_s)
     system.kill_coordinator() if case.act is Act.COORDINATOR else system.kill_driver()
-    deadline = event_s + EVENT_LIMIT_S
-    while not any(step.at_s > event_s + WATCH_S for step in _steps(system)):
-        if time.monotonic() > deadline:
-            raise SystemFailed(f"training stood still for {EVENT_LIMIT_S:g} s")
+    while not any(step.at_s > event_s + WATCH_S for step in system.steps()):
+        if time.monotonic() > event_s + STILL_LIMIT_S:
+            raise SystemFailed(f"no step was completed in the {STILL_LIMIT_S:g} s after it")
         time.sleep(POLL_S)
     asked_s = time.monotonic()
     system.resize(case.to)
     pause = _await_pause(system, asked_s, case.after)
     done_s = asked_s + pause.total_s
-    gap_s = longest_gap_s(_steps(system), event_s, done_s - pause.pause_s)
-    lost = redone(_steps(system), event_s)
-    return {"pause_s": gap_s, "steps_lost": lost, "works_again_s": done_s - event_s}
-
-
-def _steps(system: System) -> list[Step]:
-    return system.steps()
+    gap_s = longest_gap_s(system.steps(), event_s, done_s - pause.pause_s)
+    lost = redone(system.steps(), event_s)
+    return {"pause_s": gap_s, "steps_lost": lost, "works_again_s": done_s - event_s, "gap_before_s": before_s}
 
 
 def _await_pause(system: System, event_s: float, sizes: frozenset[int]) -> Pause:
@@ -144,6 +154,31 @@ def _await_pause(system: System, event_s: float, sizes: frozenset[int]) -> Pause
 
     system.wait(over, EVENT_LIMIT_S, f"all of a world of {' or '.join(map(str, sorted(sizes)))} have completed a step")
     return found[0]
+
+
+def run_rendezvous(size: int, runs: int, rows: Rows, say: Callable[[str], None]) -> None:
+    """The rendezvous of `size` simulated workers, which a program of its own measures."""
+    say(f"rendezvous of {size} workers, {runs} runs; load {os.getloadavg()[0]:.1f}")
+    case = f"rendezvous-{size}"
+    with tempfile.TemporaryDirectory(prefix="edl-bench-rendezvous-") as folder:
+        to = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", "bench.rendezvous", str(size), "--runs", str(runs), "--json", str(to)]
+        try:
+            done = subprocess.run(
+                command,
+                timeout=RENDEZVOUS_LIMIT_S * runs,
+                check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        except subprocess.TimeoutExpired:
+            rows.fail(case, "edl", f"not over after {RENDEZVOUS_LIMIT_S * runs:g} s")
+            return
+        if done.returncode or not to.exists():
+            lines = done.stdout.decode(errors="replace").strip().splitlines()
+            rows.fail(case, "edl", f"status {done.returncode}: {lines[-1] if lines else 'no output'}")
+            return
+        rows.others += json.loads(to.read_text())["rows"]
 
 
 def machine() -> dict[str, object]:

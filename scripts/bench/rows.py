@@ -12,9 +12,13 @@ UNITS = {
     "total_s": "s",
     "works_again_s": "s",
     "cold_start_s": "s",
+    "gap_before_s": "s",
     "steps_lost": "steps",
     "failed": "runs",
+    "not_applicable": "runs",
 }
+#: in the order in which the table shows them
+SHOWN = ("pause_s", "steps_lost", "works_again_s", "gap_before_s", "total_s", "cold_start_s")
 
 Row = dict[str, Any]
 
@@ -24,16 +28,23 @@ class Rows:
     """Values by (case, system, metric), in the order in which they came, and why something failed."""
 
     values: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
-    reasons: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    #: by (case, system, "failed" or "not_applicable")
+    reasons: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+    #: rows that another program measured, as they are
+    others: list[Row] = field(default_factory=list)
 
     def add(self, case: str, system: str, **metrics: float) -> None:
         """One run of a case."""
         for metric, value in metrics.items():
             self.values.setdefault((case, system, metric), []).append(value)
 
-    def fail(self, case: str, system: str, reason: str) -> None:
+    def fail(self, case: str, system: str, reason: str, metric: str = "failed") -> None:
         """One run of a case that led to no figures."""
-        self.reasons.setdefault((case, system), []).append(reason)
+        self.reasons.setdefault((case, system, metric), []).append(reason)
+
+    def failed(self, case: str, system: str) -> bool:
+        """Whether a run of the case failed."""
+        return (case, system, "failed") in self.reasons
 
     def as_json(self) -> list[Row]:
         """One row for each metric; a failure is a row of the metric "failed" that counts runs and says why."""
@@ -48,10 +59,10 @@ class Rows:
             }
             for (case, system, metric), runs in self.values.items()
         ]
-        for (case, system), reasons in self.reasons.items():
-            row = {"case": case, "system": system, "metric": "failed", "unit": UNITS["failed"], "median": len(reasons)}
+        for (case, system, metric), reasons in self.reasons.items():
+            row = {"case": case, "system": system, "metric": metric, "unit": UNITS[metric], "median": len(reasons)}
             found.append({**row, "runs": [1] * len(reasons), "reason": "; ".join(dict.fromkeys(reasons))})
-        return found
+        return found + self.others
 
     def median(self, case: str, system: str, metric: str) -> float | None:
         """The median of what was measured, or None."""
@@ -63,11 +74,12 @@ def table(rows: Rows, cases: Sequence[Case], systems: Sequence[str]) -> list[str
     """Lines that show all systems side by side, peers with their ratio to the first system, and the targets."""
     lines = [_line(["case", "metric", *systems, "must reach", ""])]
     for case in cases:
-        for metric in ("pause_s", "steps_lost", "works_again_s", "total_s", "cold_start_s"):
+        failed = [rows.failed(case.name, system) for system in systems]
+        for metric in SHOWN:
             medians = [rows.median(case.name, system, metric) for system in systems]
-            failed = [(case.name, system) in rows.reasons for system in systems]
             if any(m is not None for m in medians) or (metric == "pause_s" and any(failed)):
                 lines.append(_metric_line(case, metric, systems, medians, failed))
+    lines += [_line([row["case"], row["metric"], f"{row['median']:.3g} {row['unit']}"]) for row in rows.others]
     return lines + _reasons(rows)
 
 
@@ -97,6 +109,6 @@ def _line(cells: Iterable[str]) -> str:
 def _reasons(rows: Rows) -> list[str]:
     """What failed and why, below the table; "!" marks a median of the runs that did not fail."""
     return [
-        f"failed: {case} {system}, {len(reasons)} x: {'; '.join(dict.fromkeys(reasons))}"
-        for (case, system), reasons in rows.reasons.items()
+        f"{metric}: {case} {system}, {len(reasons)} x: {'; '.join(dict.fromkeys(reasons))}"
+        for (case, system, metric), reasons in rows.reasons.items()
     ]

@@ -3,6 +3,7 @@
 After each fault: nothing that was trained is lost or done twice, the job is back at its size, and can be resized.
 """
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -19,13 +20,14 @@ NO_PAUSE_S = 1.0
 #: the survivors of a killed worker train again within this time; gloo alone would take 30 s to notice
 SOON_S = 3.0
 SESSION_S = 4.0
+SERVER_OPTIONS = ("--session-timeout", f"{SESSION_S:g}", "--absence-timeout", f"{SESSION_S + 2.0:g}")
 
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     cluster = Cluster(tmp_path_factory.mktemp("failures"))
     try:
-        cluster.start(server_options=("--session-timeout", f"{SESSION_S:g}"))
+        cluster.start(server_options=SERVER_OPTIONS, gated=True)
         for node in ("a", "b"):
             cluster.add_node(node, slots=2)
         cluster.submit(
@@ -75,7 +77,7 @@ def test_leader_killed(victim: Victim) -> None:
     since_s = time.monotonic()
     cluster.kill("server")
     victim.wait_for_steps(20)
-    cluster.start_server("--session-timeout", f"{SESSION_S:g}")
+    cluster.start_server(*SERVER_OPTIONS)
     cluster.wait(lambda: cluster.get("/health")["epoch"] == epoch + 1, 20, "the restarted JobServer leads", "tiny")
     assert_went_on(victim, since_s, before)
     assert victim.resizes(after=event) == []
@@ -124,6 +126,49 @@ def test_zookeeper_killed(victim: Victim) -> None:
     scale(victim, 4)
 
 
+def test_zookeeper_away_until_all_sessions_ended_and_a_worker_killed_meanwhile(victim: Victim) -> None:
+    """All ephemerals are gone, and those who judge are back before the nodes: only the dead worker is lost."""
+    cluster, before, event = victim.cluster, generation(victim), victim.last_event()
+    detail = cluster.job("tiny")
+    killed = next(row[0] for row in detail["rendezvous"]["members"] if row[2] == 3)
+    pid = next(w["pid"] for w in detail["worker_records"] if w["worker"] == killed)
+    since_s = time.monotonic()
+    for gate in cluster.gates.values():
+        gate.shut()
+    try:
+        while time.monotonic() < since_s + SESSION_S + 1.0:
+            victim.wait_for_steps(5)
+        assert_went_on(victim, since_s, before)
+        os.kill(pid, signal.SIGKILL)
+        for name in ("server", "a", "b"):
+            cluster.gates[name].open()
+            time.sleep(1.0)  # each comes back later than the one before
+    finally:
+        for gate in cluster.gates.values():
+            gate.open()
+    cluster.wait(lambda: len(victim.resizes(after=event)) >= 2, 30, "a new worker takes the place of the dead", "tiny")
+    smaller, whole = victim.resizes(after=event)
+    assert (smaller["from"], smaller["to"], whole["to"]) == (4, 3, 4), story(victim)
+    assert smaller["cause"] == f"worker {killed} killed by SIGKILL"
+
+
+def test_a_node_that_loses_its_session_is_taken_out_at_a_step_boundary_and_comes_back(victim: Victim) -> None:
+    """It is cut off from ZooKeeper alone: its workers train until they are told to leave, so no collective fails."""
+    cluster, event = victim.cluster, victim.last_event()
+    node = next(n for n in ("a", "b") if n != victim.node_of_driver())
+    since_s = time.monotonic()
+    cluster.gates[node].shut()
+    try:
+        cluster.wait(lambda: victim.resizes(after=event), 30, "the others go on without it", "tiny")
+    finally:
+        cluster.gates[node].open()
+    smaller = victim.resizes(after=event)[0]
+    assert (smaller["from"], smaller["to"]) == (4, 2), story(victim)
+    assert smaller["cause"].startswith("plan: ")
+    assert victim.longest_gap_s(since_s) < NO_PAUSE_S
+    cluster.wait_for_world("tiny", 4)
+
+
 @pytest.mark.parametrize("hosts_driver", [False, True], ids=["beside", "with-driver"])
 def test_jobclient_killed(victim: Victim, hosts_driver: bool) -> None:
     cluster, event = victim.cluster, victim.last_event()
@@ -138,7 +183,7 @@ def test_jobclient_killed(victim: Victim, hosts_driver: bool) -> None:
     smaller = victim.resizes(after=event)[0]
     assert (smaller["from"], smaller["to"]) == (4, 2)
     assert f"node {node} is gone" in smaller["cause"]
-    assert victim.longest_gap_s(since_s) < SESSION_S + SOON_S
+    assert victim.longest_gap_s(since_s) < SESSION_S, "nobody waits for the end of its session"
     assert victim.node_of_driver() != node
     cluster.add_node(node, slots=2)
     cluster.wait_for_world("tiny", 4)

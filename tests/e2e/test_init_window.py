@@ -1,10 +1,9 @@
-"""A worker dies while all members of its generation are inside Horovod's init(), where nobody can be interrupted.
+"""Deaths that a signal from outside does not bring about: inside Horovod's init(), and by the worker itself.
 
-All of them die with it, so no process holds the training any more; it goes on from the state that the nodes hold in
-memory, without a step lost and without a checkpoint.
+When all members of a generation are in init(), where nobody can be interrupted, they die together and no process holds
+the training any more; it goes on from the state that the nodes hold in memory, without a step lost or a checkpoint.
 """
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from faults import Victim
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
+JOB = "window"
 SAMPLES = 1500
-MEMORY = Path("/dev/shm")  # noqa: S108
+MEMORY = Path("/dev/shm")
 #: new processes, two cores, other tests' load
 RESTART_S = 60.0
 
@@ -28,32 +28,52 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         for node in ("a", "b"):
             cluster.add_node(node, slots=2)
         cluster.submit(
-            "tiny", "--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES),
+            JOB, "--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES),
             program=ROOT / "tests" / "jobs" / "dies_in_init.py",
-            min_np=1, max_np=4, np=3, max_failures=100, checkpoint_url=f"file://{cluster.base}/checkpoints",
+            min_np=1, max_np=4, np=4, max_failures=100, checkpoint_url=f"file://{cluster.base}/checkpoints",
         )  # fmt: skip
-        cluster.wait_for_world("tiny", 3)
-        yield Victim(cluster, "tiny", SAMPLES)
+        cluster.wait_for_world(JOB, 4)
+        yield Victim(cluster, JOB, SAMPLES)
     finally:
         cluster.close()
-    ours = [path for path in MEMORY.glob("edl-*/*/tiny-*")]
-    assert not ours, f"left in memory: {ours}"
+    ours = list(MEMORY.glob("edl-*/*/window-*"))
+    assert not ours, "left in memory"
 
 
 def test_all_members_die_in_init(victim: Victim) -> None:
-    cluster = victim.cluster
-    (cluster.base / "records" / "die-in-init").write_text("1")
-    event = victim.last_event()
-    before = {w["worker"] for w in cluster.running("tiny")}
-    names = victim.kill_ranks(1)
-    died_s = time.monotonic()
-    cluster.wait(lambda: victim.resizes(after=event), RESTART_S, "it trains again", "tiny")
-    cluster.wait_for_world("tiny", 3)
-    print("gap", victim.longest_gap_s(died_s), [e["text"] for e in cluster.get("/jobs/tiny/events")["events"]][-25:])
-    assert not before & {w["worker"] for w in cluster.running("tiny")}, "all of them died"
-    assert names
-    (told,) = [e["text"] for e in cluster.events("tiny", "resume") if e["number"] > event]
+    cluster, event = victim.cluster, victim.last_event()
+    before = {w["worker"] for w in cluster.running(JOB)}
+    order(victim, "die-in-init", "1")
+    assert victim.kill_ranks(1)
+    cluster.wait(lambda: victim.resizes(after=event), RESTART_S, "it trains again", JOB)
+    cluster.wait_for_world(JOB, 4)
+    assert not before & {w["worker"] for w in cluster.running(JOB)}, "all of them died"
+    (told,) = [e["text"] for e in cluster.events(JOB, "resume") if e["number"] > event]
     assert "from the state that a node held in memory" in told
+    check_nothing_lost(victim)
+
+
+def test_workers_end_in_every_way_at_once(victim: Victim) -> None:
+    cluster, event = victim.cluster, victim.last_event()
+    ways = {"raise": 1, "sys.exit": 3, "os._exit": 4}
+    last, *victims = [w["worker"] for w in cluster.running(JOB)]
+    for worker, how in zip(victims, ways, strict=True):
+        order(victim, f"end-{worker}", how)
+    cluster.wait(lambda: victim.resizes(after=event), RESTART_S, "the last one goes on", JOB)
+    ends = {w["worker"]: (w["exit_code"], w["outcome"]) for w in cluster.job(JOB)["worker_records"]}
+    assert [ends[worker] for worker in victims] == [(code, "failed") for code in ways.values()]
+    assert ends[last] == (None, None)
+    check_nothing_lost(victim)
+
+
+def order(victim: Victim, name: str, text: str) -> None:
+    """Whole from the moment it has its name."""
+    draft = victim.cluster.base / name
+    draft.write_text(text)
+    draft.rename(victim.cluster.base / "records" / name)
+
+
+def check_nothing_lost(victim: Victim) -> None:
     assert victim.lost_steps() == set()
     report = victim.audit()
     assert report.ok, str(report)

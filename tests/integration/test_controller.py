@@ -392,7 +392,7 @@ def test_a_node_that_is_missing_after_an_outage_is_waited_for() -> None:
     store.resume()
     wake_s = controller.step()
     assert plan_of(store) == before
-    assert wake_s == pytest.approx(ReconcileConfig().return_timeout_s)
+    assert wake_s == pytest.approx(ReconcileConfig().absence_timeout_s)
     of_node.resume()
     of_node.create(P.node("a"), encode(NODE), ephemeral=True)
     assert controller.step() is None
@@ -418,7 +418,7 @@ def test_a_node_that_does_not_come_back_after_an_outage_is_lost() -> None:
     store.resume()
     controller.step()
     assert has_workers(store, P, 2)
-    clock.advance(ReconcileConfig().return_timeout_s)
+    clock.advance(ReconcileConfig().absence_timeout_s)
     controller.step()
     assert has_workers(store, P, 0)
     controller.stop()

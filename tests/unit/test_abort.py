@@ -112,6 +112,24 @@ def test_a_descriptor_that_was_given_to_another_socket_is_left_alone(connections
     reused.close()
 
 
+def test_a_descriptor_that_was_given_to_a_file_is_left_alone_and_none_is_leaked(
+    connections: contextlib.ExitStack,
+) -> None:
+    switch = AbortSwitch()
+    gloo = open_during_init(switch, connections)
+    switch.arm(3)
+    fd = gloo.detach()
+    try:
+        with open(os.devnull, "rb") as file:
+            os.dup2(file.fileno(), fd)
+            before = len(os.listdir("/proc/self/fd"))
+            switch.abort(3)
+            assert len(os.listdir("/proc/self/fd")) == before
+            assert os.fstat(fd).st_ino == os.fstat(file.fileno()).st_ino
+    finally:
+        os.close(fd)
+
+
 @pytest.mark.parametrize(("file", "inside"), [("horovod/torch/mpi_ops.py", True), ("horovod_like/mpi_ops.py", False)])
 def test_the_reading_thread_knows_where_the_main_thread_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, inside: bool

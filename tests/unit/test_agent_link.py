@@ -72,9 +72,9 @@ def link(agent: Agent) -> Iterator[AgentLink]:
     agent.die()
 
 
-def assigned(generation: int) -> Assigned:
+def assigned(generation: int, epoch: int = 1) -> Assigned:
     return Assigned(
-        generation=generation, epoch=1, rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1,
+        generation=generation, epoch=epoch, rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1,
         rendezvous="127.0.0.1:1/r/j/w1/t/1",
     )  # fmt: skip
 
@@ -85,6 +85,13 @@ def test_gate_waits_for_the_next_world(agent: Agent, link: AgentLink) -> None:
     assert agent.hear() == Gate(last_generation=2)
     link.running(3)
     assert agent.hear() == Running(generation=3)
+
+
+def test_a_place_from_a_driver_of_a_lower_epoch_is_refused(agent: Agent, link: AgentLink) -> None:
+    agent.say(assigned(1, epoch=2))
+    assert link.gate(0) == assigned(1, epoch=2)
+    agent.say(assigned(2, epoch=1), assigned(2, epoch=3))
+    assert link.gate(1) == assigned(2, epoch=3)
 
 
 def test_gate_may_answer_leave(agent: Agent, link: AgentLink) -> None:

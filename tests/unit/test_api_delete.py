@@ -50,7 +50,7 @@ def test_a_job_is_not_deleted_while_a_worker_of_it_may_run(server: Server) -> No
     refused(answer, 409, "worker w1 of job j has not ended on node a: try again when it has")
     server.store.delete(P.node("a"))
     refused(server.http.request("DELETE", "/api/v1/jobs/j"), 409, "has not ended on node a")  # it may come back
-    server.clock.advance(ReconcileConfig().return_timeout_s)
+    server.clock.advance(ReconcileConfig().absence_timeout_s)
     assert server.http.request("DELETE", "/api/v1/jobs/j").status_code == 200
     assert below(server) == set()
 

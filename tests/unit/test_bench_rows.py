@@ -11,7 +11,7 @@ JOIN = selected(["join-1-2"])
 
 def test_every_case_that_the_documentation_names_exists() -> None:
     named = "join-1-2 join-3-4 leave-4-3 kill-2-1 kill-4-3 kill-8-7 resize-8 join-500mb coordinator-kill driver-kill"
-    assert set([*named.split(), "node-lost", "rendezvous-64", "rendezvous-256"]) <= set(all_names())
+    assert {*named.split(), "node-lost", "rendezvous-64", "rendezvous-256"} <= set(all_names())
 
 
 def test_a_group_stands_for_its_members() -> None:

@@ -10,7 +10,7 @@ from edl_collective.coord.key_file import KeyFileError, key_file, load_key, load
 from edl_collective.coord.memory_store import MemoryStore
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, JobStatus, Phase, encode
-from jobclient.config import Config, ConfigError, interface_of, parse
+from jobclient.config import Config, ConfigError, host_name_problem, interface_of, parse
 from jobclient.submit import ensure_job
 
 
@@ -160,3 +160,17 @@ def test_job_is_made_once_and_the_stored_one_stands(caplog: pytest.LogCaptureFix
     store.set(paths.status("j"), encode(JobStatus(phase=Phase.SUCCEEDED, reason="", since=0.0)), None)
     ensure_job(store, paths, spec, 8.0)
     assert "will not run again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "host_name", "problem"),
+    [
+        ("127.0.0.1", "localhost", None),
+        ("10.1.2.3", "10.1.2.3", None),
+        ("10.1.2.3", "localhost", "the host name localhost leads to 127.0.0.1"),
+        ("10.1.2.3", "no-such-host.invalid", "the host name no-such-host.invalid has no address"),
+    ],
+)
+def test_a_host_name_that_other_nodes_cannot_use_is_told(address: str, host_name: str, problem: str | None) -> None:
+    told = host_name_problem(address, host_name)
+    assert told == problem or (told is not None and problem is not None and told.startswith(problem))

@@ -61,3 +61,15 @@ def test_what_horovod_does_not_survive_is_refused_in_elastic_jobs_only(variable:
     with pytest.raises(ValueError, match=variable):
         read_context({"HOROVOD_ELASTIC": "1", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "h", variable: "5"})
     assert read_context({variable: "5"}).launcher is Launcher.FIXED
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.5", "much", "nan"])
+def test_a_share_is_a_number_from_0_to_1(share: str) -> None:
+    with pytest.raises(ValueError, match="EDL_HELD_SHARE"):
+        read_context({**UNDER_JOBCLIENT, "EDL_HELD_SHARE": share})
+
+
+def test_a_worker_may_have_a_folder_in_memory() -> None:
+    membership = read_context({**UNDER_JOBCLIENT, "EDL_HELD_DIR": "/dev/shm/x", "EDL_HELD_SHARE": "0.25"}).membership
+    assert membership is not None
+    assert (membership.held_dir, membership.held_share) == ("/dev/shm/x", 0.25)

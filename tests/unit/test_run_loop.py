@@ -9,6 +9,7 @@ from edl_collective import horovod as drop_in
 from edl_collective import local
 from edl_collective.context import read_context
 from edl_collective.errors import FruitlessWorlds, NotInitialised, NotInWorld, RunTwice, WorldChanged
+from edl_collective.held import Held
 from edl_collective.messages import Happened, Report
 from edl_collective.run_loop import MAX_FRUITLESS_WORLDS, carry, run
 from edl_collective.worlds import Worlds
@@ -19,6 +20,7 @@ class Scripted:
 
     cause = "test"
     driver_epoch = 0
+    held: Held | None = None
 
     def __init__(self, **failures: list[BaseException | None]) -> None:
         self.calls: list[str] = []

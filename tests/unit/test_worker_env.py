@@ -94,3 +94,10 @@ def test_hook_and_directory() -> None:
         ("./package.sh", "-pod_id", "w1"),
         "pods/w1",
     )
+
+
+def test_a_worker_knows_where_its_state_is_held_and_a_job_may_not_say_it() -> None:
+    spec = JobSpec(job="j", command=("x",), env={"EDL_HELD_DIR": "/elsewhere", "EDL_HELD_SHARE": "0.1"})
+    got = worker_environment(SHARED, node(), PLANNED, spec, "token", "/dev/shm/x")
+    assert (got["EDL_HELD_DIR"], got["EDL_HELD_SHARE"]) == ("/dev/shm/x", "0.1")
+    assert "EDL_HELD_DIR" not in env(spec)

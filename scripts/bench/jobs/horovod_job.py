@@ -33,7 +33,7 @@ def main() -> None:
         while True:
             for number, (pixels, labels) in enumerate(loader):
                 optimizer.zero_grad()
-                common.loss_of(model, pixels, labels, job.step_s).backward()
+                torch.autograd.backward(common.loss_of(model, pixels, labels, job.step_s))
                 optimizer.step()
                 sampler.record_batch(number, len(labels))
                 steps.add_(1)

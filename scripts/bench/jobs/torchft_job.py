@@ -1,8 +1,8 @@
 """The bench's job on torchft: each worker is a replica group of one process, with a store of its own.
 
 Written after its README's train_ddp: Manager, ProcessGroupGloo, its DistributedDataParallel and OptimizerWrapper,
-asynchronous quorum. torchrun is not needed around it: the store that it would bring is made here. Its groups do not tell
-their rank, so the log has the slot, which nobody else in the world has. SIGTERM ends it between two steps.
+asynchronous quorum. torchrun is not needed around it: the store that it would bring is made here. Its groups do not
+tell their rank, so the log has the slot, which nobody else in the world has. SIGTERM ends it between two steps.
 """
 
 import signal
@@ -10,7 +10,8 @@ import threading
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import TCPStore
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 from torchft import DistributedDataParallel, Manager, ProcessGroupGloo
 from torchft.data import DistributedSampler
@@ -21,7 +22,7 @@ from bench.jobs import common
 TIMEOUT = timedelta(seconds=5)
 
 
-class NotingGroup(ProcessGroupGloo):
+class NotingGroup(ProcessGroupGloo):  # type: ignore[misc]
     """Notes when it was formed anew."""
 
     log: common.StepLog
@@ -72,7 +73,7 @@ def main() -> None:
         for pixels, labels in loader:
             before = manager.current_step()
             optimizer.zero_grad()
-            common.loss_of(model, pixels, labels, job.step_s).backward()
+            torch.autograd.backward(common.loss_of(model, pixels, labels, job.step_s))
             optimizer.step()
             if manager.current_step() > before:  # else the step was thrown away
                 group.log.completed(manager.current_step(), job.slot, group.size())

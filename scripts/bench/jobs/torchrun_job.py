@@ -39,7 +39,7 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
     model = DistributedDataParallel(net)
-    sampler: DistributedSampler[Any] = DistributedSampler(data)  # type: ignore[arg-type]
+    sampler: DistributedSampler[Any] = DistributedSampler(data)
     loader: DataLoader[Any] = DataLoader(
         data, batch_size=common.BATCH_PER_WORKER, sampler=sampler, num_workers=common.LOADER_WORKERS, drop_last=True
     )
@@ -48,7 +48,7 @@ def main() -> None:
         sampler.set_epoch(epoch)
         for pixels, labels in loader:
             optimizer.zero_grad()
-            common.loss_of(model, pixels, labels, job.step_s).backward()
+            torch.autograd.backward(common.loss_of(model, pixels, labels, job.step_s))
             optimizer.step()
             step += 1
             log.completed(step, rank, size)

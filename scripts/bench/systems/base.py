@@ -43,6 +43,10 @@ class System(ABC):
     name: str
     #: file of the job in bench/jobs
     program: str
+    #: how it is set up, for the report
+    config: str
+    #: a new worker starts while the others train, so what comes before a pause is the cost of its start
+    starts_before_pause = False
 
     def __init__(self, base: Path, max_np: int, job: JobOptions) -> None:
         self.base = base
@@ -63,17 +67,21 @@ class System(ABC):
     def resize(self, size: int) -> None:
         """Ask for a world of `size`, as a user of the system does; returns before it is there."""
 
+    def prepare_coordinator_loss(self) -> None:
+        """Start what a careful user of the system has against the loss of its coordinator, if there is such a thing."""
+        return
+
+    @abstractmethod
     def kill_coordinator(self) -> None:
-        """SIGKILL to the process that decides about the job's size. SystemFailed where there is none."""
-        raise SystemFailed(f"{self.name} has no such process")
+        """SIGKILL to the process that decides about the job's size."""
 
+    @abstractmethod
     def kill_driver(self) -> None:
-        """SIGKILL to the process that forms the worlds. SystemFailed where there is none of its own."""
-        raise SystemFailed(f"{self.name} has no such process")
+        """SIGKILL to the process that forms the worlds. NotApplicable where there is none of its own."""
 
+    @abstractmethod
     def lose_node(self) -> None:
-        """Make everything on one node of several fall silent without closing anything."""
-        raise SystemFailed(f"{self.name} cannot be told to lose a node")
+        """Make everything on one node of two fall silent, by SIGSTOP, without closing anything."""
 
     # ---- the same for all ------------------------------------------------------------------------------------------
 

@@ -60,7 +60,16 @@ class Horovod(System):
         self.reap("horovodrun", signal.SIGKILL)
 
     def kill_driver(self) -> None:
+        """The same process."""
         self.kill_coordinator()
+
+    def lose_node(self) -> None:
+        """Freeze the workers of the last half of the hosts. On one machine nothing else belongs to a host."""
+        world = sorted(self.present_world(), key=lambda step: step.rank)
+        for step in world[len(world) // 2 :]:
+            worker = psutil.Process(step.pid)
+            for process in [worker, *worker.children(recursive=True)]:
+                process.send_signal(signal.SIGSTOP)
 
     def _list(self, size: int) -> None:
         self._listed = self._hosts[:size]

@@ -5,18 +5,10 @@ import signal
 import sys
 from pathlib import Path
 
+from bench.errors import NotApplicable
 from bench.systems.base import JobOptions, System, free_port
 
-LIGHTHOUSE = (
-    "--min_replicas",
-    "1",
-    "--quorum_tick_ms",
-    "20",
-    "--join_timeout_ms",
-    "1000",
-    "--heartbeat_timeout_ms",
-    "1000",
-)
+LIGHTHOUSE = "--min_replicas 1 --quorum_tick_ms 20 --join_timeout_ms 1000 --heartbeat_timeout_ms 1000"
 
 
 class Torchft(System):
@@ -24,8 +16,9 @@ class Torchft(System):
 
     name = "torchft"
     program = "torchft_job.py"
+    starts_before_pause = True
     config = (
-        f"torchft_lighthouse {' '.join(LIGHTHOUSE)}; replica groups of one process, ProcessGroupGloo, time-outs 5 s, "
+        f"torchft_lighthouse {LIGHTHOUSE}; replica groups of one process, ProcessGroupGloo, time-outs 5 s, "
         "asynchronous quorum, heartbeat 100 ms"
     )
 
@@ -37,7 +30,7 @@ class Torchft(System):
 
     def start(self, size: int) -> None:
         command = [str(Path(sys.executable).parent / "torchft_lighthouse"), "--bind", f"127.0.0.1:{self._port}"]
-        self.spawn("lighthouse", [*command, *LIGHTHOUSE])
+        self.spawn("lighthouse", [*command, *LIGHTHOUSE.split()])
         self.resize(size)
 
     def resize(self, size: int) -> None:
@@ -51,6 +44,9 @@ class Torchft(System):
 
     def kill_coordinator(self) -> None:
         self.reap("lighthouse", signal.SIGKILL)
+
+    def kill_driver(self) -> None:
+        raise NotApplicable("worlds are formed by the lighthouse (coordinator-kill) and inside the workers (kill-*)")
 
     def lose_node(self) -> None:
         """Freeze the last half of the replicas: nothing is closed, nothing answers."""

@@ -14,7 +14,7 @@ import psutil
 from bench.systems.base import JobOptions, System, free_port
 
 #: seconds; see docs/bench.md for why these and what the defaults are
-RDZV_CONF = {"last_call_timeout": 1, "join_timeout": 60, "read_timeout": 10, "keep_alive_interval": 1}
+RDZV_CONF = {"last_call_timeout": 1, "join_timeout": 60, "keep_alive_interval": 2, "keep_alive_max_attempt": 3}
 MONITOR_INTERVAL_S = 0.1
 
 
@@ -25,7 +25,7 @@ class Torchrun(System):
     program = "torchrun_job.py"
     config = (
         "one agent per worker, --nnodes 1:N --rdzv-backend c10d --monitor-interval 0.1 --max-restarts 1000, "
-        f"rdzv-conf {RDZV_CONF} and keep_alive_max_attempt 2, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, gloo; checkpoint "
+        f"rdzv-conf {RDZV_CONF}, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, gloo; checkpoint "
         "every 20 steps to the local disk"
     )
 
@@ -53,6 +53,10 @@ class Torchrun(System):
             if worker.is_running():
                 worker.kill()
 
+    def kill_driver(self) -> None:
+        """What forms the worlds is the rendezvous, which the first agent hosts."""
+        self.kill_coordinator()
+
     def lose_node(self) -> None:
         """Freeze the agents of the last half and all that they started: nothing is closed, nothing answers."""
         names = list(self.processes)
@@ -67,7 +71,7 @@ class Torchrun(System):
         conf = ",".join(f"{key}={value}" for key, value in RDZV_CONF.items())
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", f"1:{self.max_np}", "--nproc-per-node=1"]
         command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{self._port}", "--rdzv-id=bench"]
-        command += ["--rdzv-conf", f"{conf},keep_alive_max_attempt=2,is_host={'true' if first else 'false'}"]
+        command += ["--rdzv-conf", f"{conf},is_host={'true' if first else 'false'}"]
         command += ["--max-restarts=1000", f"--monitor-interval={MONITOR_INTERVAL_S}", "--local-addr=127.0.0.1"]
         self.spawn(
             name, [*command, *self.job_command()], TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", GLOO_SOCKET_IFNAME="lo"
