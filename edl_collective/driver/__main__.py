@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
             default.straggle_grace_s,
             "after the first came to the gate as asked, before the others are aborted",
         ),
-        "answer": (default.answer_grace_s, "a connected node that is missing in ZooKeeper has so long to say it lives"),
+        "answer": (default.answer_grace_s, "a connected node that only ZooKeeper has lost may take to say so"),
         "absence": (default.absence_grace_s, "a planned node may be missing so long if no JobServer judges it"),
     }
     for name, (seconds, text) in graces.items():

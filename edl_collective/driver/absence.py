@@ -2,7 +2,7 @@
 
 A node that is well loses its ephemeral in an outage of ZooKeeper that ends sessions, or when it alone is cut off from
 there, and registers again later. So absence by itself ends no world: whoever is connected is asked and lives if it
-answers; of whoever is not, the leader judges, and its plan says so. If nobody leads, time does.
+answers. Of all others the leader judges, and its plan says so. If nobody leads, time does.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,9 @@ class Judgement:
 def judge(state: State, planned_on: frozenset[str], now_s: float, answer_s: float, absence_s: float) -> Judgement:
     """What to think of the nodes of members that are not in the store.
 
-    planned_on: nodes on which the plan still has a member of the world. answer_s: how long a connected JobClient may
-    take to answer. absence_s: how long a node that is not connected may be missing though the plan still has it.
+    planned_on: nodes on which the plan still has a member of the world: they are lost only after absence_s of silence.
+    answer_s: how long a connected JobClient may take to answer when the plan has let go of it, and when one that
+    answered is asked again.
     """
     known = state.nodes or {}
     absent: dict[str, Absence] = {}
@@ -34,10 +35,11 @@ def judge(state: State, planned_on: frozenset[str], now_s: float, answer_s: floa
     wakes: list[float] = []
     for node in sorted({m.node for m in state.record.members if m.node not in known}):
         before = state.absent.get(node, Absence(now_s))
+        patience_s = absence_s if node in planned_on else answer_s if node in state.heard else 0.0
         if node not in state.heard:
             absent[node] = replace(before, asked_s=None, answered=False)
-            deadline = before.since_s + absence_s
-            if node not in planned_on or now_s >= deadline:
+            deadline = before.since_s + patience_s
+            if now_s >= deadline:
                 lost.append(node)
             else:
                 wakes.append(deadline)
@@ -47,8 +49,8 @@ def judge(state: State, planned_on: frozenset[str], now_s: float, answer_s: floa
             asked_s, before = now_s, replace(before, asked_s=now_s, answered=False)
             ask.append(node)
         absent[node] = before
-        deadline = asked_s + answer_s
-        if now_s >= deadline and not before.answered:
+        deadline = asked_s + (answer_s if before.answered else patience_s)
+        if now_s >= deadline:
             lost.append(node)
         else:
             wakes.append(deadline)

@@ -28,8 +28,8 @@ class Config:
     join: how long the first newcomer at the gate waits for the other planned ones, while training goes on.
     suspect: how long after one member's collective failed the others may take to fail, before they are aborted.
     straggle: how long after the first member came to the gate as asked the others may take, before they are aborted.
-    answer: how long a connected JobClient whose node is missing in the store may take to say that it lives.
-    absence: how long the node of a planned member may be missing, not connected either, if no plan takes it out.
+    answer: how long a connected JobClient whose node is missing may take to say that it lives, if not planned any more.
+    absence: how long the node of a planned member may be missing and silent, if no plan takes it out.
     """
 
     min_np: int = 1
@@ -37,7 +37,7 @@ class Config:
     join_grace_s: float = 2.0
     suspect_grace_s: float = 0.5
     straggle_grace_s: float = 5.0
-    answer_grace_s: float = 0.5
+    answer_grace_s: float = 0.25
     absence_grace_s: float = 15.0
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import DriverRecord, Rendezvous, WorkerRecord, WorkerState, decode
 from edl_collective.coord.zk_store import ZkStore
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120, func_only=True)]
 
 SAMPLES = 1500
 NO_PAUSE_S = 1.0
