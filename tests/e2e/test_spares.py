@@ -84,8 +84,8 @@ def test_the_node_of_rank_0_is_drained(victim: Victim) -> None:
     assert victim.node_of_driver() == node
     assert {row[1] for row in cluster.job("tiny")["rendezvous"]["members"]} == {node}, "nobody else has the state"
     gone = [w["worker"] for w in cluster.running("tiny") if w["node"] == node]
-    cluster.post(f"/nodes/{node}/drain", {"deadline_s": 40})
-    cluster.wait(lambda: not [w for w in cluster.running("tiny") if w["node"] == node], 30, "the node is left", "tiny")
+    cluster.post(f"/nodes/{node}/drain", {"deadline_s": 100})
+    cluster.wait(lambda: not [w for w in cluster.running("tiny") if w["node"] == node], 90, "the node is left", "tiny")
     cluster.wait(lambda: [record(victim, w)["state"] for w in gone] == ["exited"] * len(gone), 20, "", "tiny")
     assert {(record(victim, w)["outcome"], record(victim, w)["exit_code"]) for w in gone} == {("left", 0)}
     assert victim.node_of_driver() != node
