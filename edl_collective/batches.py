@@ -16,7 +16,7 @@ This module knows no collective: whoever calls set_world() and load_state_dict()
         sampler.advance(step.global_count)
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -226,11 +226,14 @@ class ElasticBatchSampler(Sampler[list[int]]):
             )
 
 
-def iterate(loader: Iterable[T], sampler: ElasticBatchSampler) -> Iterator[tuple[StepInfo, T | None]]:
+def iterate(
+    loader: Iterable[T], sampler: ElasticBatchSampler, start: Callable[[Iterable[T]], Iterator[T]] = iter
+) -> Iterator[tuple[StepInfo, T | None]]:
     """Every global step left in the epoch with this rank's batch, or None where this rank has no sample.
 
     Arguments: loader, a DataLoader built with batch_sampler=sampler, or anything that yields one item for each batch
-    of it, in order; sampler, which the caller advances after each completed step.
+    of it, in order; sampler, which the caller advances after each completed step; start, which begins the iteration
+    over the loader when the first step is asked for.
     Raises ValueError for a DataLoader that does not use the sampler or may change its order; ProgressError when the
     world or the state changed since the first step, when a step was not advanced, and when the loader yields fewer or
     more batches than planned.
@@ -239,13 +242,15 @@ def iterate(loader: Iterable[T], sampler: ElasticBatchSampler) -> Iterator[tuple
         raise ValueError("the DataLoader must be built with batch_sampler= the sampler that iterate() is given")
     if isinstance(loader, DataLoader) and not loader.in_order:
         raise ValueError("the DataLoader must keep the order of its batches: in_order=True, not False")
-    return _iterate(loader, sampler)
+    return _iterate(loader, sampler, start)
 
 
-def _iterate(loader: Iterable[T], sampler: ElasticBatchSampler) -> Iterator[tuple[StepInfo, T | None]]:
+def _iterate(
+    loader: Iterable[T], sampler: ElasticBatchSampler, start: Callable[[Iterable[T]], Iterator[T]]
+) -> Iterator[tuple[StepInfo, T | None]]:
     revision = sampler._revision
     planned = sampler.steps()
-    batches = iter(loader)
+    batches = start(loader)
     for step in planned:
         sampler._check_iteration(revision, step.begin)
         local_count = len(step.indices)

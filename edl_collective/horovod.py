@@ -118,5 +118,29 @@ class _Elastic(SimpleNamespace):
 elastic = _Elastic()
 
 
+def local_rank() -> int:
+    """This worker's rank among those of its node, which Horovod is not told under a JobClient (topology.py)."""
+    return int(_hvd.local_rank() if _place() is None else _place().local_rank)
+
+
+def local_size() -> int:
+    """The workers of this node."""
+    return int(_hvd.local_size() if _place() is None else _place().local_size)
+
+
+def cross_rank() -> int:
+    """This node's rank among those that have a worker of this local rank."""
+    return int(_hvd.cross_rank() if _place() is None else _place().cross_rank)
+
+
+def cross_size() -> int:
+    """The nodes that have a worker of this local rank."""
+    return int(_hvd.cross_size() if _place() is None else _place().cross_size)
+
+
+def _place() -> Any:
+    return None if _Process.worlds is None or not _hvd.is_initialized() else _Process.worlds.place
+
+
 def __getattr__(name: str) -> Any:
     return getattr(_hvd, name)

@@ -9,6 +9,7 @@ import torch
 
 from edl_collective.context import Context, Launcher, read_context
 from edl_collective.errors import NotInitialised, NotInWorld, RunTwice
+from edl_collective.messages import Assigned
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,8 @@ class _Local:
 
     context: Context | None = None
     in_world: bool = False
+    #: where a driver of ours put this worker; Horovod then does not know its local rank
+    place: Assigned | None = None
     ran: bool = False
 
 
@@ -73,8 +76,8 @@ def begin_run() -> Context:
     return found
 
 
-def enter_world() -> None:
-    _Local.in_world = True
+def enter_world(place: Assigned | None = None) -> None:
+    _Local.in_world, _Local.place = True, place
 
 
 def exit_world() -> None:
@@ -93,7 +96,8 @@ def size() -> int:
 
 def local_rank() -> int:
     """This worker's rank among those of its node. Raises NotInWorld before the gate."""
-    return int(_horovod("local_rank()").local_rank())
+    horovod = _horovod("local_rank()")
+    return int(horovod.local_rank()) if _Local.place is None else _Local.place.local_rank
 
 
 def _horovod(what: str) -> Any:

@@ -56,6 +56,7 @@ class Reporter:
         """The state is equal on all ranks; the resize is told when its first step is done."""
         self._generation = generation
         self._resize_pending = True
+        self._end_phase("sync")
 
     def resumed(self, loaded: LoadedCheckpoint) -> None:
         for skipped in loaded.skipped:
@@ -74,6 +75,11 @@ class Reporter:
 
     def begin_steps(self) -> None:
         self._mark = time.monotonic()
+
+    def batch_ready(self) -> None:
+        """The loader gave the batch of the next step."""
+        if self._resize_pending:
+            self._end_phase("batch")
 
     def add_loss(self, loss: torch.Tensor, samples: int) -> None:
         # Kept on the loss's device: reading it here would wait for the device at every step.
@@ -127,11 +133,18 @@ class Reporter:
         self._loss_sum, self._loss_count = 0.0, 0
         self._epoch_samples, self._epoch_seconds = 0, 0.0
 
+    def _end_phase(self, phase: str) -> None:
+        if self._worlds is not None:
+            self._worlds.phases.end(phase)
+
     def _tell_resize(self, now: float) -> None:
         self._resize_pending = False
+        self._end_phase("step")
         pause_s = None if self._last_step is None else round(now - self._last_step, 4)
         cause = self._worlds.cause if self._worlds is not None else ""
-        pause = "" if pause_s is None else f", pause {pause_s:.2f} s"
+        spans = self._worlds.phases.spans(self._last_step) if self._worlds is not None else {}
+        parts = ", ".join(f"{phase} {span:.3f}" for phase, span in spans.items())
+        pause = "" if pause_s is None else f", pause {pause_s:.2f} s" + (f" ({parts})" if parts else "")
         self._tell(
             "resize",
             f"{self._size_before} -> {self._size} workers: {cause}{pause}",
@@ -139,6 +152,7 @@ class Reporter:
             cause=cause,
             pause_s=pause_s,
             generation=self._generation,
+            **{f"{phase}_s": round(span, 4) for phase, span in spans.items()},
         )
 
     def _report(self, sampler: ElasticBatchSampler) -> Report:

@@ -62,7 +62,7 @@ def carry(train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *a
         while True:
             try:
                 worlds.enter()
-                local.enter_world()
+                local.enter_world(worlds.place)
                 state.enter(worlds)
                 result = train(state, *args, **kwargs)
                 worlds.finish()

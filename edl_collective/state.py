@@ -18,6 +18,7 @@ from edl_collective.audit import StepLog
 from edl_collective.batches import ElasticBatchSampler, Recorded, StepInfo, iterate
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
 from edl_collective.held import Held, Progress
+from edl_collective.loader_workers import LoaderWorkers
 from edl_collective.reducer import Reducer
 from edl_collective.reporter import Reporter
 from edl_collective.scaling import Schedule, lr_at
@@ -80,6 +81,7 @@ class State:
         self._reducer: Reducer | None = None
         self._worlds: Worlds | None = None
         self._reporter = Reporter()
+        self._workers = LoaderWorkers()
         self._trained = False
         self._world_size = 0
         self._open: StepInfo | None = None
@@ -127,7 +129,9 @@ class State:
         """
         reducer = self._in_world()
         self._reporter.begin_steps()
-        for info, batch in iterate(loader, self.sampler):
+        epoch = self.epoch
+        for info, batch in iterate(loader, self.sampler, lambda loader: self._workers.iterate(loader, epoch)):
+            self._reporter.batch_ready()
             self._set_rates()
             reducer.open_step(self._worlds is not None and self._worlds.interrupted())
             self._open, self._backward_done = info, batch is None
@@ -312,6 +316,7 @@ class State:
         self._reporter.resumed(loaded)
 
     def _complete_epoch(self, epoch: int) -> None:
+        self._workers.forget()
         self._reporter.close_epoch()
         self.sampler.set_epoch(epoch + 1)
         if self._checkpoint_url is not None and self._reporter.rank == 0:

@@ -6,6 +6,7 @@ levels: `interrupted` stays true until the next `enter`. Nothing here knows abou
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +14,11 @@ from typing import Any, Protocol
 from edl_collective.abort import AbortSwitch, inside_horovod
 from edl_collective.agent_link import AgentLink
 from edl_collective.context import Context, Launcher, Membership
+from edl_collective.gloo_loops import GlooLoops
 from edl_collective.held import Held
-from edl_collective.messages import Happened, Leave, Report
+from edl_collective.messages import Assigned, Happened, Leave, Report
+from edl_collective.phases import Phases
+from edl_collective.topology import place_for_horovod
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,10 @@ class Worlds(Protocol):
     cause: str
     #: epoch of the driver that formed it, 0 where no driver of ours does
     driver_epoch: int
+    #: place in the present world as the driver gave it; None where no driver of ours does: Horovod knows it then
+    place: Assigned | None
+    #: when the change from the former world to the present one did what, for people
+    phases: Phases
     #: what the node holds in memory between two worlds, None where nobody keeps it
     held: Held | None
 
@@ -77,6 +85,9 @@ def warm() -> None:
 class _LocalReports:
     """For launchers without a JobClient: what happens is logged by rank 0."""
 
+    place: Assigned | None = None
+    phases = Phases(time.monotonic)
+
     held: Held | None = None
 
     def give_up(self) -> None:
@@ -109,6 +120,7 @@ class FixedWorld(_LocalReports):
             )
         self._entered = True
         hvd.init()
+        self.phases.end("init")
 
     def exit(self) -> None:
         import horovod.torch as hvd
@@ -142,12 +154,14 @@ class HorovodrunWorlds(_LocalReports):
         # Before init(): a notice that comes while the world forms may be about the next one, and is not repeated.
         self._notices = 0
         hvd.init()
+        self.phases.end("init")
         self.cause = "hosts changed" if self.cause else "start"
 
     def exit(self) -> None:
         import horovod.torch as hvd
 
         hvd.shutdown()
+        self.phases.end("shutdown")
 
     def interrupted(self) -> bool:
         return self._notices > 0
@@ -169,6 +183,11 @@ class GatedWorlds:
         self._generation = 0
         self.cause = ""
         self.driver_epoch = 0
+        #: this worker's place in the present world, or the last one; Horovod does not know all of it (topology.py)
+        self.place: Assigned | None = None
+        self.phases = Phases(time.monotonic)
+        self._membership = membership
+        self._loops = GlooLoops()
         self._abort_switch = AbortSwitch()
         self.held: Held | None = None
         if membership.held_dir is not None:
@@ -184,35 +203,36 @@ class GatedWorlds:
 
         warm()
         answer = self._link.gate(self._generation)
+        self.phases.end("gate")
         if isinstance(answer, Leave):
             logger.info("leaving the job: %s", answer.reason or "its plan has no place for this worker")
             self._link.close()
             raise SystemExit(LEFT_STATUS)
         # Named at the next gate even if init() fails below: this generation was assigned, the next one is wanted.
         self._generation, self.cause, self.driver_epoch = answer.generation, answer.cause, answer.epoch
+        self.place = answer
         # Horovod's C++ reads these at each init and appends ":<port>" to the address, here to the end of a path.
         os.environ.update(
-            HOROVOD_RANK=str(answer.rank),
-            HOROVOD_SIZE=str(answer.size),
-            HOROVOD_LOCAL_RANK=str(answer.local_rank),
-            HOROVOD_LOCAL_SIZE=str(answer.local_size),
-            HOROVOD_CROSS_RANK=str(answer.cross_rank),
-            HOROVOD_CROSS_SIZE=str(answer.cross_size),
+            place_for_horovod(answer, self._membership.node, self._membership.worker, os.environ),
             HOROVOD_GLOO_RENDEZVOUS_ADDR=answer.rendezvous,
             HOROVOD_GLOO_RENDEZVOUS_PORT="0",
         )
         if self.held is not None:
             self.held.carry(answer.generation)
         self._abort_switch.begin_init()
-        hvd.init()
+        with self._loops.turning():
+            hvd.init()
         self._abort_switch.arm(answer.generation)
         self._link.running(self._generation)
+        self.phases.end("init")
 
     def exit(self) -> None:
         import horovod.torch as hvd
 
         self._abort_switch.disarm()
-        hvd.shutdown()
+        with self._loops.turning():
+            hvd.shutdown()
+        self.phases.end("shutdown")
 
     def _abort(self, generation: int) -> bool:
         self._abort_switch.abort(generation)

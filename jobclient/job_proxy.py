@@ -34,6 +34,7 @@ from edl_collective.messages import (
     World,
     assignment,
 )
+from edl_collective.topology import ALONE_PLACE, asks_alone
 
 T = TypeVar("T")
 
@@ -227,7 +228,7 @@ class LocalWorld(Generic[T]):
             self._strays[ticket] = generation
             return HELD
         if scope == RANK_AND_SIZE:
-            return self._rank_and_size(worker)
+            return self._rank_and_size(worker, key)
         value = self._known.get(scope, {}).get(key)
         if value is not None:
             return value
@@ -286,8 +287,8 @@ class LocalWorld(Generic[T]):
                 answers += [Answer(ticket, value) for ticket in self._held.pop((scope, key), ())]
         return answers
 
-    def _rank_and_size(self, worker: str) -> bytes:
+    def _rank_and_size(self, worker: str, key: str) -> bytes:
         """ "rank,size,local rank,local size,cross rank,cross size", as GlooContext::Initialize parses it."""
         m = next(m for m in self.record.members if m.worker == worker)
-        places = (m.rank, len(self.record.members), m.local_rank, m.local_size, m.cross_rank, m.cross_size)
-        return ",".join(map(str, places)).encode()
+        places = ALONE_PLACE if asks_alone(key) else (m.local_rank, m.local_size, m.cross_rank, m.cross_size)
+        return ",".join(map(str, (m.rank, len(self.record.members), *places))).encode()

@@ -8,7 +8,7 @@ key is not there yet is held: the C++ client has no time-out, so nobody polls. T
 import asyncio
 import logging
 import socket
-from typing import Protocol
+from typing import Any, Protocol
 
 import httptools
 
@@ -153,7 +153,8 @@ class Connection:
         self._server = server
         #: None once closed
         self._sock: socket.socket | None = sock
-        self._parser = httptools.HttpRequestParser(self)
+        #: None once closed: it holds our methods, and only the garbage collector ends such a circle
+        self._parser: Any = httptools.HttpRequestParser(self)
         self._held_by: Keys | None = None
         self._url = b""
         self._body: list[bytes] = []
@@ -202,7 +203,7 @@ class Connection:
             return
         self._server.unwatch(self, self._sock.fileno())
         self._sock.close()
-        self._sock = None
+        self._sock = self._parser = None
         if self._held_by is not None:
             self._held_by.drop(self)
             self._held_by = None

@@ -19,12 +19,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from local_hdfs import LocalHdfs
 from rich.console import Console
 from rich.table import Table
 
 from jobserver.cli.client import Api, CommandFailed
+from jobserver.drill.tagged import processes_with
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "resnet50_pod"
@@ -204,12 +204,8 @@ class Quickstart:
             found.append("not every epoch was completed")
         if result["resumed_from_epoch"] != KILL_ALL_IN:
             found.append(f"resumed from epoch {result['resumed_from_epoch']}, expected {KILL_ALL_IN}")
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and process.environ().get(MARK) == self.mark:
-                    found.append(f"process {process.pid} ({process.name()}) is left running")
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
+        for process in processes_with(MARK, lambda mark: mark == self.mark):
+            found.append(f"process {process.pid} is left running")
         return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edl_collective.coord.zk_store import ZkStore
 from jobserver.drill.cluster import Cluster, ClusterError, Json
-from jobserver.drill.drill import SAMPLES
+from jobserver.drill.drill import SAMPLES, START_TIMEOUT_S
 from jobserver.drill.leaks import Census, census, compare
 from jobserver.drill.victim import Victim
 
@@ -37,7 +37,7 @@ def resizes(count: int, base: Path, say: Callable[[str], None]) -> Json:
         command = [sys.executable, "-m", "jobserver.drill.job", "--samples", str(SAMPLES), "--step_s", "0.05"]
         command += ["--record_dir", str(base / "records")]
         cluster.create(JOB, command, min_np=1, max_np=LARGE, np=SMALL, max_failures=10)
-        cluster.wait_for_world(JOB, SMALL, 90)
+        cluster.wait_for_world(JOB, SMALL, START_TIMEOUT_S)
         store = ZkStore(cluster.environ["EDL_ZOOKEEPER"]).start()
         try:
             before = _resize(cluster, store, WARM_UP, say)
@@ -68,7 +68,7 @@ def _resize(cluster: Cluster, store: ZkStore, count: int, say: Callable[[str], N
     for number in range(1, count + count % 2 + 1):
         size = LARGE if number % 2 else SMALL
         cluster.post(f"/jobs/{JOB}/scale", {"np": size})
-        cluster.wait_for_world(JOB, size)
+        cluster.wait_for_world(JOB, size, START_TIMEOUT_S)
         if number % 10 == 0:
             say(f"{number} resizes")
     cluster.wait(lambda: _alone(cluster), 30, "those that left are gone", JOB)

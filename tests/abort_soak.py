@@ -5,7 +5,8 @@
 The workers use the product's gate, link and abort switch; proxy and driver are real, ZooKeeper is the store in memory.
 In each round the world is told, at a random moment from its assignment on, that it lost a member: while it connects,
 just after, or while it reduces. Nobody has died, so all come back to the gate and the next round begins. Workers that
-are in init are not killed here, as a JobClient would: their switch has to wait for init's end by itself.
+are in init are not killed here, as a JobClient would: their switch has to wait for init's end by itself. One that does
+not come back is killed and replaced, as by a JobClient, and counted.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,8 +42,8 @@ JOB, NODE = "soak", "a"
 SCRIPT = Path(__file__).with_name("abort_worker.py")
 #: gloo's own time-out in the workers: an abort that did not reach all sockets ends with it
 GLOO_TIMEOUT_S = 5.0
-#: a world that has not come back after this time hangs
-HANG_S = 30.0
+#: who has not come back after this time is replaced
+RETURN_S = 15.0
 #: for the processes to import torch
 START_S = 300.0
 #: aborts fall into this time after the assignment; init takes about a third of it
@@ -55,6 +57,8 @@ class Report:
     during_init: int = 0
     #: rounds that ended by gloo's time-out, not by the abort
     slow: int = 0
+    #: workers that did not come back and were replaced
+    replaced: int = 0
     #: from the abort to the last worker at the gate
     median_s: float = 0.0
     longest_s: float = 0.0
@@ -66,10 +70,6 @@ class Report:
 
 class Died(Exception):
     """Raised when a worker has ended."""
-
-
-class Hangs(Exception):
-    """Raised when a world has not come back."""
 
 
 class Node:
@@ -92,24 +92,37 @@ class Node:
         await self.link.start()
         await self.proxy.start()
         for worker in self.workers:
-            environ = {
-                **os.environ,
-                "EDL_JOB": JOB,
-                "EDL_WORKER": worker,
-                "EDL_NODE": NODE,
-                "EDL_SLOT": "0",
-                "EDL_WORKER_TOKEN": KEY.worker_token(JOB, worker),
-                "EDL_AGENT_SOCKET": str(self.link.path),
-                "HOROVOD_HOSTNAME": NODE,
-                "HOROVOD_ELASTIC": "1",
-                "HOROVOD_CONTROLLER": "gloo",
-                "HOROVOD_CPU_OPERATIONS": "gloo",
-                "HOROVOD_GLOO_IFACE": "lo",
-                "HOROVOD_GLOO_TIMEOUT_SECONDS": f"{GLOO_TIMEOUT_S:g}",
-                "HOROVOD_CACHE_CAPACITY": "0",
-                "HOROVOD_LOG_LEVEL": "fatal",
-            }
-            self.processes[worker] = await asyncio.create_subprocess_exec(sys.executable, str(SCRIPT), env=environ)
+            await self.add(worker)
+
+    async def add(self, worker: str) -> None:
+        environ = {
+            **os.environ,
+            "EDL_JOB": JOB,
+            "EDL_WORKER": worker,
+            "EDL_NODE": NODE,
+            "EDL_SLOT": "0",
+            "EDL_WORKER_TOKEN": KEY.worker_token(JOB, worker),
+            "EDL_AGENT_SOCKET": str(self.link.path),
+            "HOROVOD_HOSTNAME": NODE,
+            "HOROVOD_ELASTIC": "1",
+            "HOROVOD_CONTROLLER": "gloo",
+            "HOROVOD_CPU_OPERATIONS": "gloo",
+            "HOROVOD_GLOO_IFACE": "lo",
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": f"{GLOO_TIMEOUT_S:g}",
+            "HOROVOD_CACHE_CAPACITY": "0",
+            "HOROVOD_LOG_LEVEL": "fatal",
+        }
+        self.processes[worker] = await asyncio.create_subprocess_exec(sys.executable, str(SCRIPT), env=environ)
+
+    async def remove(self, worker: str) -> None:
+        """SIGKILL, and the news of it."""
+        process = self.processes.pop(worker)
+        process.kill()
+        await process.wait()
+        self.workers.remove(worker)
+        self.initialising.discard(worker)
+        self.fds.pop(worker, None)
+        self.proxy.worker_exited(worker, "did not come back")
 
     async def close(self) -> None:
         for process in self.processes.values():
@@ -120,28 +133,26 @@ class Node:
         await self.link.close()
         await self.server.close()
 
-    async def until(self, what: str, generation: int) -> None:
-        """Until all workers are `what` ("assigned" or "back") for `generation`. Raises Died or Hangs."""
+    async def until(self, met: Callable[[], bool], limit_s: float) -> bool:
+        """Until `met`; False after `limit_s`. Raises Died."""
         ends = [asyncio.create_task(process.wait()) for process in self.processes.values()]
-        limit_s = HANG_S if self.generation else START_S
         try:
             async with asyncio.timeout(limit_s):
-                while not self._is(what, generation):
+                while not met():
                     self.changed.clear()
                     change = asyncio.create_task(self.changed.wait())
                     await asyncio.wait([change, *ends], return_when=asyncio.FIRST_COMPLETED)
                     change.cancel()
                     self._check_alive()
+            return True
         except TimeoutError:
-            raise Hangs(f"{limit_s:g} s, generation {self.generation}: {self.at_gate} are at the gate") from None
+            return False
         finally:
             for end in ends:
                 end.cancel()
 
-    def _is(self, what: str, generation: int) -> bool:
-        if what == "assigned":
-            return self.generation == generation
-        return self.at_gate == set(self.workers) or self.generation > generation
+    def back(self, generation: int) -> bool:
+        return self.at_gate >= set(self.workers) or self.generation > generation
 
     def _check_alive(self) -> None:
         ended = {w: p.returncode for w, p in self.processes.items() if p.returncode is not None}
@@ -178,7 +189,7 @@ class Node:
 
 
 async def soak(aborts: int, workers: int, seed: int) -> Report:
-    """Raises Died when a worker crashed, Hangs when a world did not come back."""
+    """Raises Died when a worker has crashed, or when no world comes any more."""
     randomly, report, began = random.Random(seed), Report(), time.monotonic()
     paths, store = Paths(f"/soak-{uuid.uuid4().hex[:8]}"), MemoryStore()
     store.create(
@@ -187,28 +198,39 @@ async def soak(aborts: int, workers: int, seed: int) -> Report:
         ephemeral=True,
     )
     names = [f"w{number + 1}" for number in range(workers)]
-    SimJob(store, paths, JOB).plan(dict.fromkeys(names, NODE), "start")
+    sim = SimJob(store, paths, JOB)
+    sim.plan(dict.fromkeys(names, NODE), "start")
     node = Node(names)
     driver = DriverProcess(
         *(store, paths, JOB, NODE, "127.0.0.1", driver_key(KEY, JOB), SystemClock()), world.Config(form_grace_s=60.0)
     )
     driving = asyncio.create_task(driver.run())
-    times = []
+    times: list[float] = []
+    generation = 0
     try:
         await node.start()
         while (published := store.get(paths.driver(JOB))) is None:  # noqa: ASYNC110 - the store knows no event loop
             await asyncio.sleep(0.01)
         node.proxy.driver_changed(decode(published.data, DriverRecord))
-        for generation in range(1, aborts + 1):
-            await node.until("assigned", generation)
+        while report.aborts < aborts:
+            before = generation
+            if not await node.until(lambda: node.generation > before, START_S):  # noqa: B023 - awaited here
+                raise Died(f"nothing comes after generation {before}")
+            generation = node.generation
             await asyncio.sleep(randomly.uniform(0.0, SPAN_S))
             report.during_init += bool(node.initialising)
             aborted = time.monotonic()
             node.abort(generation)
-            await node.until("back", generation)
+            if not await node.until(lambda: node.back(generation), RETURN_S):  # noqa: B023 - awaited here
+                for worker in set(node.workers) - node.at_gate:
+                    report.replaced += 1
+                    await node.remove(worker)
+                    node.workers.append(f"w{workers + report.replaced}")
+                    await node.add(node.workers[-1])
+                sim.plan(dict.fromkeys(node.workers, NODE), "replaced")
             times.append(time.monotonic() - aborted)
             report.aborts += 1
-            if generation == max(1, aborts // 10):
+            if report.aborts == max(1, aborts // 10):
                 report.fds_first = dict(node.fds)
     finally:
         await node.close()

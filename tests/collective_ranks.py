@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import WorldChanged
 from edl_collective.held import Held
 from edl_collective.messages import Happened, Report
+from edl_collective.phases import Phases
 from edl_collective.sampler import permutation
 from edl_collective.scaling import BatchPolicy, PerWorkerBatch, TotalBatch
 from edl_collective.state import State
@@ -35,6 +37,8 @@ class World:
 
     cause = "test"
     driver_epoch = 0
+    place = None
+    phases = Phases(time.monotonic)
     generation: int | None = None
     held: Held | None = None
     level = False

@@ -4,6 +4,7 @@ Every process carries a tag in its environment, and the kernel kills it when thi
 and proves that none is left, `abandon` kills all. It looks at the job through the HTTP interface alone.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ import psutil
 
 from edl_collective.coord.key_file import load_or_create_key
 from jobserver.drill.network import Network
+from jobserver.drill.tagged import processes_with
 from jobserver.local_zookeeper import HOST, LocalZooKeeper
 
 #: holds the packages, as they are imported here
@@ -40,7 +42,7 @@ class ClusterError(Exception):
 
 
 class Unavailable(ClusterError):
-    """Raised when a JobServer cannot answer now, for want of ZooKeeper."""
+    """Raised when a JobServer does not answer now, or cannot for want of ZooKeeper."""
 
 
 class Cluster:
@@ -131,14 +133,7 @@ class Cluster:
 
     def ours(self) -> list[psutil.Process]:
         """Every process that was started by this cluster, directly or not."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and process.environ().get(TAG) == self.tag:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return found
+        return processes_with(TAG, lambda tag: tag == self.tag)
 
     def close(self) -> None:
         """Stop in order and prove that nothing is left. Raises ClusterError."""
@@ -176,14 +171,13 @@ class Cluster:
 
     def create(self, job: str, command: list[str], **spec: Any) -> None:
         """Submit a job. Raises ClusterError with what the JobServer says against it."""
-        answer = self.api.post("/api/v1/jobs", json={"job": job, "command": command, **spec})
-        _check(answer, 201)
+        _check(self._request("POST", "/jobs", {"job": job, "command": command, **spec}), 201)
 
     def get(self, path: str) -> Json:
-        return _check(self.api.get(f"/api/v1{path}"), 200)
+        return _check(self._request("GET", path), 200)
 
     def post(self, path: str, body: Json | None = None) -> Json:
-        return _check(self.api.post(f"/api/v1{path}", json=body), 200)
+        return _check(self._request("POST", path, body), 200)
 
     def job(self, job: str) -> Json:
         return self.get(f"/jobs/{job}")
@@ -225,6 +219,12 @@ class Cluster:
                 raise ClusterError(f"after {timeout_s:g} s not true: {what}\n{self._story(job)}")
             time.sleep(POLL_S)  # the state of other processes has no event to wait for here
 
+    def _request(self, method: str, path: str, body: Json | None = None) -> httpx.Response:
+        try:
+            return self.api.request(method, f"/api/v1{path}", json=body)
+        except httpx.TransportError as error:
+            raise Unavailable(f"no answer of the JobServer to {method} {path}: {error}") from error
+
     def _reap(self, name: str) -> None:
         """Wait for the end of one of our processes; one that does not end is killed, and its story told."""
         process = self.processes.pop(name)
@@ -263,7 +263,8 @@ class Cluster:
             f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-25:]) for path in files
         ]
         if job is not None:
-            parts.insert(0, str(self.api.get(f"/api/v1/jobs/{job}").text))
+            with contextlib.suppress(Unavailable):
+                parts.insert(0, self._request("GET", f"/jobs/{job}").text)
         return "\n".join(parts)
 
 

@@ -22,7 +22,7 @@ from jobserver.drill.victim import Victim
 
 JOB = "drill"
 SAMPLES = 700
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
 #: steps before and after a fault that show the job at its usual pace
 STEADY_STEPS = 5
 

@@ -15,7 +15,8 @@ from jobserver.drill.verdict import HUNG_S, NO_STOP_S, NODE_LOST_S, REFORM_S, RE
 from jobserver.drill.victim import Victim
 
 STANDBY = "standby"
-BACK_TIMEOUT_S = 60.0
+#: a worker that starts imports PyTorch, which takes a busy machine its time
+BACK_TIMEOUT_S = 180.0
 #: training that is watched while something is away
 STEPS_AWAY = 20
 

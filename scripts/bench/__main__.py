@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -125,5 +126,11 @@ def configuration(system: str) -> str:
         return str(error)
 
 
+def _stop(_signum: int, _frame: object) -> None:
+    """Unwind, so that what was started is ended."""
+    sys.exit(143)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

@@ -3,9 +3,9 @@
     PYTHONPATH=.:scripts:tests python -m bench.rendezvous 64
 
 The driver and each node's proxy are the real ones, in processes of their own, with a real ZooKeeper; the workers are
-threads of rendezvous_client.cc, which sends the requests of Horovod's C++ store without torch. A run lasts from the last
-worker at the gate until the last one is through. All of it shares this machine: with one node per machine the proxies
-and their workers would not wait for each other.
+threads of rendezvous_client.cc, which sends the requests of Horovod's C++ store without torch. A run lasts from the
+last worker at the gate until the last one is through. All of it shares this machine: with one node per machine the
+proxies and their workers would not wait for each other.
 """
 
 import argparse
@@ -25,23 +25,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from bench.rendezvous_node import JOB, KEY
 from rendezvous_sim import SimJob
 
-from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import DriverRecord, NodeRecord, encode
+from edl_collective.coord.records import NodeRecord, encode
 from edl_collective.coord.zk_store import ZkStore
-from edl_collective.messages import AgentMessage, Assigned, decode_agent_line
-from jobclient.rendezvous_http import RendezvousServer
-from jobclient.rendezvous_proxy import JobProxy
+from edl_collective.messages import Assigned, decode_agent_line
 from jobserver.local_zookeeper import LocalZooKeeper
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("rendezvous_client.cc")
 COMPILE = ("g++", "-std=c++17", "-O2", "-pthread")
-KEY = ClusterKey(b"a key for measurements, 32 bytes")
-JOB = "scale"
 PER_NODE = 8
 DEADLINE_S = 300.0
 #: a worker's line of output can be held back by as many others as there are workers
@@ -54,7 +49,7 @@ class RendezvousError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One rendezvous: `wall_s` from the last worker at the gate to the last one through, else CPU seconds and counts."""
+    """One rendezvous: `wall_s` from the last worker at the gate to the last one through; the rest is CPU and counts."""
 
     wall_s: float
     driver_cpu_s: float
@@ -122,29 +117,8 @@ class Clients:
 # ---- the nodes ------------------------------------------------------------------------------------------------------
 
 
-async def serve_node(name: str) -> None:
-    """A node's proxy in a process of its own; JSON lines on stdin tell it what to do: ["worker_gate", worker, 0]."""
-
-    def send(worker: str, message: AgentMessage) -> None:
-        print(json.dumps([worker, msgspec.json.encode(message).decode()]), flush=True)
-
-    server = RendezvousServer()
-    await server.start()
-    proxy = JobProxy(JOB, name, "1", KEY, send, server, lambda record: None)
-    await proxy.start()
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    async for line in reader:
-        what, *arguments = json.loads(line)
-        if what == "driver_changed":
-            arguments = [msgspec.json.decode(arguments[0], type=DriverRecord)]
-        getattr(proxy, what)(*arguments)
-    await proxy.close()
-    await server.close()
-
-
 class Node:
-    """A process that runs serve_node, and its workers."""
+    """A process of rendezvous_node."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name, self.process = name, process
@@ -174,10 +148,11 @@ def cpu_s(pid: int) -> float:
 
 @contextlib.asynccontextmanager
 async def started(*command: object, stderr: int | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A child with pipes, killed at the end."""
+    """A child with pipes that finds our modules, killed at the end."""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *map(str, command), stdin=pipe, stdout=pipe, stderr=stderr, cwd=ROOT, limit=LINE_BYTES
+        *map(str, command), stdin=pipe, stdout=pipe, stderr=stderr, cwd=ROOT, env=env, limit=LINE_BYTES
     )
     try:
         yield process
@@ -198,7 +173,7 @@ async def rendezvous(hosts: str, size: int, per_node: int) -> Run:
         nodes = []
         for i in range(-(-size // per_node)):
             name = f"n{i}"
-            serve = started(sys.executable, "-m", "bench.rendezvous", "0", "--serve", name)
+            serve = started(sys.executable, "-m", "bench.rendezvous_node", name)
             nodes.append(Node(name, await stack.enter_async_context(serve)))
             record = NodeRecord(node=name, incarnation="1", address="127.0.0.1", port=1, slots=per_node)
             store.create(paths.node(name), encode(record), ephemeral=True)
@@ -220,10 +195,9 @@ async def _driver(hosts: str, paths: Paths) -> AsyncIterator[asyncio.subprocess.
         key_file.touch(mode=0o600)
         key_file.write_bytes(KEY.secret)
         command = ("-m", "edl_collective.driver", "--zookeeper", hosts, "--root", paths.root, "--job", JOB)
-        async with started(
-            sys.executable, *command, "--node", "n0", "--key-file", key_file, stderr=subprocess.DEVNULL
-        ) as p:
-            yield p
+        options = ("--node", "n0", "--key-file", key_file)
+        async with started(sys.executable, *command, *options, stderr=subprocess.DEVNULL) as process:
+            yield process
 
 
 async def _form(planned: dict[str, Node], driver: int, clients: Clients) -> Run:
@@ -301,11 +275,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--zookeeper", help="hosts; a private server is started without it")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        asyncio.run(serve_node(options.serve))
-        return 0
     if options.workers < 1 or options.runs < 1 or (options.nodes is not None and options.nodes < 1):
         parser.error("workers, --nodes and --runs must be at least 1")
     per_node = -(-options.workers // options.nodes) if options.nodes else PER_NODE

@@ -3,12 +3,14 @@
 A node that is cut off from the network is part of it where network namespaces can be made, and elsewhere not.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,34 +19,35 @@ import soak
 from cluster import ROOT
 
 from jobserver.drill.network import missing
+from jobserver.drill.tagged import processes_with
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 FAULTS = "driver,kill" if missing() else "driver,cut"
 
 
-def start(folder: Path, *options: str) -> "subprocess.Popen[str]":
+@contextlib.contextmanager
+def drill_into(folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """A drill that keeps its files in `folder`; told to end if it still runs when the block ends."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "jobserver.cli.main", "drill", "--local", "--keep", str(folder), *options]
-    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as drill:
+        try:
+            yield drill
+        finally:
+            if drill.poll() is None:
+                drill.terminate()
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Those that were started by the drill that keeps its files there."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("EDL_KEY_FILE", "").startswith(str(folder)):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return found
+    return processes_with("EDL_KEY_FILE", lambda path: path.startswith(str(folder)))
 
 
 def test_a_drill_does_what_was_asked_and_tells_what_it_cost(tmp_path: Path) -> None:
     file, folder = tmp_path / "rows.json", tmp_path / "kept"
-    drill = start(folder, "--faults", FAULTS, "--workers", "2", "--json", str(file))
-    output, _ = drill.communicate(timeout=110)
+    with drill_into(folder, "--faults", FAULTS, "--workers", "2", "--json", str(file)) as drill:
+        output, _ = drill.communicate()
     assert drill.returncode == 0, output
     told = json.loads(file.read_text())
     assert told["passed"]
@@ -64,14 +67,14 @@ def test_a_drill_does_what_was_asked_and_tells_what_it_cost(tmp_path: Path) -> N
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
-    drill = start(folder, "--faults", "kill")
-    deadline = time.monotonic() + 60
-    while not (folder / "logs").exists():  # workers are being started
-        assert time.monotonic() < deadline
-        assert drill.poll() is None
-        time.sleep(0.05)  # another process makes it, there is no event
-    drill.send_signal(signal.SIGINT)
-    output, _ = drill.communicate(timeout=40)
+    with drill_into(folder, "--faults", "kill") as drill:
+        deadline = time.monotonic() + 150
+        while not (folder / "logs").exists():  # workers are being started
+            assert time.monotonic() < deadline
+            assert drill.poll() is None
+            time.sleep(0.05)  # another process makes it, there is no event
+        drill.send_signal(signal.SIGINT)
+        output, _ = drill.communicate()
     assert drill.returncode == 130, output
     assert "nothing is left running" in output
     assert processes_of(folder) == []

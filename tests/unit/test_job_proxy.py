@@ -203,6 +203,7 @@ class TestKeys:
     def test_the_place_comes_from_the_record(self) -> None:
         local = running("a1", "a2", "b1")
         assert local.get("a2", 1, "rank_and_size", "a:1", "ticket") == b"1,3,1,2,0,1"
+        assert local.get("a2", 1, "rank_and_size", "a2~:0", "ticket") == b"1,3,0,1,0,1", "alone on its host"
 
     def test_only_keys_that_others_need_are_passed_on_and_once(self) -> None:
         local = running("a1", "b1")

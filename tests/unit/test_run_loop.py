@@ -1,5 +1,6 @@
 """From world to world: what ends a call of the training function, and what happens between two calls."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from edl_collective.context import read_context
 from edl_collective.errors import FruitlessWorlds, NotInitialised, NotInWorld, RunTwice, WorldChanged
 from edl_collective.held import Held
 from edl_collective.messages import Happened, Report
+from edl_collective.phases import Phases
 from edl_collective.run_loop import MAX_FRUITLESS_WORLDS, carry, run
 from edl_collective.worlds import Worlds
 
@@ -21,6 +23,8 @@ class Scripted:
     cause = "test"
     driver_epoch = 0
     held: Held | None = None
+    place = None
+    phases = Phases(time.monotonic)
 
     def __init__(self, **failures: list[BaseException | None]) -> None:
         self.calls: list[str] = []

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
 from edl_collective.held import Held
 from edl_collective.messages import Happened, Report
+from edl_collective.phases import Phases
 from edl_collective.scaling import BatchPolicy, CosineLR, PerWorkerBatch, TotalBatch, lr_at
 from edl_collective.state import State
 
@@ -26,6 +28,8 @@ class GivenWorlds:
 
     cause = "test"
     driver_epoch = 0
+    place = None
+    phases = Phases(time.monotonic)
 
     def __init__(self, generation: int | None = None, held: Held | None = None) -> None:
         self.generation = generation

@@ -20,11 +20,14 @@ import psutil
 from bench.errors import SystemFailed
 from bench.step_files import StepFiles
 from bench.steps import Step
+from jobserver.drill.tagged import processes_with
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = ROOT / "scripts" / "bench" / "jobs"
 TAG = "EDL_BENCH_TAG"
 POLL_S = 0.05
+#: a world whose ranks have all completed a step within this time is at work; longer than a step on busy cores
+RECENT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class System(ABC):
 
     def present_world(self) -> list[Step]:
         """The newest step of each rank, if all ranks of the newest world have completed one just now; else nothing."""
-        steps = [step for step in self.steps() if step.at_s > time.monotonic() - 1.0]
+        steps = [step for step in self.steps() if step.at_s > time.monotonic() - RECENT_S]
         if not steps:
             return []
         size = steps[-1].size
@@ -184,14 +187,7 @@ class System(ABC):
 
     def ours(self) -> list[psutil.Process]:
         """Every process that carries the tag."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and process.environ().get(TAG) == self.tag:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return found
+        return processes_with(TAG, lambda tag: tag == self.tag)
 
     def close(self) -> None:
         """End every process of the system, frozen ones included."""

@@ -14,7 +14,7 @@ import psutil
 from bench.systems.base import JobOptions, System, free_port
 
 #: seconds; see docs/bench.md for why these and what the defaults are
-RDZV_CONF = {"last_call_timeout": 1, "join_timeout": 60, "keep_alive_interval": 2, "keep_alive_max_attempt": 3}
+RDZV_CONF = {"last_call_timeout": 1, "keep_alive_interval": 2, "keep_alive_max_attempt": 3}
 MONITOR_INTERVAL_S = 0.1
 
 

@@ -1,0 +1,56 @@
+"""Keeps the worker processes of a DataLoader through a resize.
+
+Ending them and starting others, each a fork of the training process, was half of the pause of a small model. Within an
+epoch they can go on: what changes is which samples this rank reads, and the indices come from this process. A new epoch
+gets what the script asked for (persistent_workers). Knows private parts of torch's DataLoader and is the only module that
+does; a loader without them is iterated anew, as everybody does.
+"""
+
+import contextlib
+import queue
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+T = TypeVar("T")
+
+#: what is used of torch's iterator over worker processes
+_PARTS = ("_reset", "_index_queues", "_shutdown")
+
+
+class LoaderWorkers:
+    """The iterator under way of one DataLoader, in one epoch."""
+
+    def __init__(self) -> None:
+        self._loader: object = None
+        self._epoch = -1
+        self._batches: Any = None
+
+    def iterate(self, loader: Iterable[T], epoch: int) -> Iterator[T]:
+        """iter(loader), by the workers of the iteration before if that was of the same loader and epoch.
+
+        The iteration before must not be used any more. Raises RuntimeError when one of the workers has died.
+        """
+        kept = self._batches if self._loader is loader and self._epoch == epoch else None
+        self.forget()
+        if kept is None or kept._shutdown:
+            kept = iter(loader)
+        else:
+            _restart(kept, loader)
+        if isinstance(loader, DataLoader) and all(hasattr(kept, part) for part in _PARTS):
+            self._loader, self._epoch, self._batches = loader, epoch, kept
+        return kept
+
+    def forget(self) -> None:
+        """Let the workers end as soon as nobody iterates over them."""
+        self._loader, self._batches = None, None
+
+
+def _restart(batches: Any, loader: object) -> None:
+    """Begin anew with the indices of the sampler as it is now; what was read ahead is dropped."""
+    for indices in batches._index_queues:
+        with contextlib.suppress(queue.Empty):  # what no worker has begun to read need not be read
+            while True:
+                indices.get_nowait()
+    batches._reset(loader)
