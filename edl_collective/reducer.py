@@ -49,9 +49,20 @@ class Reducer:
             self.optimizer.load_state_dict(optimizer.state_dict())
         self._scaler = scaler
         self._clip_norm = clip_norm
+        self._names: dict[torch.nn.Parameter, str] = dict(self.optimizer._parameter_names)
         self._vote = False
+        self._vote_name = "edl.vote"
         #: True while parameters change: this rank's state is then of no step
         self.torn = False
+
+    def enter_world(self, generation: int) -> None:
+        """Name what is reduced after the generation, which is the same on all ranks.
+
+        A tensor that is enqueued at the moment when Horovod shuts down stays in its queue for the next world. Under the
+        same name it would be taken there for this rank's new gradient.
+        """
+        self.optimizer._parameter_names = {p: f"{generation}.{name}" for p, name in self._names.items()}
+        self._vote_name = f"edl.vote.{generation}"
 
     def open_step(self, stop: bool) -> None:
         """Vote on stopping after this step; the vote travels with the last of the gradients that follow."""
@@ -68,7 +79,7 @@ class Reducer:
         # Not earlier: it would set off a cycle of Horovod's, and the gradients would wait for the next one (1 ms).
         votes = None
         if hvd.size() > 1:
-            votes = hvd.allreduce_async(torch.tensor([float(self._vote)]), op=hvd.Sum, name="edl.vote")
+            votes = hvd.allreduce_async(torch.tensor([float(self._vote)]), op=hvd.Sum, name=self._vote_name)
         self.optimizer.synchronize()
         stop = self._vote if votes is None else bool(hvd.synchronize(votes)[0] > 0)
         if self._clip_norm is not None:

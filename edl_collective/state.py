@@ -203,6 +203,7 @@ class State:
         generation = self._synchronize(worlds.generation, worlds.held)
         if worlds.held is not None:
             worlds.held.drop()
+        self._reducer.enter_world(generation)
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
         self._reporter.enter(generation if worlds.generation is None else worlds.generation)

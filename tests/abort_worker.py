@@ -23,7 +23,7 @@ def main() -> None:
         try:
             worlds.enter()
             while not worlds.interrupted():
-                handles = [hvd.allreduce_async(torch.ones(64), name=f"gradient.{i}") for i in range(4)]
+                handles = [hvd.allreduce_async(torch.ones(64), name=f"{worlds.generation}.{i}") for i in range(4)]
                 for handle in handles:
                     hvd.synchronize(handle)
         except HorovodInternalError:

@@ -22,7 +22,7 @@ from edl_collective import collectives
 from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import WorldChanged
 from edl_collective.held import Held
-from edl_collective.messages import Happened, Report
+from edl_collective.messages import Assigned, Happened, Report
 from edl_collective.phases import Phases
 from edl_collective.sampler import permutation
 from edl_collective.scaling import BatchPolicy, PerWorkerBatch, TotalBatch
@@ -37,7 +37,7 @@ class World:
 
     cause = "test"
     driver_epoch = 0
-    place = None
+    place: Assigned | None = None
     phases = Phases(time.monotonic)
     generation: int | None = None
     held: Held | None = None

@@ -29,7 +29,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
             cluster.add_node(node, slots=2)
         cluster.submit(
             JOB, "--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES),
-            program=ROOT / "tests" / "jobs" / "dies_in_init.py",
+            program=ROOT / "tests" / "jobs" / "faulty.py",
             min_np=1, max_np=4, np=4, max_failures=100, checkpoint_url=f"file://{cluster.base}/checkpoints",
         )  # fmt: skip
         cluster.wait_for_world(JOB, 4)

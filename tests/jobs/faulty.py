@@ -52,7 +52,7 @@ def end_in_a_step(order: Path) -> None:
             sys.exit(3) if how == "sys.exit" else os._exit(4)
         step(state)
 
-    edl.State.step = ending_step  # type: ignore[method-assign]
+    edl.State.step = ending_step  # type: ignore[method-assign, assignment]
 
 
 def main() -> None:

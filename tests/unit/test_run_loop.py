@@ -11,7 +11,7 @@ from edl_collective import local
 from edl_collective.context import read_context
 from edl_collective.errors import FruitlessWorlds, NotInitialised, NotInWorld, RunTwice, WorldChanged
 from edl_collective.held import Held
-from edl_collective.messages import Happened, Report
+from edl_collective.messages import Assigned, Happened, Report
 from edl_collective.phases import Phases
 from edl_collective.run_loop import MAX_FRUITLESS_WORLDS, carry, run
 from edl_collective.worlds import Worlds
@@ -23,7 +23,7 @@ class Scripted:
     cause = "test"
     driver_epoch = 0
     held: Held | None = None
-    place = None
+    place: Assigned | None = None
     phases = Phases(time.monotonic)
 
     def __init__(self, **failures: list[BaseException | None]) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
 from edl_collective.held import Held
-from edl_collective.messages import Happened, Report
+from edl_collective.messages import Assigned, Happened, Report
 from edl_collective.phases import Phases
 from edl_collective.scaling import BatchPolicy, CosineLR, PerWorkerBatch, TotalBatch, lr_at
 from edl_collective.state import State
@@ -28,7 +28,7 @@ class GivenWorlds:
 
     cause = "test"
     driver_epoch = 0
-    place = None
+    place: Assigned | None = None
     phases = Phases(time.monotonic)
 
     def __init__(self, generation: int | None = None, held: Held | None = None) -> None:
@@ -399,3 +399,14 @@ def test_a_held_state_that_cannot_be_read_gives_way_to_the_checkpoint(tmp_path: 
     path.write_bytes(path.read_bytes()[:-1])
     job = Job(checkpoint_url=url, worlds=GivenWorlds(2, held_in(tmp_path / "held", 2))).enter()
     assert job.worlds.told("resume") == ["resumed from a checkpoint at epoch 1"]
+
+
+def test_gradients_are_named_after_the_generation_so_that_none_is_taken_for_one_of_the_next() -> None:
+    job = Job(worlds=GivenWorlds(7)).enter()
+    left_over = hvd.allreduce_async(torch.full((1, 2), 1000.0), name="allreduce.7.weight")
+    job.worlds.generation = 8
+    job.state.leave_world()
+    assert job.enter().train(1).weights() == Job().enter().train(1).weights()
+    hvd.synchronize(left_over)
+    names = job.state.optimizer._parameter_names  # type: ignore[attr-defined]
+    assert set(names.values()) == {"8.weight", "8.bias"}
