@@ -109,7 +109,7 @@ class Agent:
             self._kill_all()
             await self._proxies.keep(())
             await self._link.close()
-            self._held.close()
+            await asyncio.to_thread(self._held.close)
             await self._reporting.last_flush(FINAL_FLUSH_S)
             await presence.resign()
 
@@ -187,8 +187,8 @@ class Agent:
         await self._forget()
         return True
 
-    async def _decide(self, orders: Orders) -> float | None:
-        view = View(
+    def _view(self, orders: Orders) -> View:
+        return View(
             node=self._node,
             jobs=self._snapshot.jobs,
             workers=tuple(worker.view() for worker in self._workers.values()),
@@ -197,9 +197,11 @@ class Agent:
             drained=orders.drained,
             leave_by_s=orders.leave_by_s if self._leave_by_s is None else self._leave_by_s,
         )
-        for job in answerable(view):
+
+    async def _decide(self, orders: Orders) -> float | None:
+        for job in answerable(self._view(orders)):
             await self._open_proxy(job)
-        decision = decide(view, self._clock.monotonic_s())
+        decision = decide(self._view(orders), self._clock.monotonic_s())  # workers went on while those opened
         for action in decision.actions:
             await self._apply(action)
         if await self._start_recorded():
@@ -248,7 +250,10 @@ class Agent:
     async def _start_worker(self, action: StartWorker) -> None:
         spec = self._spec_of(action.job)
         await self._open_proxy(action.job)
-        launch = self._launcher.worker(spec, action.planned, self._held.folder(spec.job, spec.submitted_at))
+        held_dir = await asyncio.to_thread(self._held.folder, spec.job, spec.submitted_at)
+        if self._closing:
+            return  # meanwhile; `close` could not stop what was not there
+        launch = self._launcher.worker(spec, action.planned, held_dir)
         worker = Worker(
             *(self._node, spec, action.planned, launch, self._clock.wall_s()),
             changed=self._worker_changed,
