@@ -55,7 +55,7 @@ def main() -> None:
 
         def plain_step() -> None:
             inputs, targets = next(plain_batches)
-            (torch.nn.functional.cross_entropy(plain_model(inputs), targets) / edl.size()).backward()
+            torch.autograd.backward(torch.nn.functional.cross_entropy(plain_model(inputs), targets) / edl.size())
             plain.step()
             plain.zero_grad()
 
