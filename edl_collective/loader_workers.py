@@ -1,9 +1,9 @@
 """Keeps the worker processes of a DataLoader through a resize.
 
-Ending them and starting others, each a fork of the training process, was half of the pause of a small model. Within an
-epoch they can go on: what changes is which samples this rank reads, and the indices come from this process. A new epoch
-gets what the script asked for (persistent_workers). Knows private parts of torch's DataLoader and is the only module that
-does; a loader without them is iterated anew, as everybody does.
+Ending them and starting others, each a fork of the training process, was a third of the pause of a small model. Within
+an epoch they can go on: what changes is which samples this rank reads, and the indices come from this process. A new
+epoch gets what the script asked for (persistent_workers). Knows private parts of torch's DataLoader and is the only
+module that does; a loader without them is iterated anew.
 """
 
 import contextlib

@@ -50,7 +50,7 @@ class Reducer:
         self._scaler = scaler
         self._clip_norm = clip_norm
         self._names: dict[torch.nn.Parameter, str] = dict(self.optimizer._parameter_names)
-        self._vote: int | None = None
+        self._vote = False
         self._vote_name = "edl.vote"
         #: True while parameters change: this rank's state is then of no step
         self.torn = False
@@ -65,8 +65,8 @@ class Reducer:
         self._vote_name = f"edl.vote.{generation}"
 
     def open_step(self, stop: bool) -> None:
-        """Vote on stopping after this step; the vote travels with the gradients that follow."""
-        self._vote = hvd.allreduce_async(torch.tensor([float(stop)]), op=hvd.Sum, name=self._vote_name)
+        """Vote on stopping after this step; the vote travels with the last of the gradients that follow."""
+        self._vote = stop
 
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
@@ -76,9 +76,12 @@ class Reducer:
 
         Raises HorovodInternalError when a member died before all gradients were reduced; nothing has changed then.
         """
+        # Not earlier: it would set off a cycle of Horovod's, and the gradients would wait for the next one (1 ms).
+        votes = None
+        if hvd.size() > 1:
+            votes = hvd.allreduce_async(torch.tensor([float(self._vote)]), op=hvd.Sum, name=self._vote_name)
         self.optimizer.synchronize()
-        stop = bool(hvd.synchronize(self._vote)[0] > 0)
-        self._vote = None
+        stop = self._vote if votes is None else bool(hvd.synchronize(votes)[0] > 0)
         if self._clip_norm is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(self.optimizer)
@@ -97,7 +100,6 @@ class Reducer:
 
     def forget_step(self) -> None:
         """Drop a step that failed half-way; call after Horovod was shut down, when its handles mean nothing."""
-        self._vote = None
         self.optimizer._handles.clear()
         self.optimizer._synchronized = False
         for parameter in self.optimizer._allreduce_delay:

@@ -159,7 +159,8 @@ class Connection:
         self._url = b""
         self._body: list[bytes] = []
         self._size = 0
-        self._out = memoryview(b"")
+        #: what is left of the reply, empty before there is one
+        self._out: list[memoryview] = []
 
     # ---- the socket ----------------------------------------------------------------------------------------------
 
@@ -187,7 +188,7 @@ class Connection:
             return
         try:
             # The close that follows the last byte sends what MSG_MORE holds back: answer and end are one packet.
-            self._out = self._out[self._sock.send(self._out, socket.MSG_MORE) :]
+            self._sent(self._sock.sendmsg(self._out, (), socket.MSG_MORE))
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
@@ -197,6 +198,12 @@ class Connection:
             self._server.watch_writing(self, self._sock.fileno())
         else:
             self.close()
+
+    def _sent(self, size_bytes: int) -> None:
+        while self._out and size_bytes >= len(self._out[0]):
+            size_bytes -= len(self._out.pop(0))
+        if size_bytes:
+            self._out[0] = self._out[0][size_bytes:]
 
     def close(self) -> None:
         if self._sock is None:
@@ -272,5 +279,5 @@ class Connection:
     def _reply(self, status: int, value: bytes) -> None:
         if self._sock is not None and not self._out:
             head = b"HTTP/1.1 %d %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-            self._out = memoryview(head % (status, _REASONS[status], len(value)) + value)
+            self._out = [memoryview(head % (status, _REASONS[status], len(value))), memoryview(value)]
             self.write()

@@ -201,10 +201,12 @@ def _settle(
 def _carrier(case: Case, grant: Grant, snapshot: Snapshot) -> PlannedWorker | None:
     """Who hands the training state over when all that have it are on nodes that drain: one of them, rank 0 if it lives.
 
-    It stays until one of those that come is in the world; if nobody can come, it leaves like the others.
+    It stays until enough of those that come are in the world; if nobody can come, it leaves like the others.
     """
+    assert case.wanted is not None
     ranks = {m.worker: m.rank for m in case.job.rendezvous.members}
-    if not (grant.kept or grant.added) or any(w.worker in ranks for w in grant.kept):
+    enough = max(1, min(case.job.spec.value.min_np, case.wanted.np - 1, grant.count))
+    if not grant.count or sum(w.worker in ranks for w in grant.kept) >= enough:
         return None
     inside = [w for w in grant.dropped if w.worker in ranks and _drains(w.node, snapshot)]
     return min(inside, key=lambda w: ranks[w.worker], default=None)

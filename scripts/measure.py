@@ -10,6 +10,7 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -247,6 +248,23 @@ def _train(cluster: Cluster, job: str, seed: int, *, disturbed: bool) -> float:
     return 100.0 * float(last["accuracy"])
 
 
+# ---- step-cost -----------------------------------------------------------------------------------------------------
+
+
+def step_cost(runs: int) -> list[Row]:
+    """What a step costs more than in a plain Horovod loop, alone and on two ranks."""
+    script = str(Path(__file__).resolve().parent / "step_cost.py")
+    horovodrun = str(Path(sys.executable).parent / "horovodrun")
+    alone = [sys.executable, script, str(runs)]
+    rows = []
+    for ranks, command in ((1, alone), (2, [horovodrun, "--gloo", "-np", "2", "--network-interfaces", "lo", *alone])):
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "HOROVOD_CACHE_CAPACITY": "0"}
+        done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+        added = json.loads(done.stdout.partition("added ")[2])
+        rows.append(row(f"step, {ranks} ranks", "added_ms", "ms", added, target=0.2))
+    return rows
+
+
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 _DESCRIPTION = """\
@@ -256,14 +274,15 @@ Measures, on this machine:
              longest step of the undisturbed job)
   control    from a request to scale to the plan that answers it
   footprint  memory of the processes, CPU of the idle ones
-  accuracy   held-out accuracy undisturbed against resized and killed, the same seeds"""
+  accuracy   held-out accuracy undisturbed against resized and killed, the same seeds
+  step-cost  what a step costs more than in a plain Horovod loop: checks, vote, progress, position in the data"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/measure.sh", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["failures", "control", "footprint", "accuracy"])
+    parser.add_argument("what", choices=["failures", "control", "footprint", "accuracy", "step-cost"])
     parser.add_argument("--runs", type=int, default=5, help="runs of each case, or paired seeds (default %(default)s)")
     parser.add_argument("--idle", type=float, default=30.0, metavar="SECONDS", help="footprint: how long to watch")
     parser.add_argument("--json", type=Path, metavar="FILE", help='write {"load", "rows"} there')
@@ -277,6 +296,7 @@ def main() -> None:
         "control": lambda: control(options.runs),
         "footprint": lambda: footprint(options.idle),
         "accuracy": lambda: accuracy(options.runs),
+        "step-cost": lambda: step_cost(options.runs),
     }
     rows = measurements[options.what]()
     for found in rows:

@@ -1,9 +1,10 @@
 """Authenticated frames between a JobClient's proxy and the driver of a job.
 
 Both sides prove that they hold the job's driver key (challenge and response over fresh nonces, bound to the driver's
-epoch) before either parses anything. Each frame then carries a MAC over its sequence number, under a key of this
-connection and direction: what is forged, repeated, reordered or cut is an error that ends the connection. Payloads are
-msgpack of typed messages, never pickle. Frames are not encrypted: rendezvous keys are addresses, not secrets.
+epoch) before either parses anything. Each frame then carries a MAC over its sequence number and a digest of its data,
+under a key of this connection and direction: what is forged, repeated, reordered or cut is an error that ends the
+connection. Payloads are msgpack of typed messages, never pickle. Frames are not encrypted: rendezvous keys are
+addresses, not secrets.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ _MAGIC = b"EDLdrv1\n"
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
 _MAC_BYTES = 16
+_DIGEST_BYTES = 32
 _EPOCH = struct.Struct(">Q")
 _HEAD = struct.Struct(">IB")
 _COMPRESSED = 1
@@ -63,6 +65,8 @@ class Body:
 
     flags: int
     data: bytes
+    #: of data, worked out once however many connections it is sent on
+    digest: bytes
 
 
 def encode(message: Message) -> Body:
@@ -71,8 +75,9 @@ def encode(message: Message) -> Body:
     if len(data) > MAX_FRAME_BYTES:
         raise FrameError(f"a {type(message).__name__} of {len(data)} bytes exceeds the limit of {MAX_FRAME_BYTES}")
     if len(data) < _COMPRESS_FROM_BYTES:
-        return Body(0, data)
-    return Body(_COMPRESSED, zlib.compress(data, 1))
+        return Body(0, data, _digest(data))
+    packed = zlib.compress(data, 1)
+    return Body(_COMPRESSED, packed, _digest(packed))
 
 
 In = TypeVar("In")
@@ -103,7 +108,7 @@ class Channel(Generic[In]):
             self.abort()
             return
         head = _HEAD.pack(len(body.data), body.flags)
-        self._writer.writelines((head, body.data, _mac(self._send_key, self._sent, head, body.data)))
+        self._writer.writelines((head, body.data, _mac(self._send_key, self._sent, head, body.digest)))
         self._sent += 1
 
     async def receive(self) -> In:
@@ -114,7 +119,7 @@ class Channel(Generic[In]):
             raise FrameError(f"a frame of {size} bytes with flags {flags} is not one of ours")
         data = await self._read(size)
         mac = await self._read(_MAC_BYTES)
-        if not hmac.compare_digest(mac, _mac(self._receive_key, self._received, head, data)):
+        if not hmac.compare_digest(mac, _mac(self._receive_key, self._received, head, _digest(data))):
             raise FrameError(f"frame {self._received} is forged, repeated or out of order")
         self._received += 1
         try:
@@ -147,11 +152,13 @@ class Channel(Generic[In]):
             return  # the other side was faster
 
 
-def _mac(key: bytes, sequence: int, head: bytes, data: bytes) -> bytes:
-    mac = hashlib.blake2b(sequence.to_bytes(8, "big"), key=key, digest_size=_MAC_BYTES)
-    mac.update(head)
-    mac.update(data)
-    return mac.digest()
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+
+
+def _mac(key: bytes, sequence: int, head: bytes, digest: bytes) -> bytes:
+    message = sequence.to_bytes(8, "big") + head + digest  # all of fixed length
+    return hashlib.blake2b(message, key=key, digest_size=_MAC_BYTES).digest()
 
 
 def _inflate(data: bytes) -> bytes:

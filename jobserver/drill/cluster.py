@@ -30,6 +30,8 @@ PACKAGES_DIR = Path(__file__).resolve().parents[2]
 TAG = "EDL_CLUSTER_TAG"
 SERVER = "server"
 STOP_TIMEOUT_S = 40.0
+#: a busy machine may take so long to start Java
+ZOOKEEPER_TIMEOUT_S = 60.0
 #: what is killed is gone within this time
 GONE_TIMEOUT_S = 10.0
 POLL_S = 0.05
@@ -68,7 +70,8 @@ class Cluster:
         self._ports: dict[str, int] = {}
         key_path = base / "key"
         token = load_or_create_key(key_path).api_token
-        self.zookeeper = LocalZooKeeper(base / "zookeeper", host=network.address if network else HOST)
+        host = network.address if network else HOST
+        self.zookeeper = LocalZooKeeper(base / "zookeeper", host=host, startup_timeout_s=ZOOKEEPER_TIMEOUT_S)
         # JobClients keep their sockets here, whose paths may have 107 bytes
         self._sockets = tempfile.TemporaryDirectory(prefix="edl-")
         self.port = _free_port()

@@ -16,9 +16,10 @@ from pathlib import Path
 from edl_collective.audit import AuditReport
 from jobserver.drill.cluster import Cluster, ClusterError
 from jobserver.drill.faults import STANDBY, Fault, Scene
-from jobserver.drill.network import Network, missing, private
+from jobserver.drill.network import Network, NetworkError, missing, private
 from jobserver.drill.verdict import Book, Cost, Row, judge
 from jobserver.drill.victim import Victim
+from jobserver.local_zookeeper import LocalZooKeeperError
 
 JOB = "drill"
 SAMPLES = 700
@@ -81,7 +82,7 @@ def _one(scene: Scene, fault: Fault) -> Row:
     limits = fault.limits(scene.cluster.session_timeout_s)
     try:
         return judge(fault.name, _cost(scene, fault), limits)
-    except ClusterError as error:
+    except (ClusterError, LocalZooKeeperError, NetworkError) as error:
         why, _, story = str(error).partition("\n")
         (scene.cluster.base / f"{fault.name}.failed").write_text(f"{why}\n{story}\n")
         return Row(fault.name, limits, None, False, why)

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.rendezvous_node import JOB, KEY
 from rendezvous_sim import SimJob
 
+from bench.rendezvous_node import JOB, KEY
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import NodeRecord, encode
 from edl_collective.coord.zk_store import ZkStore

@@ -15,6 +15,7 @@ def test_one_case_is_measured_and_nothing_is_left(tmp_path: Path, capsys: pytest
     report = json.loads(to.read_text())
     # A process that outlives its cluster is an error of the cluster, which would be a row "failed".
     assert {(row["case"], row["system"]) for row in report["rows"]} == {("kill-2-1", "edl")}
+    assert [row["reason"] for row in report["rows"] if "reason" in row] == []
     medians = {row["metric"]: row["median"] for row in report["rows"]}
     assert set(medians) == {"pause_s", "steps_lost", "total_s"}
     assert medians["steps_lost"] == 0

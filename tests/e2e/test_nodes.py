@@ -34,7 +34,8 @@ def assert_nothing_lost(victim: Victim) -> None:
 def test_nodes_come_and_go(cluster: Cluster) -> None:
     """np is left open: as many workers as there are slots, never above max_np; below min_np the job holds its state."""
     cluster.add_node("a", slots=2)
-    cluster.submit("tiny", *SLOW, min_np=2, max_np=3)
+    checkpoint_url = f"file://{cluster.base}/ckpt"
+    cluster.submit("tiny", *SLOW, min_np=2, max_np=3, checkpoint_url=checkpoint_url)
     cluster.wait_for_world("tiny", 2)
     victim = Victim(cluster, "tiny", SAMPLES)
     cluster.add_node("b", slots=1)
@@ -50,9 +51,20 @@ def test_nodes_come_and_go(cluster: Cluster) -> None:
 
     cluster.add_node("a", slots=4)
     cluster.wait_for_world("tiny", 3)
-    assert cluster.job("tiny")["status"]["failures"] == 0
-    assert cluster.job("tiny")["status"]["attempt"] == 1
     assert steps == victim.steps()[: len(steps)]
+
+    # The same with SIGKILL: the survivor waits at the gate with the state in memory, and training goes on from there.
+    (survivor,) = [w["worker"] for w in cluster.running("tiny") if w["node"] == "b"]
+    cluster.kill("a", signal.SIGKILL)
+    cluster.wait_for_phase("tiny", "holding", 20)
+    steps = victim.steps()
+    cluster.add_node("a", slots=4)
+    cluster.wait_for_world("tiny", 3)
+    assert survivor in {w["worker"] for w in cluster.running("tiny")}
+    assert steps == victim.steps()[: len(steps)]
+    assert victim.steps()[len(steps)].number == steps[-1].number + 1
+    status = cluster.job("tiny")["status"]
+    assert (status["failures"], status["attempt"], cluster.events("tiny", "resume")) == (0, 1, [])
     sizes = [(r["from"], r["to"]) for r in victim.resizes()]
     assert max(to for _, to in sizes) == 3
     assert_nothing_lost(victim)

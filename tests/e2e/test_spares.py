@@ -12,7 +12,7 @@ import pytest
 from cluster import ROOT, Cluster, Json
 from faults import Victim
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 SAMPLES = 1500
 GLOO_TIMEOUT_S = 4
@@ -46,7 +46,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 def nothing_lost(victim: Victim) -> Iterator[None]:
     """Every test begins with three workers and a spare at the gate, and ends with no step lost."""
     victim.cluster.wait_for_world("tiny", 3)
-    victim.cluster.wait(lambda: warm_spares(victim), 40, "a spare is warm", "tiny")
+    victim.cluster.wait(lambda: warm_spares(victim), 90, "a spare is warm", "tiny")
     yield
     assert victim.lost_steps() == set()
     report = victim.audit()
@@ -84,8 +84,8 @@ def test_the_node_of_rank_0_is_drained(victim: Victim) -> None:
     assert victim.node_of_driver() == node
     assert {row[1] for row in cluster.job("tiny")["rendezvous"]["members"]} == {node}, "nobody else has the state"
     gone = [w["worker"] for w in cluster.running("tiny") if w["node"] == node]
-    cluster.post(f"/nodes/{node}/drain", {"deadline_s": 40})
-    cluster.wait(lambda: not [w for w in cluster.running("tiny") if w["node"] == node], 30, "the node is left", "tiny")
+    cluster.post(f"/nodes/{node}/drain", {"deadline_s": 100})
+    cluster.wait(lambda: not [w for w in cluster.running("tiny") if w["node"] == node], 90, "the node is left", "tiny")
     cluster.wait(lambda: [record(victim, w)["state"] for w in gone] == ["exited"] * len(gone), 20, "", "tiny")
     assert {(record(victim, w)["outcome"], record(victim, w)["exit_code"]) for w in gone} == {("left", 0)}
     assert victim.node_of_driver() != node
@@ -113,7 +113,7 @@ def test_a_spare_takes_over_while_no_jobserver_lives(victim: Victim) -> None:
     assert victim.longest_gap_s(since_s) < SOON_S
     cluster.start_server("--session-timeout", "4")
     cluster.wait_for_world("tiny", 3)
-    cluster.wait(lambda: warm_spares(victim), 40, "there is a new spare", "tiny")
+    cluster.wait(lambda: warm_spares(victim), 90, "there is a new spare", "tiny")
     assert generation(victim) == before + 1
     (resize,) = victim.resizes(after=event)
     assert (resize["from"], resize["to"]) == (3, 3)
@@ -161,7 +161,7 @@ def test_a_hung_worker_does_not_hold_up_the_survivors_of_another(victim: Victim)
     assert f"worker {killed} killed by SIGKILL" in resize["cause"]
     assert {first, spare} <= set(members(victim))
     cluster.wait_for_world("tiny", 3)
-    assert victim.longest_gap_s(since_s) < RETURN_TIMEOUT_S + SOON_S
+    assert victim.longest_gap_s(since_s) < RETURN_TIMEOUT_S + 2 * SOON_S
 
 
 def test_a_hung_worker_alone_is_given_up_after_the_time_out_of_gloo(victim: Victim) -> None:

@@ -37,9 +37,11 @@ class Reading:
         indices: list[int] = []
         pids: set[int] = set()
         epoch = self.sampler.epoch
-        under_way: Iterator[object] = iterate(self.loader, self.sampler, lambda l: self.workers.iterate(l, epoch))
+        under_way = iterate(self.loader, self.sampler, lambda loader: self.workers.iterate(loader, epoch))
         for _ in range(count):
-            info, (numbers, readers) = next(under_way)  # type: ignore[misc]
+            info, batch = next(under_way)
+            assert batch is not None
+            numbers, readers = batch
             indices += numbers.tolist()
             pids |= set(readers.tolist())
             self.sampler.advance(info.global_count)

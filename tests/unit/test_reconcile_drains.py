@@ -20,6 +20,31 @@ def test_the_only_node_of_a_job_hands_the_state_over_before_it_is_left() -> None
     assert (world.status().attempt, world.status().failures) == (1, 0)
 
 
+def test_it_stays_until_the_others_are_enough_to_train() -> None:
+    world = running(3, nodes=1, slots=3, min_np=2)
+    world.join("b", 3)
+    world.drain("a")
+    world.settle()
+    assert world.ids() == ["w1", "w4", "w5"]
+    world.form("w1", "w4")
+    world.settle()
+    assert world.ids() == ["w1", "w4", "w5"]
+    world.form("w1", "w4", "w5")
+    world.settle()
+    assert world.ids() == ["w4", "w5", "w6"]
+
+
+def test_it_goes_where_others_cannot_become_enough() -> None:
+    world = running(3, nodes=1, slots=3, min_np=2)
+    world.join("b", 1)
+    world.drain("a")
+    world.settle()
+    assert world.ids() == ["w1", "w4"]
+    world.form("w1", "w4")
+    world.settle()
+    assert (world.ids(), world.status().phase) == (["w4"], Phase.HOLDING)
+
+
 def test_rank_0_hands_over_if_it_lives() -> None:
     world = running(2, nodes=1)
     world.form("w2", "w1")

@@ -140,6 +140,29 @@ def world_without_spares(plan: Plan) -> Plan:
     )
 
 
+class TestThoseWhoNeverCome:
+    def test_a_newcomer_waits_for_one_that_never_gets_warm_for_the_join_grace_only(self) -> None:
+        cluster = with_spares()
+        cluster.scale({"a": 3, "b": 2}, "grow")
+        cluster.workers["w5"].state = "packaging"
+        run(cluster)
+        assert cluster.record.generation == 1
+        cluster.settle()
+        assert (members_of(cluster), cluster.record.generation) == (["w1", "w2", "w4", "w3"], 2)
+        assert cluster.now_s == pytest.approx(cluster.config.join_grace_s)
+        cluster.kill_worker("w5", "did not reach the gate")
+        run(cluster)
+        assert cluster.record.generation == 2, "its end costs nothing either"
+
+    def test_growth_takes_a_warm_spare_at_once(self) -> None:
+        cluster = with_spares("c")
+        cluster.scale({"a": 3, "b": 1}, "grow")
+        cluster.workers["w5"].state = "packaging"
+        cluster.settle()
+        assert (members_of(cluster), cluster.record.generation) == (["w1", "w2", "w3", "w4"], 2)
+        assert cluster.now_s == 0.0
+
+
 class TestThoseWhoDoNotComeBack:
     def test_a_hung_worker_is_given_up_after_a_loss(self) -> None:
         cluster = with_spares()
