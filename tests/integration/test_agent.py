@@ -244,7 +244,7 @@ async def test_what_no_process_can_have_is_an_exit_of_its_worker(
 
 async def test_driver_that_cannot_be_started_is_a_death(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     changed = asyncio.Event()
-    driver = Driver("j", SystemClock(), changed.set)
+    driver = Driver("j", 0.0, SystemClock(), changed.set)
     driver.start(Command(["true"], {"A": "a\0b"}, tmp_path, tmp_path / "driver.log"))
     assert changed.is_set()
     assert (driver.view.running, driver.view.deaths) == (False, 1)

@@ -113,6 +113,8 @@ DRAINING: dict[str, Any] = {"closing": True, "draining": True}
         pytest.param(view(with_(PLANNED, plan=None), local()), [], id="a plan that cannot be read stops nobody"),
         pytest.param(view(ENDED, local()), [StopWorker], id="job ended"),
         pytest.param(view(None, local()), [StopWorker], id="job removed"),
+        pytest.param(view(PLANNED, local(submitted_at=-1.0)), [StopWorker], id="of an earlier job of that name"),
+        pytest.param(view(PLANNED, local(submitted_at=-1.0, exited=True)), [], id="its name is not free yet"),
         pytest.param(view(PLANNED, local(), closing=True), [StopWorker], id="JobClient ends"),
         pytest.param(view(PLANNED, local(), **DRAINING), [LetLeave], id="JobClient drains"),
         pytest.param(view(EMPTY, local(leave_by_s=101.0), **DRAINING), [], id="draining, has time to leave"),
@@ -196,6 +198,17 @@ def test_a_driver_that_keeps_dying_is_started_ever_more_slowly() -> None:
     assert pauses[-1] == LONGEST_DRIVER_PAUSE_S
     after_health = driver_died(now, lived_s=HEALTHY_DRIVER_S, now_s=50.0)
     assert after_health.not_before_s == 50.0
+
+
+def test_the_driver_of_an_earlier_job_of_that_name_makes_place() -> None:
+    here = JobView(SPEC, plan(driver="a"), STATUS)
+    before = driver(running=True, submitted_at=-1.0)
+    (stop,) = decide(view(here, drivers=(before,)), 100.0).actions
+    assert isinstance(stop, StopDriver)
+    dead = driver(running=False, submitted_at=-1.0, deaths=7, not_before_s=200.0)
+    (start,) = decide(view(here, drivers=(dead,)), 100.0).actions
+    assert isinstance(start, StartDriver), "how often another died delays nothing"
+    assert driver_died(before, lived_s=1.0, now_s=50.0).submitted_at == before.submitted_at
 
 
 # ---- those who hang, and drains -------------------------------------------------------------------------------------
