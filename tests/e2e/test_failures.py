@@ -88,9 +88,7 @@ def test_driver_killed(victim: Victim) -> None:
     before, event = generation(victim), victim.last_event()
     since_s = time.monotonic()
     epoch = victim.kill_driver()
-    victim.cluster.wait(
-        lambda: (victim.driver() or {"epoch": 0})["epoch"] > epoch, 20, "a new driver has taken over", "tiny"
-    )
+    victim.cluster.wait(lambda: victim.driver()["epoch"] > epoch, 20, "a new driver has taken over", "tiny")
     victim.wait_for_steps(5)
     assert_went_on(victim, since_s, before)
     assert victim.resizes(after=event) == []
