@@ -80,7 +80,10 @@ class Agent:
         self._wake = asyncio.Event()
         self._closing = False
         self._close_asked = asyncio.Event()
-        self._draining = False
+        #: the JobServer was told that the workers of this node are to leave
+        self._said_draining = False
+        #: why not yet, as last logged
+        self._drain_problem = ""
 
     # ---- life ---------------------------------------------------------------------------------------------------
 
@@ -106,18 +109,20 @@ class Agent:
             self._kill_all()
             await self._proxies.keep(())
             await self._link.close()
-            self._held.close()
+            await asyncio.to_thread(self._held.close)
             await self._reporting.last_flush(FINAL_FLUSH_S)
             await presence.resign()
 
     def close(self) -> None:
         """Let all workers leave at a step boundary, then stop the drivers, then end; called again: at once.
 
-        Workers that have not left in time, or that nobody can plan away, are stopped by the ladder.
+        Workers that have not left in time are stopped by the ladder.
         """
         if self._closing:
             logger.warning("stopping at once")
             self._kill_all()
+        elif self._drain_timeout_s is not None:
+            self._leave_by_s = self._clock.monotonic_s() + self._drain_timeout_s
         self._closing = True
         self._close_asked.set()
         self._wake.set()
@@ -136,29 +141,32 @@ class Agent:
             closing.cancel()
 
     async def _loop(self, mirror: Mirror, orders: Orders, presence: Presence) -> None:
-        said_goodbye = False
         while True:
             self._wake.clear()
-            if self._closing and not said_goodbye:
-                said_goodbye = True
-                self._draining = await self._drain(presence)
-                if self._drain_timeout_s is not None:
-                    self._leave_by_s = self._clock.monotonic_s() + self._drain_timeout_s
+            if self._closing and not self._said_draining:
+                self._said_draining = await self._drain(presence)
             known = await self._load(mirror, orders)
             if self._closing and not self._alive():
                 return
-            wake_at_s = await self._decide(orders) if known or self._closing else self._clock.monotonic_s() + RETRY_S
+            wake_at_s = await self._decide(orders) if known or self._closing else None
+            if not known or (self._closing and not self._said_draining):
+                wake_at_s = self._retry_s(wake_at_s)
             await self._wait(wake_at_s)
 
     async def _drain(self, presence: Presence) -> bool:
-        """Ask for a plan without this node; whether one can be expected."""
-        if self._store.session is not Session.CONNECTED:
-            return False
-        try:
-            return await presence.drain()
-        except CoordError as error:
-            logger.warning("the workers cannot leave in order: %s", error)
-            return False
+        """Ask for a plan without this node; whether one can be expected. The workers' time to leave runs anyway."""
+        problem = "ZooKeeper does not answer"
+        if self._store.session is Session.CONNECTED:
+            try:
+                if await presence.drain():
+                    return True
+                problem = "no JobServer leads"
+            except CoordError as error:
+                problem = str(error)
+        if problem != self._drain_problem:
+            logger.warning("nobody can plan the workers away yet: %s (a second signal stops them at once)", problem)
+            self._drain_problem = problem
+        return False
 
     async def _load(self, mirror: Mirror, orders: Orders) -> bool:
         """Take a new snapshot; False if ZooKeeper cannot be reached and the old one stands."""
@@ -179,26 +187,31 @@ class Agent:
         await self._forget()
         return True
 
-    async def _decide(self, orders: Orders) -> float | None:
-        view = View(
+    def _view(self, orders: Orders) -> View:
+        return View(
             node=self._node,
             jobs=self._snapshot.jobs,
             workers=tuple(worker.view() for worker in self._workers.values()),
             drivers=tuple(driver.view for driver in self._drivers.values()),
             closing=self._closing,
-            draining=self._draining,
             drained=orders.drained,
             leave_by_s=orders.leave_by_s if self._leave_by_s is None else self._leave_by_s,
         )
-        for job in answerable(view):
+
+    async def _decide(self, orders: Orders) -> float | None:
+        for job in answerable(self._view(orders)):
             await self._open_proxy(job)
-        decision = decide(view, self._clock.monotonic_s())
+        decision = decide(self._view(orders), self._clock.monotonic_s())  # workers went on while those opened
         for action in decision.actions:
             await self._apply(action)
         if await self._start_recorded():
             return decision.wake_at_s
+        return self._retry_s(decision.wake_at_s)
+
+    def _retry_s(self, wake_at_s: float | None) -> float:
+        """When to look again at what could not be done, `wake_at_s` at the latest."""
         retry_s = self._clock.monotonic_s() + RETRY_S
-        return retry_s if decision.wake_at_s is None else min(retry_s, decision.wake_at_s)
+        return retry_s if wake_at_s is None else min(retry_s, wake_at_s)
 
     async def _wait(self, wake_at_s: float | None) -> None:
         timeout_s = None if wake_at_s is None else max(0.0, wake_at_s - self._clock.monotonic_s())
@@ -237,7 +250,10 @@ class Agent:
     async def _start_worker(self, action: StartWorker) -> None:
         spec = self._spec_of(action.job)
         await self._open_proxy(action.job)
-        launch = self._launcher.worker(spec, action.planned, self._held.folder(spec.job, spec.submitted_at))
+        held_dir = await asyncio.to_thread(self._held.folder, spec.job, spec.submitted_at)
+        if self._closing:
+            return  # meanwhile; `close` could not stop what was not there
+        launch = self._launcher.worker(spec, action.planned, held_dir)
         worker = Worker(
             *(self._node, spec, action.planned, launch, self._clock.wall_s()),
             changed=self._worker_changed,

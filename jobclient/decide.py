@@ -104,10 +104,8 @@ class View:
     jobs: Mapping[str, JobView]
     workers: tuple[LocalWorker, ...] = ()
     drivers: tuple[LocalDriver, ...] = ()
-    #: the JobClient itself is to end
+    #: the JobClient itself is to end; it goes on asking the JobServer for a plan without this node
     closing: bool = False
-    #: the JobServer was told so, and its next plan lets the workers of this node leave at a step boundary
-    draining: bool = False
     #: somebody drains this node: it starts nothing
     drained: bool = False
     #: monotonic time by which all workers must have left; None: each job's leave_timeout_s counts
@@ -258,8 +256,6 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
     job = view.jobs.get(local.job)
     spec = job.spec if job else None
     timeout_s = spec.stop_timeout_s if spec else DEFAULT_STOP_TIMEOUT_S
-    if view.closing and not view.draining:
-        return StopWorker(local.job, local.worker, timeout_s, _CLOSING)
     why = _submitted_again(job, local.submitted_at) or _ended(job)
     if why is not None or job is None or spec is None:
         return StopWorker(local.job, local.worker, timeout_s, why or "the job was removed")

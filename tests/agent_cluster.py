@@ -112,6 +112,7 @@ class FakeProxy:
 def config_in(tmp_path: Path, *options: str) -> Config:
     (tmp_path / "work").mkdir(exist_ok=True)
     argv = ["--node", "a", "--slots", "2", "--log-dir", str(tmp_path / "logs"), "--work-dir", str(tmp_path / "work")]
+    argv += ["--drain-timeout", "0.3"]  # nobody plans the workers away at the end of a test
     return parse([*argv, *options], {"PATH": os.environ["PATH"], "HOME": str(tmp_path)})
 
 

@@ -3,6 +3,11 @@
 import asyncio
 import os
 import signal
+<<<<<<< HEAD
+=======
+import threading
+import time
+>>>>>>> fixa
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,10 +28,12 @@ from edl_collective.coord.records import (
 )
 from edl_collective.messages import (
     Abort,
+    Gate,
     Interrupt,
     Leave,
 )
 from jobclient.driver_process import Driver
+from jobclient.held_folders import HeldFolders
 from jobclient.processes import Command
 from jobclient.worker import Launch, Worker
 
@@ -246,6 +253,36 @@ async def test_driver_that_cannot_be_started_is_a_death(tmp_path: Path, caplog: 
     assert changed.is_set()
     assert (driver.view.running, driver.view.deaths) == (False, 1)
     assert "cannot be started: embedded null byte" in caplog.text
+
+
+async def test_a_worker_that_reaches_the_gate_while_a_proxy_opens_may_leave(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.submit(command=("sleep", "600"))
+    cluster.plan("w1")
+    await until(lambda: (found := cluster.worker("w1")) is not None and found.pid is not None)
+    cluster.store.suspend()
+    cluster.plan()
+    cluster.put(PATHS.rendezvous("j"), Rendezvous(generation=3, epoch=1, members=(Member("w0", "a", 0, 0, 1, 0, 1),)))
+
+    async def opens(job: str) -> None:
+        cluster.agent._workers[job, "w1"].heard(Gate(last_generation=0), 0.0)
+
+    monkeypatch.setattr(cluster.agent, "_open_proxy", opens)
+    cluster.store.resume()
+    await cluster.state("w1", WorkerState.LEAVING)
+    await asyncio.sleep(0.3)
+    await cluster.state("w1", WorkerState.LEAVING)
+
+
+async def test_memory_is_made_ready_beside_the_loop(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(HeldFolders, "folder", lambda *_: threads.append(threading.current_thread()))
+    cluster.submit()
+    cluster.plan("w1")
+    await cluster.said("gate", "w1", 0)
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_removed_directory_of_the_start_hurts_no_worker(

@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 from agent_cluster import PATHS, Cluster, running_agent, until
 
-from edl_collective.coord.records import DrainRecord, LeaderRecord, Outcome, WorkerRecord, WorkerState
-from edl_collective.messages import Abort, Interrupt
+from edl_collective.coord.records import (
+    DrainRecord,
+    LeaderRecord,
+    NodeRecord,
+    Outcome,
+    WorkerRecord,
+    WorkerState,
+    decode,
+)
+from edl_collective.messages import Abort, Interrupt, Leave
 
 pytestmark = pytest.mark.integration
 
@@ -145,6 +153,37 @@ async def test_a_drain_that_nobody_plans_ends_by_its_deadline(cluster: Cluster) 
     cluster.put(PATHS.drain("a"), DrainRecord(node="a", deadline_s=0.3))
     ended = await cluster.state("w1", WorkerState.EXITED)
     assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
+
+
+@pytest.mark.parametrize("suspended", [False, True], ids=["nobody leads", "ZooKeeper is away"])
+async def test_sigterm_waits_for_somebody_who_can_plan(tmp_path: Path, suspended: bool) -> None:
+    async with running_agent(tmp_path, "--drain-timeout", "20") as cluster:
+        await train(cluster)
+        if suspended:
+            cluster.store.suspend()
+        cluster.agent.close()
+        await asyncio.sleep(0.3)
+        assert not draining(cluster)
+        record = cluster.worker("w1")
+        assert record is not None
+        assert record.state is not WorkerState.EXITED
+        cluster.put(PATHS.leader, LeaderRecord(server="s", api_url="http://s", epoch=1, pid=1))
+        cluster.store.resume()
+        await until(lambda: draining(cluster))
+        assert cluster.proxy is not None
+        cluster.proxy.send("w1", Interrupt(generation=1))
+        await cluster.said("gate", "w1", 1)
+        cluster.proxy.send("w1", Leave(reason="t"))
+        assert cluster.task is not None
+        await asyncio.wait_for(cluster.task, SOON_S)
+        ended = cluster.worker("w1")
+        assert ended is not None
+        assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, 0)
+
+
+def draining(cluster: Cluster) -> bool:
+    found = cluster.server.get(PATHS.node("a"))
+    return found is not None and decode(found.data, NodeRecord).draining
 
 
 async def test_sigterm_has_a_deadline_of_its_own(tmp_path: Path) -> None:
