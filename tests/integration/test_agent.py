@@ -3,11 +3,7 @@
 import asyncio
 import os
 import signal
-<<<<<<< HEAD
-=======
 import threading
-import time
->>>>>>> fixa
 from collections.abc import AsyncIterator
 from pathlib import Path
 
