@@ -198,6 +198,7 @@ class Controller:
             if there is not None and _life(decode(there.data, NodeRecord, path)) == life:
                 logger.warning("the JobClient of node %s has died", life.node)
                 self._store.transact([self._leadership.fence(), Delete(path, there.version)])
+            self._watch.forget(life)  # the same life may be back before anybody sees that it was away
         return bool(found)
 
     def _apply(self, action: Action) -> None:
