@@ -233,3 +233,18 @@ def test_a_node_that_registers_again_after_its_burial_is_not_buried_again() -> N
     assert of_node.get(P.node("a")) is not None
     assert "a" in controller.view.load().nodes
     controller.stop()
+
+
+def test_a_leader_whose_session_is_longer_than_that_of_a_node_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    leadership = Leadership(store, P, "s1", "http://s1")
+    controller = Controller(store, P, leadership, ManualClock(), ReconcileConfig(), session_timeout_s=10.0)
+    for name, session_timeout_s in (("a", 4.0), ("b", 10.0), ("c", None)):
+        put(store, P.node(name), structs.replace(NODE, node=name, session_timeout_s=session_timeout_s))
+    for _ in range(2):
+        controller.step()
+        put(store, P.node("d"), structs.replace(NODE, node="d", session_timeout_s=20.0))
+    warnings = [record.getMessage() for record in caplog.records if "--session-timeout" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "lasts longer (10 s) than that of node a (4 s)" in warnings[0]
+    controller.stop()
