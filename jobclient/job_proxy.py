@@ -68,13 +68,13 @@ class Answer(Generic[T]):
     value: bytes | None
 
 
-class Held(Enum):
+class Waiting(Enum):
     """The answer to a request that has to wait: for its key, or, if of another generation, for the abort of that."""
 
-    HELD = "held"
+    WAITING = "waiting"
 
 
-HELD = Held.HELD
+WAITING = Waiting.WAITING
 
 
 class LocalWorld(Generic[T]):
@@ -220,13 +220,13 @@ class LocalWorld(Generic[T]):
 
     # ---- rendezvous keys --------------------------------------------------------------------------------------------
 
-    def get(self, worker: str, generation: int, scope: str, key: str, ticket: T) -> bytes | Held | None:
-        """The value of a key; None if it is to be answered "not found" at once; HELD if `ticket` waits for it."""
+    def get(self, worker: str, generation: int, scope: str, key: str, ticket: T) -> bytes | Waiting | None:
+        """The value of a key; None if it is to be answered "not found" at once; WAITING if `ticket` waits for it."""
         if generation != self.record.generation or worker not in self._members:
             if generation <= self._aborted:
                 return None
             self._strays[ticket] = generation
-            return HELD
+            return WAITING
         if scope == RANK_AND_SIZE:
             return self._rank_and_size(worker, key)
         value = self._known.get(scope, {}).get(key)
@@ -235,12 +235,12 @@ class LocalWorld(Generic[T]):
         if key.startswith("rank_") or generation <= self._aborted:
             return None  # gloo asks whether a lower rank is there already, and may not be kept waiting
         self._held.setdefault((scope, key), []).append(ticket)
-        return HELD
+        return WAITING
 
-    def put(self, worker: str, generation: int, scope: str, key: str, value: bytes) -> list[Answer[T]] | Held:
-        """Keep a key, and answer those that wait for it. Putting twice is harmless. HELD if of another generation."""
+    def put(self, worker: str, generation: int, scope: str, key: str, value: bytes) -> list[Answer[T]] | Waiting:
+        """Keep a key and answer those that wait for it; harmless when repeated. WAITING if of another generation."""
         if generation != self.record.generation or worker not in self._members:
-            return [] if generation <= self._aborted else HELD
+            return [] if generation <= self._aborted else WAITING
         if not key.startswith("rank_") and not scope.startswith("local_"):
             self._own.setdefault(scope, {})[key] = value
             self._unsaid.setdefault(scope, {})[key] = value

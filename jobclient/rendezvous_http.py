@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import httptools
 
 from edl_collective.coord.auth import same
-from jobclient.job_proxy import HELD, Answer, Held
+from jobclient.job_proxy import WAITING, Answer, Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,13 @@ _REASONS = {200: b"OK", 400: b"Bad Request", 403: b"Forbidden", 404: b"Not Found
 class Keys(Protocol):
     """What a job answers; jobclient.rendezvous_proxy.JobProxy is one."""
 
-    def get(self, worker: str, generation: int, scope: str, key: str, ticket: "Connection") -> bytes | Held | None: ...
+    def get(
+        self, worker: str, generation: int, scope: str, key: str, ticket: "Connection"
+    ) -> bytes | Waiting | None: ...
 
     def put(
         self, worker: str, generation: int, scope: str, key: str, value: bytes
-    ) -> "list[Answer[Connection]] | Held": ...
+    ) -> "list[Answer[Connection]] | Waiting": ...
 
     def drop(self, ticket: "Connection") -> None: ...
 
@@ -253,7 +255,7 @@ class Connection:
         method = self._parser.get_method()
         if method == b"GET":
             value = keys.get(worker, generation, scope, key, self)
-            if value is HELD:
+            if value is WAITING:
                 self._held_by = keys
             elif value is None:
                 self._reply(404, b"")
@@ -261,7 +263,7 @@ class Connection:
                 self.answer(value)
         elif method == b"PUT":
             answers = keys.put(worker, generation, scope, key, b"".join(self._body))
-            if isinstance(answers, Held):
+            if isinstance(answers, Waiting):
                 return
             self.answer(b"")
             for answer in answers:

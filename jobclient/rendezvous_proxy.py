@@ -15,7 +15,7 @@ from edl_collective.coord.records import DriverRecord, Rendezvous
 from edl_collective.driver import wire
 from edl_collective.driver.relay import FLUSH_S, chunks
 from edl_collective.messages import AgentMessage, DriverMessage, Message, Puts
-from jobclient.job_proxy import Answer, Held, LocalWorld, ToDriver, ToWorker, WorldChanged
+from jobclient.job_proxy import Answer, LocalWorld, ToDriver, ToWorker, Waiting, WorldChanged
 from jobclient.rendezvous_http import Connection, RendezvousServer, rendezvous_address
 
 logger = logging.getLogger(__name__)
@@ -118,13 +118,15 @@ class JobProxy:
             found = self._tokens[worker] = self._key.worker_token(self._job, worker)
         return found
 
-    def get(self, worker: str, generation: int, scope: str, key: str, ticket: Connection) -> bytes | Held | None:
+    def get(self, worker: str, generation: int, scope: str, key: str, ticket: Connection) -> bytes | Waiting | None:
         value = self._world.get(worker, generation, scope, key, ticket)
-        if isinstance(value, Held) and self._need is None:
+        if isinstance(value, Waiting) and self._need is None:
             self._need = asyncio.get_running_loop().call_later(NEED_S, self._ask)
         return value
 
-    def put(self, worker: str, generation: int, scope: str, key: str, value: bytes) -> list[Answer[Connection]] | Held:
+    def put(
+        self, worker: str, generation: int, scope: str, key: str, value: bytes
+    ) -> list[Answer[Connection]] | Waiting:
         answers = self._world.put(worker, generation, scope, key, value)
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(FLUSH_S, self._pass_on)

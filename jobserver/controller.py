@@ -264,7 +264,7 @@ class Controller:
             logger.warning(
                 "the ZooKeeper session of this JobServer lasts longer (%g s) than that of node %s: after an outage "
                 "that ends theirs alone, nodes that are well are taken for dead; start the JobServers with a "
-                "--session-timeout that is at most the --session-timeout of each JobClient",
+                "--session-timeout that is at most that of each JobClient",
                 own_s,
                 names,
             )

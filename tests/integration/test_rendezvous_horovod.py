@@ -19,7 +19,7 @@ from edl_collective.driver import world
 from edl_collective.driver.process import DriverProcess
 from edl_collective.driver.wire import driver_key
 from edl_collective.messages import AgentMessage, Assigned, Interrupt
-from jobclient.job_proxy import Answer, Held
+from jobclient.job_proxy import Answer, Waiting
 from jobclient.rendezvous_http import Connection, RendezvousServer
 from jobclient.rendezvous_proxy import JobProxy
 
@@ -37,7 +37,9 @@ class WatchedProxy(JobProxy):
     store: MemoryStore
     path: str
 
-    def put(self, worker: str, generation: int, scope: str, key: str, value: bytes) -> list[Answer[Connection]] | Held:
+    def put(
+        self, worker: str, generation: int, scope: str, key: str, value: bytes
+    ) -> list[Answer[Connection]] | Waiting:
         found = self.store.get(self.path)
         assert found is not None
         self.puts.append((generation, decode(found.data, Rendezvous).generation))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from rendezvous_sim import request
 
-from jobclient.job_proxy import HELD, Answer, Held
+from jobclient.job_proxy import WAITING, Answer, Waiting
 from jobclient.rendezvous_http import MAX_BODY_BYTES, Connection, RendezvousServer, rendezvous_address
 
 pytestmark = pytest.mark.integration
@@ -22,14 +22,16 @@ class Values:
         self.waiting: list[Connection] = []
         self.arrived = asyncio.Event()
 
-    def get(self, worker: str, generation: int, scope: str, key: str, ticket: Connection) -> bytes | Held | None:
+    def get(self, worker: str, generation: int, scope: str, key: str, ticket: Connection) -> bytes | Waiting | None:
         if key in self.values:
             return self.values[key]
         self.waiting.append(ticket)
         self.arrived.set()
-        return HELD
+        return WAITING
 
-    def put(self, worker: str, generation: int, scope: str, key: str, value: bytes) -> list[Answer[Connection]] | Held:
+    def put(
+        self, worker: str, generation: int, scope: str, key: str, value: bytes
+    ) -> list[Answer[Connection]] | Waiting:
         self.values[key] = value
         waiting, self.waiting = self.waiting, []
         return [Answer(ticket, value) for ticket in waiting]

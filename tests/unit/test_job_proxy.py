@@ -20,7 +20,7 @@ from edl_collective.messages import (
     Table,
     World,
 )
-from jobclient.job_proxy import HELD, Answer, LocalWorld, ToDriver, ToWorker, WorldChanged
+from jobclient.job_proxy import WAITING, Answer, LocalWorld, ToDriver, ToWorker, WorldChanged
 
 
 def record(generation: int, *workers: str) -> Rendezvous:
@@ -161,13 +161,13 @@ class TestHello:
 class TestKeys:
     def test_a_key_that_is_not_there_is_held_until_it_is_put(self) -> None:
         local = running("a1", "a2")
-        assert local.get("a1", 1, "global", "1", "ticket") is HELD
+        assert local.get("a1", 1, "global", "1", "ticket") is WAITING
         assert local.put("a2", 1, "global", "1", b"v") == [Answer("ticket", b"v")]
         assert local.get("a1", 1, "global", "1", "other") == b"v"
 
     def test_a_key_of_another_node_arrives_with_a_table(self) -> None:
         local = running("a1", "b1")
-        assert local.get("a1", 1, "global", "1", "ticket") is HELD
+        assert local.get("a1", 1, "global", "1", "ticket") is WAITING
         assert local.missing() == Need(generation=1, keys={"global": ("1",)})
         table = Table(generation=1, puts={"global": {"1": b"v"}})
         assert local.heard(table) == [Answer("ticket", b"v")]
@@ -180,14 +180,14 @@ class TestKeys:
     @pytest.mark.parametrize("generation", [0, 1, 3])
     def test_another_generation_is_never_answered(self, generation: int) -> None:
         local = running("a1", generation=2)
-        assert local.get("a1", generation, "global", "rank_0", "ticket") is HELD
-        assert local.put("a1", generation, "global", "0", b"v") is HELD
+        assert local.get("a1", generation, "global", "rank_0", "ticket") is WAITING
+        assert local.put("a1", generation, "global", "0", b"v") is WAITING
         assert local.missing() is None
-        assert local.get("a1", 2, "global", "0", "ticket") is HELD
+        assert local.get("a1", 2, "global", "0", "ticket") is WAITING
 
     def test_a_worker_outside_the_world_is_never_answered(self) -> None:
         local = running("a1", "b1")
-        assert local.get("a2", 1, "rank_and_size", "a:0", "ticket") is HELD
+        assert local.get("a2", 1, "rank_and_size", "a:0", "ticket") is WAITING
 
     def test_held_requests_and_keys_end_with_their_generation(self) -> None:
         local = running("a1", "b1")
@@ -197,7 +197,7 @@ class TestKeys:
         local.heard(World(record=record(2, "a1", "b1")))
         assert local.heard(Table(generation=1, puts={"global": {"1": b"late"}})) == []
         assert local.heard(Table(generation=2, puts={"global": {"1": b"new"}})) == []
-        assert local.get("a1", 2, "global", "0", "ticket") is HELD
+        assert local.get("a1", 2, "global", "0", "ticket") is WAITING
         assert local.hello().puts == {}
 
     def test_the_place_comes_from_the_record(self) -> None:

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from edl_collective.batches import ElasticBatchSampler, iterate
+from edl_collective.batches import ElasticBatchSampler, StepInfo, iterate
 from edl_collective.loader_workers import LoaderWorkers
 from edl_collective.scaling import TotalBatch
 
@@ -29,7 +30,7 @@ class Reading:
 
     def __init__(self, num_workers: int = 2) -> None:
         self.sampler = ElasticBatchSampler(SAMPLES, TotalBatch(4), shuffle=False)
-        self.loader = DataLoader(WhoRead(), batch_sampler=self.sampler, num_workers=num_workers)
+        self.loader: DataLoader[Any] = DataLoader(WhoRead(), batch_sampler=self.sampler, num_workers=num_workers)
         self.workers = LoaderWorkers()
 
     def steps(self, count: int) -> tuple[list[int], set[int]]:
@@ -37,11 +38,11 @@ class Reading:
         indices: list[int] = []
         pids: set[int] = set()
         epoch = self.sampler.epoch
-        under_way = iterate(self.loader, self.sampler, lambda loader: self.workers.iterate(loader, epoch))
+        under_way: Iterator[tuple[StepInfo, Any]] = iterate(
+            self.loader, self.sampler, lambda loader: self.workers.iterate(loader, epoch)
+        )
         for _ in range(count):
-            info, batch = next(under_way)
-            assert batch is not None
-            numbers, readers = batch
+            info, (numbers, readers) = next(under_way)
             indices += numbers.tolist()
             pids |= set(readers.tolist())
             self.sampler.advance(info.global_count)
