@@ -34,13 +34,13 @@ from jobserver.api_models import (
     job_detail,
     job_row,
     node_row,
-    parse_drain,
     parse_np,
     parse_spec,
     pods,
 )
 from jobserver.changing import Changing
 from jobserver.controller import Controller
+from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
 from jobserver.snapshot import Job, Snapshot
 
@@ -175,26 +175,10 @@ class Service:
         return snapshot
 
     def drain(self, node: str, body: bytes) -> Json:
-        """Order that a node be left; ordered again, only the deadline changes. Raises ApiError 404."""
-        if node not in self.snapshot().nodes:
-            raise ApiError(404, f"there is no node {node}", "node")
-        path, order = self._paths.drain(node), parse_drain(body, node, self._clock.wall_s())
-        for _ in range(WRITE_ATTEMPTS):
-            found = self._store.get(path)
-            try:
-                self._store.set(path, encode(order, path), None if found is None else found.version)
-            except (VersionConflict, NotFound):
-                continue
-            return {"node": node, "draining": True, "deadline_s": order.deadline_s}
-        raise ApiError(409, f"node {node} is being drained by others: try again")
+        return order_drain(self._store, self._paths, self.snapshot(), node, body, self._clock.wall_s())
 
     def undrain(self, node: str) -> Json:
-        """Cancel the order; the node need not be there. Raises ApiError 404 where nobody drains it."""
-        path = self._paths.drain(node)
-        if self._store.get(path) is None:
-            raise ApiError(404, f"nobody drains node {node}", "node")
-        self._store.delete(path)
-        return {"node": node, "draining": False}
+        return cancel_drain(self._store, self._paths, node)
 
     def health(self, trusted: bool) -> Json:
         """Never fails: it says how much is wrong, and to those with the token what."""

@@ -103,14 +103,17 @@ def parse_np(body: bytes, spec: JobSpec) -> JobSpec:
     return convert_spec({**msgspec.to_builtins(spec), "np": values["np"]})
 
 
-def parse_drain(body: bytes, node: str, now_s: float) -> DrainRecord:
-    """The order to drain `node`; an empty body gives it no deadline. Raises ApiError."""
+def parse_drain(body: bytes, node: str, now_s: float) -> tuple[DrainRecord, bool]:
+    """The order to drain `node`, and whether it may be unknown; an empty body gives no deadline. Raises ApiError."""
     values = parse_body(body) if body else {}
+    absent = values.pop("absent", False)
+    if not isinstance(absent, bool):
+        raise ApiError(422, f"absent is {absent!r}: it must be true or false", "absent")
     for name in values:
         if name != "deadline_s":
-            raise ApiError(422, f"a drain has no field {name!r}; it has deadline_s", name)
+            raise ApiError(422, f"a drain has no field {name!r}; it has deadline_s and absent", name)
     try:
-        return msgspec.convert({**values, "node": node, "asked_at": now_s}, DrainRecord)
+        return msgspec.convert({**values, "node": node, "asked_at": now_s}, DrainRecord), absent
     except msgspec.ValidationError as error:
         text, _ = _explain(str(error))
         raise ApiError(422, text, "deadline_s") from error

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from jobserver.local_zookeeper import HOST, LocalZooKeeper, LocalZooKeeperError, four_letter_word
+from jobserver.four_letter_word import HOST, four_letter_word
+from jobserver.local_zookeeper import LocalZooKeeper, LocalZooKeeperError
 
 #: in ticks of 250 ms: how long a server may take to join, and how far it may lag behind
 _LIMITS = "initLimit=40\nsyncLimit=20\n"

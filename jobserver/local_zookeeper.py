@@ -26,10 +26,11 @@ from typing import NoReturn, Self
 
 import psutil
 
+from jobserver.four_letter_word import HOST, four_letter_word
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 2181
-HOST = "127.0.0.1"
 DEBIAN_JAR = Path("/usr/share/java/zookeeper.jar")
 INSTALL_COMMAND = "apt-get install --no-install-recommends default-jre-headless libzookeeper-java"
 
@@ -362,16 +363,6 @@ def _listens(pid: int, port: int) -> bool:
     except psutil.NoSuchProcess:
         return False
     return any(c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port for c in connections)
-
-
-def four_letter_word(word: str, port: int, host: str = HOST, timeout_s: float = 1.0) -> str:
-    """Ask the server at `host`:`port` one of ZooKeeper's four-letter words; "" when nobody answers."""
-    answer = bytearray()
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=timeout_s) as connection:
-        connection.sendall(word.encode("ascii"))
-        while chunk := connection.recv(65536):
-            answer += chunk
-    return answer.decode("utf-8", "replace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -111,13 +111,23 @@ def excuse(snapshot: Snapshot, but: Set[str] = frozenset()) -> Snapshot:
 
     but: nodes that have died for certain.
     """
+    absent = _of_jobs(snapshot) - snapshot.nodes.keys() - snapshot.unreadable_nodes - but
+    return replace(snapshot, awaited_nodes=frozenset(absent))
+
+
+def knows(snapshot: Snapshot, node: str) -> bool:
+    """Whether `node` is there, or a job or a drain still names it."""
+    return node in {*snapshot.nodes, *snapshot.unreadable_nodes, *snapshot.drains, *_of_jobs(snapshot)}
+
+
+def _of_jobs(snapshot: Snapshot) -> set[str]:
+    """The nodes that readable records of jobs name."""
     known: set[str | None] = set()
     for job in snapshot.jobs.values():
         known |= {at.value.node for at in job.workers.values()}
         if job.plan is not None:
             known |= {job.plan.value.driver_node, *(w.node for w in job.plan.value.everybody)}
-    absent = {name for name in known if name is not None and name not in snapshot.nodes}
-    return replace(snapshot, awaited_nodes=frozenset(absent - snapshot.unreadable_nodes - but))
+    return {name for name in known if name is not None}
 
 
 _JOB_TYPES: dict[str, type[Record]] = {

@@ -35,17 +35,22 @@ def nodes(api: Api, as_json: bool) -> None:
     default=None,
     help="seconds until those that have not left are stopped (default: each job's leave_timeout_s)",
 )
+@click.option("--absent", is_flag=True, help="accept a NODE that is not there and that no job knows")
 @with_api
-def drain(api: Api, as_json: bool, node: str, deadline: float | None) -> None:
+def drain(api: Api, as_json: bool, node: str, deadline: float | None, absent: bool) -> None:
     """Let all workers leave NODE at a step boundary.
 
-    Jobs go on elsewhere and lose no step. The node stays registered and takes no workers until `edl undrain NODE`.
+    Jobs go on elsewhere and lose no step. The node stays registered and takes no workers until `edl undrain NODE`, also
+    when it is away meanwhile.
     """
-    answer = api.post(f"/nodes/{node}/drain", {} if deadline is None else {"deadline_s": deadline})
+    body: dict[str, object] = {} if deadline is None else {"deadline_s": deadline}
+    answer = api.post(f"/nodes/{node}/drain", {**body, "absent": True} if absent else body)
     if as_json:
         print_json(answer)
-    else:
-        click.echo(f"node {node} drains" + ("" if deadline is None else f", within {deadline:g} s"))
+        return
+    click.echo(f"node {node} drains" + ("" if deadline is None else f", within {deadline:g} s"))
+    if not answer["there"]:
+        click.echo(f"node {node} is not there now: it takes no workers when it comes")
 
 
 @click.command()

@@ -23,7 +23,8 @@ import psutil
 from edl_collective.coord.key_file import load_or_create_key
 from jobserver.drill.network import Network
 from jobserver.drill.tagged import processes_with
-from jobserver.local_zookeeper import HOST, LocalZooKeeper
+from jobserver.four_letter_word import HOST
+from jobserver.local_zookeeper import LocalZooKeeper
 
 #: holds the packages, as they are imported here
 PACKAGES_DIR = Path(__file__).resolve().parents[2]

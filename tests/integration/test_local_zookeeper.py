@@ -15,6 +15,7 @@ import psutil
 import pytest
 from kazoo.client import KazooClient
 
+from jobserver.four_letter_word import four_letter_word
 from jobserver.local_zookeeper import (
     DataDirInUseError,
     LocalZooKeeper,
@@ -23,7 +24,6 @@ from jobserver.local_zookeeper import (
     ProgramMissingError,
     StartFailedError,
     find_program,
-    four_letter_word,
 )
 
 pytestmark = pytest.mark.integration

@@ -150,12 +150,14 @@ def test_spares_and_drains(cluster: Cluster) -> None:
     assert "spares     1 of 1" in cluster.edl("describe", "j").output
     assert cluster.edl("drain", "a", "--deadline", "30").output == "node a drains, within 30 s\n"
     assert cluster.json("nodes")["nodes"][0]["drain"]["deadline_s"] == 30.0
-    assert cluster.json("drain", "a") == {"node": "a", "draining": True, "deadline_s": None}
+    assert cluster.json("drain", "a") == {"node": "a", "draining": True, "deadline_s": None, "there": True}
     assert "draining" in cluster.edl("nodes").output
     assert cluster.edl("undrain", "a").output == "node a takes workers again\n"
     assert "ready" in cluster.edl("nodes").output
     assert cluster.edl("undrain", "a").exit_code == 1
     assert cluster.edl("drain", "b").exit_code == 1
+    absent = "node b drains\nnode b is not there now: it takes no workers when it comes\n"
+    assert cluster.edl("drain", "b", "--absent").output == absent
     assert cluster.edl("drain", "a", "--deadline", "-1").exit_code == 2
 
 

@@ -29,7 +29,7 @@ def test_a_drained_node_is_left_and_stays_registered(server: Server) -> None:
     server.controller.step()
     assert nodes_of_job(server) == ["a", "a"]
     answer = server.http.post("/api/v1/nodes/a/drain", json={"deadline_s": 60})
-    assert answer.json() == {"node": "a", "draining": True, "deadline_s": 60.0}
+    assert answer.json() == {"node": "a", "draining": True, "deadline_s": 60.0, "there": True}
     server.controller.step()
     assert nodes_of_job(server) == ["b", "b"]
     row = server.http.get("/api/v1/nodes").json()["nodes"][0]
@@ -48,6 +48,28 @@ def test_a_drain_outlives_the_node(server: Server) -> None:
     assert server.http.get("/api/v1/nodes").json()["nodes"][0]["draining"]
     server.store.delete(P.node("a"))
     assert server.http.post("/api/v1/nodes/a/undrain").status_code == 200
+
+
+def test_a_node_that_is_away_for_a_moment_can_be_drained(server: Server) -> None:
+    server.node("a")
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    server.controller.step()
+    server.store.delete(P.node("a"))
+    answer = server.http.post("/api/v1/nodes/a/drain")
+    assert answer.json() == {"node": "a", "draining": True, "deadline_s": None, "there": False}
+    server.node("a")
+    assert server.http.get("/api/v1/nodes").json()["nodes"][0]["draining"]
+
+
+def test_a_node_that_nobody_knows_is_drained_only_on_purpose(server: Server) -> None:
+    server.node("a")
+    refused(server.http.post("/api/v1/nodes/b/drain"), 404, "edl drain b --absent", "node")
+    refused(server.http.post("/api/v1/nodes/b/drain", json={"absent": 1}), 422, "absent is 1", "absent")
+    assert server.store.get(P.drain("b")) is None
+    assert server.http.post("/api/v1/nodes/b/drain", json={"absent": True}).json()["there"] is False
+    assert server.http.post("/api/v1/nodes/b/drain", json={"deadline_s": 5}).json()["deadline_s"] == 5.0
+    server.node("b")
+    assert server.http.get("/api/v1/nodes").json()["nodes"][1]["draining"]
 
 
 def test_a_second_order_changes_the_deadline(server: Server) -> None:

@@ -341,7 +341,8 @@ class Cluster:
         # no member of the world before may still be in it, unless it is cut off: no session, and silent for too long
         for name in before:
             worker = self.workers[name]
-            cut_off = worker.node in self.hidden and worker.node not in self.driver.state.heard  # type: ignore[union-attr]
+            absence = self.driver.state.absent.get(worker.node)  # type: ignore[union-attr]
+            cut_off = worker.node in self.hidden and absence is not None and not absence.answered
             assert worker.state in ("gate", "left", "dead") or worker.finished or cut_off, f"{name} is {worker.state}"
 
     def check(self) -> None:
