@@ -202,7 +202,8 @@ class Held:
             self._told_too_large = True
             logger.warning(
                 "the state of %d MB is not held in memory, of which it may take %d MB: a worker that dies while the "
-                "world forms would send all back to the checkpoint. Enlarge /dev/shm, the container's memory or EDL_HELD_SHARE (%g)",
+                "world forms would send all back to the checkpoint. Enlarge /dev/shm, the container's memory or "
+                "EDL_HELD_SHARE (now %g)",
                 *(size_bytes >> 20, limit >> 20, self._share),
             )
         return False
