@@ -6,8 +6,8 @@ waits, one after the other, and they were most of a resize. Each loop watches a 
 byte written there makes it come round at once, and does nothing else.
 
 Invariant: a byte goes only into a pipe that appeared while a world was set up here, that an epoll set of this process
-watches and that is not closed on exec; gloo's are not, Python's are. It goes through a duplicate, so never into what took
-the number of a closed one. Where /proc does not tell of pipes, nothing is written and worlds form as without this.
+watches and that is not closed on exec; gloo's are not, Python's are. It goes through a duplicate, so never into what
+took the number of a closed one. Where /proc does not tell of pipes, nothing is written.
 
 It cannot tell gloo's from what another thread of the script makes alike at that moment: EDL_GLOO_LOOPS=0 turns it off.
 """

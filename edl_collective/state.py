@@ -303,10 +303,7 @@ class State:
         return {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "training": training}
 
     def load_state_dict(self, parts: dict[str, Any]) -> None:
-        """Take what state_dict() gave.
-
-        Raises ValueError, KeyError or RuntimeError when it is of another model or dataset, and may have taken some of it.
-        """
+        """Take what state_dict() gave. Raises ValueError, KeyError or RuntimeError when it is of something else."""
         self.model.load_state_dict(parts["model"])
         self._in_world().optimizer.load_state_dict(parts["optimizer"])
         training = parts["training"]

@@ -106,6 +106,7 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
         gpus=config.gpus,
         labels=dict(config.labels),
         started_at=time.time(),
+        session_timeout_s=config.session_timeout_s,
     )
     rendezvous = RendezvousServer()
     await rendezvous.start()

@@ -8,14 +8,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Protocol
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import Clock, SystemClock
 from edl_collective.coord.errors import CoordError
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import DriverRecord, NodeRecord
+from edl_collective.coord.records import JobSpec, NodeRecord
 from edl_collective.coord.store import Session, Store
 from edl_collective.messages import Abort, AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
 from jobclient.config import Config
@@ -37,6 +36,7 @@ from jobclient.driver_process import Driver
 from jobclient.held_folders import HeldFolders
 from jobclient.launch import Launcher
 from jobclient.presence import RETRY_S, Presence
+from jobclient.proxies import Proxies, ProxyFactory
 from jobclient.reporting import Reporting, resized_after_restart
 from jobclient.snapshot import Snapshot, snapshot
 from jobclient.worker import Worker
@@ -46,28 +46,6 @@ logger = logging.getLogger(__name__)
 
 #: how long the last records may take to reach ZooKeeper when the JobClient ends
 FINAL_FLUSH_S = 5.0
-
-
-class Proxy(Protocol):
-    """What the agent tells the proxy of one job on this node; jobclient.rendezvous_proxy implements it."""
-
-    def worker_gate(self, worker: str, last_generation: int) -> None: ...
-
-    def worker_running(self, worker: str, generation: int) -> None: ...
-
-    def worker_finished(self, worker: str) -> None: ...
-
-    def worker_exited(self, worker: str, detail: str) -> None: ...
-
-    def driver_changed(self, driver: DriverRecord | None) -> None: ...
-
-    async def start(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-#: (job, send(worker, message)) -> the proxy of that job
-ProxyFactory = Callable[[str, Callable[[str, AgentMessage], None]], Proxy]
 
 
 class Agent:
@@ -85,7 +63,6 @@ class Agent:
         self._node = node
         self._store = store
         self._key = key
-        self._make_proxy = proxies
         self._clock = clock or SystemClock()
         self._paths = Paths(config.zookeeper_root)
         self._reporting = Reporting(store, self._paths, self._clock)
@@ -98,12 +75,15 @@ class Agent:
         self._leave_by_s: float | None = None
         self._workers: dict[tuple[str, str], Worker] = {}
         self._drivers: dict[str, Driver] = {}
-        self._proxies: dict[str, Proxy] = {}
+        self._proxies = Proxies(proxies, self._tell)
         self._snapshot = Snapshot({}, {}, {})
         self._wake = asyncio.Event()
         self._closing = False
         self._close_asked = asyncio.Event()
-        self._draining = False
+        #: the JobServer was told that the workers of this node are to leave
+        self._said_draining = False
+        #: why not yet, as last logged
+        self._drain_problem = ""
 
     # ---- life ---------------------------------------------------------------------------------------------------
 
@@ -127,21 +107,22 @@ class Agent:
             mirror.close()
             orders.close()
             self._kill_all()
-            for proxy in self._proxies.values():
-                await proxy.close()
+            await self._proxies.keep(())
             await self._link.close()
-            self._held.close()
+            await asyncio.to_thread(self._held.close)
             await self._reporting.last_flush(FINAL_FLUSH_S)
             await presence.resign()
 
     def close(self) -> None:
         """Let all workers leave at a step boundary, then stop the drivers, then end; called again: at once.
 
-        Workers that have not left in time, or that nobody can plan away, are stopped by the ladder.
+        Workers that have not left in time are stopped by the ladder.
         """
         if self._closing:
             logger.warning("stopping at once")
             self._kill_all()
+        elif self._drain_timeout_s is not None:
+            self._leave_by_s = self._clock.monotonic_s() + self._drain_timeout_s
         self._closing = True
         self._close_asked.set()
         self._wake.set()
@@ -160,29 +141,32 @@ class Agent:
             closing.cancel()
 
     async def _loop(self, mirror: Mirror, orders: Orders, presence: Presence) -> None:
-        said_goodbye = False
         while True:
             self._wake.clear()
-            if self._closing and not said_goodbye:
-                said_goodbye = True
-                self._draining = await self._drain(presence)
-                if self._drain_timeout_s is not None:
-                    self._leave_by_s = self._clock.monotonic_s() + self._drain_timeout_s
+            if self._closing and not self._said_draining:
+                self._said_draining = await self._drain(presence)
             known = await self._load(mirror, orders)
             if self._closing and not self._alive():
                 return
-            wake_at_s = await self._decide(orders) if known or self._closing else self._clock.monotonic_s() + RETRY_S
+            wake_at_s = await self._decide(orders) if known or self._closing else None
+            if not known or (self._closing and not self._said_draining):
+                wake_at_s = self._retry_s(wake_at_s)
             await self._wait(wake_at_s)
 
     async def _drain(self, presence: Presence) -> bool:
-        """Ask for a plan without this node; whether one can be expected."""
-        if self._store.session is not Session.CONNECTED:
-            return False
-        try:
-            return await presence.drain()
-        except CoordError as error:
-            logger.warning("the workers cannot leave in order: %s", error)
-            return False
+        """Ask for a plan without this node; whether one can be expected. The workers' time to leave runs anyway."""
+        problem = "ZooKeeper does not answer"
+        if self._store.session is Session.CONNECTED:
+            try:
+                if await presence.drain():
+                    return True
+                problem = "no JobServer leads"
+            except CoordError as error:
+                problem = str(error)
+        if problem != self._drain_problem:
+            logger.warning("nobody can plan the workers away yet: %s (a second signal stops them at once)", problem)
+            self._drain_problem = problem
+        return False
 
     async def _load(self, mirror: Mirror, orders: Orders) -> bool:
         """Take a new snapshot; False if ZooKeeper cannot be reached and the old one stands."""
@@ -197,32 +181,37 @@ class Agent:
         before, self._snapshot = self._snapshot, snapshot(values, self._paths)
         for problem in set(self._snapshot.problems) - set(before.problems):
             logger.error("%s", problem)
-        for job, proxy in self._proxies.items():
-            if self._snapshot.drivers.get(job) != before.drivers.get(job):
-                proxy.driver_changed(self._snapshot.drivers.get(job))
+        for name in before.drivers.keys() | self._snapshot.drivers.keys():
+            if (driver := self._snapshot.drivers.get(name)) != before.drivers.get(name):
+                self._proxies.driver_changed(name, self._snapshot.submitted_at(name), driver)
         await self._forget()
         return True
 
-    async def _decide(self, orders: Orders) -> float | None:
-        view = View(
+    def _view(self, orders: Orders) -> View:
+        return View(
             node=self._node,
             jobs=self._snapshot.jobs,
             workers=tuple(worker.view() for worker in self._workers.values()),
             drivers=tuple(driver.view for driver in self._drivers.values()),
             closing=self._closing,
-            draining=self._draining,
             drained=orders.drained,
             leave_by_s=orders.leave_by_s if self._leave_by_s is None else self._leave_by_s,
         )
-        for job in answerable(view):
+
+    async def _decide(self, orders: Orders) -> float | None:
+        for job in answerable(self._view(orders)):
             await self._open_proxy(job)
-        decision = decide(view, self._clock.monotonic_s())
+        decision = decide(self._view(orders), self._clock.monotonic_s())  # workers went on while those opened
         for action in decision.actions:
             await self._apply(action)
         if await self._start_recorded():
             return decision.wake_at_s
+        return self._retry_s(decision.wake_at_s)
+
+    def _retry_s(self, wake_at_s: float | None) -> float:
+        """When to look again at what could not be done, `wake_at_s` at the latest."""
         retry_s = self._clock.monotonic_s() + RETRY_S
-        return retry_s if decision.wake_at_s is None else min(retry_s, decision.wake_at_s)
+        return retry_s if wake_at_s is None else min(retry_s, wake_at_s)
 
     async def _wait(self, wake_at_s: float | None) -> None:
         timeout_s = None if wake_at_s is None else max(0.0, wake_at_s - self._clock.monotonic_s())
@@ -253,17 +242,18 @@ class Agent:
                 self._workers[job, worker].give_up(reason)
             case StartDriver(job, reason):
                 logger.info("job %s: start the driver (%s)", job, reason)
-                driver = self._drivers.setdefault(job, Driver(job, self._clock, self._wake.set))
-                driver.start(self._launcher.driver(job))
+                self._driver_of(job).start(self._launcher.driver(job))
             case StopDriver(job, timeout_s, reason):
                 logger.info("job %s: stop the driver (%s)", job, reason)
                 self._drivers[job].stop(timeout_s)
 
     async def _start_worker(self, action: StartWorker) -> None:
-        spec = self._snapshot.jobs[action.job].spec
-        assert spec is not None
+        spec = self._spec_of(action.job)
         await self._open_proxy(action.job)
-        launch = self._launcher.worker(spec, action.planned, self._held.folder(spec.job, spec.submitted_at))
+        held_dir = await asyncio.to_thread(self._held.folder, spec.job, spec.submitted_at)
+        if self._closing:
+            return  # meanwhile; `close` could not stop what was not there
+        launch = self._launcher.worker(spec, action.planned, held_dir)
         worker = Worker(
             *(self._node, spec, action.planned, launch, self._clock.wall_s()),
             changed=self._worker_changed,
@@ -291,14 +281,20 @@ class Agent:
         return True
 
     async def _open_proxy(self, job: str) -> None:
-        if job not in self._proxies:
+        await self._proxies.open(job, self._spec_of(job).submitted_at, self._snapshot.drivers.get(job))
 
-            def send(worker: str, message: AgentMessage) -> None:
-                self._tell(job, worker, message)
+    def _driver_of(self, job: str) -> Driver:
+        """The job's driver, a new one if the one that is known was another submission's."""
+        submitted_at = self._spec_of(job).submitted_at
+        driver = self._drivers.get(job)
+        if driver is None or driver.view.submitted_at != submitted_at:
+            driver = self._drivers[job] = Driver(job, submitted_at, self._clock, self._wake.set)
+        return driver
 
-            self._proxies[job] = self._make_proxy(job, send)
-            await self._proxies[job].start()
-            self._proxies[job].driver_changed(self._snapshot.drivers.get(job))
+    def _spec_of(self, job: str) -> JobSpec:
+        spec = self._snapshot.jobs[job].spec
+        assert spec is not None, "nothing is started without a spec"
+        return spec
 
     def _alive(self) -> bool:
         return any(not w.gone for w in self._workers.values()) or any(d.view.running for d in self._drivers.values())
@@ -316,23 +312,15 @@ class Agent:
             waits = self._reporting.waits(worker.job, worker.name)
             if worker.gone and worker.is_recorded(jobs.get(worker.job), waits):
                 del self._workers[name]
-        busy = {job for job, _ in self._workers}
-        for job_name in (self._proxies.keys() | self._drivers.keys()) - busy:
-            job = jobs.get(job_name)
-            if job is None or job.ended:
-                await self._drop_job(job_name)
         going_on = {(v.spec.job, v.spec.submitted_at) for v in jobs.values() if v.spec is not None and not v.ended}
-        self._held.keep(going_on | {(worker.job, worker.submitted_at) for worker in self._workers.values()})
-
-    async def _drop_job(self, job: str) -> None:
-        proxy = self._proxies.pop(job, None)
-        if proxy is not None:
-            await proxy.close()
-        driver = self._drivers.get(job)
-        if driver is not None and not driver.view.running:
-            del self._drivers[job]
-        if job not in self._snapshot.jobs:
-            self._reporting.forget(job)
+        needed = going_on | {(worker.job, worker.submitted_at) for worker in self._workers.values()}
+        for job_name in await self._proxies.keep(needed):
+            if job_name not in jobs:
+                self._reporting.forget(job_name)
+        self._held.keep(needed)
+        for job, driver in list(self._drivers.items()):
+            if (job, driver.view.submitted_at) not in needed and not driver.view.running:
+                del self._drivers[job]
 
     # ---- workers ------------------------------------------------------------------------------------------------
 
@@ -350,7 +338,8 @@ class Agent:
             logger.info("job %s: %s is not connected; %s is not delivered", job, worker, type(message).__name__)
 
     def _heard(self, job: str, name: str, message: WorkerMessage) -> None:
-        worker, proxy = self._workers.get((job, name)), self._proxies.get(job)
+        worker = self._workers.get((job, name))
+        proxy = None if worker is None else self._proxies.of(job, worker.submitted_at)
         if worker is None or proxy is None or worker.exited:
             return
         worker.heard(message, self._clock.monotonic_s())
@@ -365,20 +354,20 @@ class Agent:
                 before = self._snapshot.progress.get(job)
                 text, fields = resized_after_restart(kind, text, fields, before, self._clock.wall_s())
                 logger.info("job %s: %s", job, text)
-                self._reporting.event(job, kind, text, {**fields, "worker": name})
+                self._reporting.event((job, worker.submitted_at), kind, text, {**fields, "worker": name})
             case Report() if worker.rank == 0:
-                self._reporting.report(job, message)
+                self._reporting.report((job, worker.submitted_at), message)
 
     def _worker_changed(self, worker: Worker) -> None:
         """The record of a worker changed, or its slot is free."""
         self._wake.set()
         if worker.gone:
             return
-        if worker.exited and (proxy := self._proxies.get(worker.job)) is not None:
+        if worker.exited and (proxy := self._proxies.of(worker.job, worker.submitted_at)) is not None:
             proxy.worker_exited(worker.name, worker.exit_text)  # first: others wait for this
             if worker.rank == 0:
                 self._reporting.flush_progress(worker.job)
-        self._reporting.worker(worker.job, worker.record)
+        self._reporting.worker((worker.job, worker.submitted_at), worker.record)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

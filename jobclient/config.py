@@ -111,7 +111,10 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "zookeeper": ("HOSTS", "host:port[,host:port] (default: 127.0.0.1:2181)"),
     "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),
     "zookeeper_wait": ("SECONDS", "how long to wait for ZooKeeper at start (default: 30)"),
-    "session_timeout": ("SECONDS", "silence after which the cluster takes this node for dead (default: 10)"),
+    "session_timeout": (
+        "SECONDS",
+        "silence after which the cluster takes this node for dead; at least that of the JobServers (default: 10)",
+    ),
     "drain_timeout": (
         "SECONDS",
         "after SIGTERM, when those that have not left are stopped by the ladder (default: the job's leave_timeout_s)",

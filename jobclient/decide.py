@@ -21,6 +21,8 @@ from edl_collective.coord.records import (
 )
 from jobclient.worker_env import gloo_timeout_s
 
+#: (job, when it was submitted): tells a job from one of the same name that was submitted after it was removed
+Submission = tuple[str, float]
 #: between two questions to a worker that has not come back from an aborted generation
 ASK_AGAIN_S = 1.0
 #: a dead driver is started again at once, then after pauses that double with each death until it lives long enough
@@ -55,6 +57,8 @@ class LocalWorker:
     slot: int
     #: it has never been at the gate, so no world can hold it
     cold: bool
+    #: of the job that it was started for
+    submitted_at: float = 0.0
     #: monotonic time of its start, package hook included; None before
     started_s: float | None = None
     #: set while it is to come back from an aborted generation
@@ -84,6 +88,8 @@ class LocalDriver:
 
     job: str
     running: bool
+    #: of the job that it was started for
+    submitted_at: float = 0.0
     stopping: bool = False
     deaths: int = 0
     #: monotonic time before which it is not started again
@@ -98,10 +104,8 @@ class View:
     jobs: Mapping[str, JobView]
     workers: tuple[LocalWorker, ...] = ()
     drivers: tuple[LocalDriver, ...] = ()
-    #: the JobClient itself is to end
+    #: the JobClient itself is to end; it goes on asking the JobServer for a plan without this node
     closing: bool = False
-    #: the JobServer was told so, and its next plan lets the workers of this node leave at a step boundary
-    draining: bool = False
     #: somebody drains this node: it starts nothing
     drained: bool = False
     #: monotonic time by which all workers must have left; None: each job's leave_timeout_s counts
@@ -220,7 +224,7 @@ def driver_died(driver: LocalDriver, *, lived_s: float, now_s: float) -> LocalDr
     """The driver after its process ended: when it may start again."""
     deaths = 1 if lived_s >= HEALTHY_DRIVER_S else driver.deaths + 1
     pause_s = 0.0 if deaths == 1 else min(LONGEST_DRIVER_PAUSE_S, FIRST_DRIVER_PAUSE_S * 2 ** min(deaths - 2, 16))
-    return LocalDriver(driver.job, running=False, deaths=deaths, not_before_s=now_s + pause_s)
+    return LocalDriver(driver.job, False, driver.submitted_at, deaths=deaths, not_before_s=now_s + pause_s)
 
 
 def _ended(job: JobView | None) -> str | None:
@@ -230,6 +234,13 @@ def _ended(job: JobView | None) -> str | None:
     if job.status is not None and job.status.phase.terminal:
         return f"the job is {job.status.phase.value}"
     return None
+
+
+def _submitted_again(job: JobView | None, submitted_at: float) -> str | None:
+    """Why what was started for the job that was submitted then may not go on, None if it is this one."""
+    if job is None or job.spec is None or job.spec.submitted_at == submitted_at:
+        return None
+    return "the job was removed and another of that name submitted"
 
 
 def _mine(view: View, job: JobView) -> tuple[PlannedWorker, ...]:
@@ -245,9 +256,7 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
     job = view.jobs.get(local.job)
     spec = job.spec if job else None
     timeout_s = spec.stop_timeout_s if spec else DEFAULT_STOP_TIMEOUT_S
-    if view.closing and not view.draining:
-        return StopWorker(local.job, local.worker, timeout_s, _CLOSING)
-    why = _ended(job)
+    why = _submitted_again(job, local.submitted_at) or _ended(job)
     if why is not None or job is None or spec is None:
         return StopWorker(local.job, local.worker, timeout_s, why or "the job was removed")
     if view.leave_by_s is not None:
@@ -326,11 +335,16 @@ def _drivers(view: View, now_s: float, wakes: list[float]) -> list[Action]:
     for name in sorted(view.jobs.keys() | drivers.keys()):
         job = view.jobs.get(name, JobView())
         driver = drivers.get(name, LocalDriver(name, running=False))
+        of_another = _submitted_again(job, driver.submitted_at)
+        if of_another and not driver.running:
+            driver = LocalDriver(name, running=False)  # how often that one died is no matter for this one
         why_not = _no_driver_here(view, job)
         if view.closing:
             # It outlives the workers of its node, so that their leaving reaches the others; it is not started again.
             busy = any(w.job == name and not w.exited for w in view.workers)
             why_not = None if busy and driver.running else _CLOSING
+        if driver.running:
+            why_not = of_another or why_not
         if driver.running and why_not and not driver.stopping:
             timeout_s = job.spec.stop_timeout_s if job.spec else DEFAULT_STOP_TIMEOUT_S
             actions.append(StopDriver(name, timeout_s, why_not))

@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 class Driver:
     """Keeps its history of deaths across starts, so that a driver that keeps dying is started ever more slowly."""
 
-    def __init__(self, job: str, clock: Clock, changed: Callable[[], None]) -> None:
-        self.view = LocalDriver(job, running=False)
+    def __init__(self, job: str, submitted_at: float, clock: Clock, changed: Callable[[], None]) -> None:
+        self.view = LocalDriver(job, False, submitted_at)
         self._clock = clock
         self._changed = changed
         self._process: Process | None = None
@@ -46,7 +46,7 @@ class Driver:
         if not process.gone.done() or process is not self._process:
             return
         if self.view.stopping:
-            self.view = LocalDriver(self.view.job, running=False)
+            self.view = LocalDriver(self.view.job, False, self.view.submitted_at)
             self._changed()
             return
         ended = process.problem or exit_text(process.exited.result())

@@ -2,7 +2,8 @@
 
 Invariant: a folder is of one job that this JobClient knows, told from one of the same name that was submitted later; it
 goes with the job, and all go with the JobClient. Those of a JobClient that was killed are removed by the next one of
-this user. What is in them, and when it may be used, is the workers' affair (edl_collective/held.py).
+this user. Removing many GB takes seconds: a thread does that, and holds no lock for which others wait. What is in them,
+and when it may be used, is the workers' affair (edl_collective/held.py).
 """
 
 import fcntl
@@ -10,31 +11,44 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from jobclient.decide import Submission
 
 logger = logging.getLogger(__name__)
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - what is made there is checked to be ours
-#: (job, when it was submitted)
-Key = tuple[str, float]
+#: how long another JobClient of this user may hold the lock under which folders appear and vanish
+LOCK_WAIT_S = 2.0
+_LOCK_RETRY_S = 0.02
 
 
 class HeldFolders:
-    """Begins with no folder; `close` removes what there is. Where the machine has no /dev/shm there never is one."""
+    """Begins with no folder; `close` removes what there is. Where the machine has no /dev/shm there never is one.
+
+    One call at a time, from any thread.
+    """
 
     def __init__(self, node: str, memory: Path = MEMORY) -> None:
         self._node = node
         self._memory = memory
         self._base: Path | None = None
         self._lock: int | None = None
-        self._folders: dict[Key, Path] = {}
+        self._folders: dict[Submission, Path] = {}
+        self._remover = ThreadPoolExecutor(max_workers=1, thread_name_prefix="held-folders")
 
     def folder(self, job: str, submitted_at: float) -> Path | None:
-        """The folder of a job, made when it is first asked for; None where there can be none."""
+        """The folder of a job, made when it is first asked for; None where there can be none.
+
+        May block for LOCK_WAIT_S.
+        """
         try:
             if self._base is None:
-                self._base, self._lock = _open_base(self._memory, f"{os.getpid()}-{self._node[:32]}")
+                name = f"{os.getpid()}-{self._node[:32]}"
+                self._base, self._lock = _open_base(self._memory, name, self._remove_later)
             folder = self._folders.setdefault((job, submitted_at), self._base / f"{job}-{submitted_at:.6f}")
             folder.mkdir(mode=0o700, exist_ok=True)
             return folder
@@ -42,51 +56,79 @@ class HeldFolders:
             logger.warning("job %s: its state is not held in memory: %s", job, error)
             return None
 
-    def keep(self, jobs: Collection[Key]) -> None:
-        """Remove the folders of all others."""
+    def _remove_later(self, folder: Path, lock: int) -> None:
+        self._remover.submit(_remove, folder, lock)
+
+    def keep(self, jobs: Collection[Submission]) -> None:
+        """Have the folders of all others removed, without waiting for that."""
         for key in self._folders.keys() - set(jobs):
-            shutil.rmtree(self._folders.pop(key), ignore_errors=True)
+            self._remover.submit(shutil.rmtree, self._folders.pop(key), ignore_errors=True)
 
     def close(self) -> None:
-        """Remove everything; call when no worker is left."""
-        self.keep(())
+        """Remove everything; call when no worker is left. May block for as long as that takes."""
+        self._remover.shutdown()
         if self._base is not None and self._lock is not None:
-            shutil.rmtree(self._base, ignore_errors=True)
-            os.close(self._lock)
+            _remove(self._base, self._lock)
             self._base = self._lock = None
 
 
-def _open_base(memory: Path, name: str) -> tuple[Path, int]:
-    """A folder of this process that only this user can enter, and its lock, which tells others that we live."""
+def _open_base(memory: Path, name: str, remove: Callable[[Path, int], None]) -> tuple[Path, int]:
+    """A folder of this process that only this user can enter, and its lock, which tells others that we live.
+
+    Calls `remove(folder, lock)` for each that a dead one left. Raises OSError.
+    """
     ours = memory / f"edl-{os.getuid()}"
     ours.mkdir(mode=0o700, exist_ok=True)
     status = ours.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise OSError(f"{ours} must be a directory of this user with mode 0700; remove it")
     base = ours / name
-    everybody = _locked(ours, fcntl.LOCK_EX)  # nobody sweeps a folder that is made but not locked yet
+    everybody = _locked_soon(ours)  # nobody sweeps a folder that is made but not locked yet
     try:
-        for path in ours.iterdir():
-            _remove_if_dead(path)
+        for path in list(ours.iterdir()):
+            _take_from_the_dead(path, remove)
         base.mkdir(mode=0o700)
-        return base, _locked(base, fcntl.LOCK_EX)
+        return base, _locked(base)
     finally:
         os.close(everybody)
 
 
-def _remove_if_dead(path: Path) -> None:
+def _take_from_the_dead(path: Path, remove: Callable[[Path, int], None]) -> None:
+    """Have the folder of a dead JobClient removed, under a name that nobody asks for; leave all else alone."""
     try:
-        lock = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = _locked(path)
     except BlockingIOError:
         return  # its JobClient lives
-    shutil.rmtree(path, ignore_errors=True)
+    except OSError as error:  # no folder, most likely
+        logger.info("%s is left alone: %s", path, error.strerror)
+        return
+    grave = path.with_name(f"dead-{os.fstat(lock).st_ino}")  # its name may be ours: process ids come again
+    path.rename(grave)
+    remove(grave, lock)
+
+
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
 
 
-def _locked(folder: Path, how: int) -> int:
+def _locked_soon(folder: Path) -> int:
+    """Lock it within LOCK_WAIT_S. Raises OSError."""
+    deadline_s = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return _locked(folder)
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                raise OSError(f"another process has locked {folder} for {LOCK_WAIT_S:g} s") from None
+        time.sleep(_LOCK_RETRY_S)  # flock has no time-out
+
+
+def _locked(folder: Path) -> int:
+    """Lock it. Raises BlockingIOError if another has."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, how)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
         os.close(fd)
         raise

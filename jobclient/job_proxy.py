@@ -238,7 +238,7 @@ class LocalWorld(Generic[T]):
         return WAITING
 
     def put(self, worker: str, generation: int, scope: str, key: str, value: bytes) -> list[Answer[T]] | Waiting:
-        """Keep a key, and answer those that wait for it. Putting twice is harmless. WAITING: of another generation."""
+        """Keep a key and answer those that wait for it; harmless when repeated. WAITING if of another generation."""
         if generation != self.record.generation or worker not in self._members:
             return [] if generation <= self._aborted else WAITING
         if not key.startswith("rank_") and not scope.startswith("local_"):

@@ -18,6 +18,7 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import Event, Progress, WorkerRecord
 from edl_collective.coord.store import Store
 from edl_collective.messages import Report
+from jobclient.decide import Submission
 from jobclient.outbox import Outbox
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def resized_after_restart(
 class _LastProgress:
     """The newest report of a job; `timer` runs while it has not been handed to the outbox."""
 
+    submitted_at: float
     record: Progress
     next_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
@@ -63,24 +65,26 @@ class Reporting:
         self._ready = asyncio.Event()
         self._flushing = asyncio.Lock()
 
-    def worker(self, job: str, record: WorkerRecord) -> None:
+    def worker(self, of: Submission, record: WorkerRecord) -> None:
+        job, _ = of
         with self._noting(job, f"the record of {record.worker}"):
-            self._outbox.put(job, self._paths.worker(job, record.worker), record)
+            self._outbox.put(of, self._paths.worker(job, record.worker), record)
 
     def waits(self, job: str, worker: str) -> bool:
         """Whether the newest record of the worker is still to be written."""
         return self._outbox.waits(self._paths.worker(job, worker))
 
-    def event(self, job: str, kind: str, text: str, fields: Mapping[str, str | int | float | bool | None]) -> None:
+    def event(self, of: Submission, kind: str, text: str, fields: Fields) -> None:
         """Append to the job's history."""
-        with self._noting(job, f"an event of kind {kind}"):
-            self._outbox.event(job, Event(at=self._clock.wall_s(), kind=kind, text=text, fields=dict(fields)))
+        with self._noting(of[0], f"an event of kind {kind}"):
+            self._outbox.event(of, Event(at=self._clock.wall_s(), kind=kind, text=text, fields=dict(fields)))
 
-    def report(self, job: str, report: Report) -> None:
+    def report(self, of: Submission, report: Report) -> None:
         """Training progress as rank 0 sees it."""
+        job, submitted_at = of
         record = Progress(**asdict(report))
-        last = self._progress.setdefault(job, _LastProgress(record))
-        last.record = record
+        last = self._progress.setdefault(job, _LastProgress(submitted_at, record))
+        last.submitted_at, last.record = submitted_at, record
         if last.timer is None:
             wait_s = max(0.0, last.next_s - self._clock.monotonic_s())
             last.timer = asyncio.get_running_loop().call_later(wait_s, self.flush_progress, job)
@@ -94,7 +98,7 @@ class Reporting:
         last.timer = None
         last.next_s = self._clock.monotonic_s() + PROGRESS_PERIOD_S
         with self._noting(job, "a report"):
-            self._outbox.put(job, self._paths.progress(job), last.record)
+            self._outbox.put((job, last.submitted_at), self._paths.progress(job), last.record)
 
     def forget(self, job: str) -> None:
         """The job was removed: what still waits for it is dropped."""

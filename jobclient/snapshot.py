@@ -36,6 +36,11 @@ class Snapshot:
     progress: Mapping[str, Progress]
     problems: tuple[str, ...] = ()
 
+    def submitted_at(self, job: str) -> float | None:
+        """Which job of that name this is; None if there is none, or its spec does not parse."""
+        spec = self.jobs[job].spec if job in self.jobs else None
+        return None if spec is None else spec.submitted_at
+
 
 def snapshot(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
     """`values`: the records at and below Paths.jobs by path."""

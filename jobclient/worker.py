@@ -97,6 +97,7 @@ class Worker:
             worker=self.name,
             slot=self.record.slot,
             cold=self._cold,
+            submitted_at=self.submitted_at,
             started_s=self._started_s,
             missing=self._missing,
             leave_by_s=self._leave_by_s,

@@ -119,7 +119,7 @@ def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
         changing=config.changing,
     )
     leadership = Leadership(store, paths, config.server_name, url)
-    controller = Controller(store, paths, leadership, SystemClock(), rules)
+    controller = Controller(store, paths, leadership, SystemClock(), rules, config.session_timeout_s)
     controller.start()
     try:
         yield controller

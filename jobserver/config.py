@@ -90,7 +90,10 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "zookeeper": ("HOSTS", "host:port[,host:port] (default: 127.0.0.1:2181)"),
     "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),
     "zookeeper_wait": ("SECONDS", "how long to wait for ZooKeeper at start (default: 30)"),
-    "session_timeout": ("SECONDS", "silence after which another JobServer may lead (default: 10)"),
+    "session_timeout": (
+        "SECONDS",
+        "silence after which another JobServer may lead; at most that of the JobClients (default: 10)",
+    ),
     "host": ("HOST", "address to listen on (default: 127.0.0.1; others need --key-file)"),
     "server_port": ("PORT", f"port of the HTTP interface, 0: any free one (default: {DEFAULT_PORT})"),
     "key_file": ("FILE", "the cluster key (default: $EDL_KEY_FILE or ~/.edl/key, created if missing)"),

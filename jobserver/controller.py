@@ -73,10 +73,19 @@ class View:
 
 
 class Controller:
-    """The loop; `run` on a thread of its own, or `start` and `stop`."""
+    """The loop; `run` on a thread of its own, or `start` and `stop`.
+
+    session_timeout_s: of `store`, to be compared with that of the nodes.
+    """
 
     def __init__(
-        self, store: Store, paths: Paths, leadership: Leadership, clock: Clock, config: ReconcileConfig
+        self,
+        store: Store,
+        paths: Paths,
+        leadership: Leadership,
+        clock: Clock,
+        config: ReconcileConfig,
+        session_timeout_s: float = 0.0,
     ) -> None:
         self._store = store
         self._paths = paths
@@ -92,6 +101,8 @@ class Controller:
         self._retry_s = FIRST_RETRY_S
         self._problems: tuple[str, ...] = ()
         self._awaited: frozenset[str] = frozenset()
+        self._session_timeout_s = session_timeout_s
+        self._shorter: frozenset[str] = frozenset()
         self.view = View(self._mirror, paths, self._sight)
         #: why the last decision is as it is; "" while this server does not lead
         self.reason = ""
@@ -145,6 +156,7 @@ class Controller:
             return None
         now_s = self._clock.wall_s()
         self._show_awaited(snapshot)
+        self._show_shorter_sessions(snapshot)
         decision = reconcile(snapshot, now_s, replace(self._config, leader_epoch=epoch))
         self._show_reason(decision, epoch)
         for action in decision.actions:
@@ -198,6 +210,7 @@ class Controller:
             if there is not None and _life(decode(there.data, NodeRecord, path)) == life:
                 logger.warning("the JobClient of node %s has died", life.node)
                 self._store.transact([self._leadership.fence(), Delete(path, there.version)])
+            self._watch.forget(life)  # the same life may be back before anybody sees that it was away
         return bool(found)
 
     def _apply(self, action: Action) -> None:
@@ -240,6 +253,22 @@ class Controller:
             names, wait_s = ", ".join(sorted(snapshot.awaited_nodes)), self._sight.unsettled_s
             logger.info("nodes that may come back are waited for, at most %.1f s: %s", wait_s, names)
         self._awaited = snapshot.awaited_nodes
+
+    def _show_shorter_sessions(self, snapshot: Snapshot) -> None:
+        """An outage that ends the session of a node must not pass us by: its absence would be taken for its death."""
+        own_s = self._session_timeout_s
+        timeouts_s = {node.node: node.session_timeout_s for node in snapshot.nodes.values()}
+        shorter = {name: seconds for name, seconds in timeouts_s.items() if seconds is not None and seconds < own_s}
+        if shorter.keys() - self._shorter:
+            names = ", ".join(f"{name} ({seconds:g} s)" for name, seconds in sorted(shorter.items()))
+            logger.warning(
+                "the ZooKeeper session of this JobServer lasts longer (%g s) than that of node %s: after an outage that "
+                "ends theirs alone, nodes that are well are taken for dead; start the JobServers with a "
+                "--session-timeout that is at most that of each JobClient",
+                own_s,
+                names,
+            )
+        self._shorter = frozenset(shorter)
 
     def _show_problems(self, snapshot: Snapshot) -> None:
         texts = tuple(problem.text for problem in snapshot.problems)

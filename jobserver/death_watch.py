@@ -55,6 +55,12 @@ class DeathWatch:
             loop = self._start()
         loop.call_soon_threadsafe(self._adjust)
 
+    def forget(self, name: Hashable) -> None:
+        """What was found about `name` has been acted upon: whoever is followed by that name from now on is not dead."""
+        with self._lock:
+            self._dead -= {name}
+            self._wanted = {other: endpoint for other, endpoint in self._wanted.items() if other != name}
+
     def close(self) -> None:
         """End the thread; harmless when nothing was ever followed."""
         with self._lock:
@@ -83,32 +89,34 @@ class DeathWatch:
 
     def _adjust(self) -> None:
         with self._lock:
-            wanted = dict(self._wanted)
+            wanted = {name: endpoint for name, endpoint in self._wanted.items() if name not in self._dead}
         for name in self._tasks.keys() - wanted.keys():
             self._tasks.pop(name).cancel()
         for name in wanted.keys() - self._tasks.keys():
             self._tasks[name] = asyncio.get_running_loop().create_task(self._watch(name, wanted[name]))
 
     async def _watch(self, name: Hashable, endpoint: Endpoint) -> None:
-        known = False
+        known: Endpoint | None = None  # the address that answered: a name may have several, and others later
         while True:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    reader, writer = await asyncio.open_connection(*endpoint)
+                    reader, writer = await asyncio.open_connection(*(known or endpoint))
             except ConnectionRefusedError:
-                if known:
-                    self._found_dead(name, endpoint)
+                if known is not None:
+                    self._found_dead(name, known)
                     return
             except OSError as error:  # TimeoutError is one: silence proves nothing
                 logger.debug("%s: %s", endpoint, error)
             else:
-                known = True
+                peer = writer.get_extra_info("peername")  # None if it is broken already
+                known = Endpoint(*peer[:2]) if peer else known or endpoint
                 await _until_broken(reader, writer)
                 continue
             await asyncio.sleep(RETRY_S)
 
     def _found_dead(self, name: Hashable, endpoint: Endpoint) -> None:
         logger.warning("nobody listens at %s:%d any more: %s has died", endpoint.host, endpoint.port, name)
+        self._tasks.pop(name, None)  # this one ends: followed again after it was forgotten, the name gets another
         with self._lock:
             if name not in self._wanted:
                 return

@@ -184,11 +184,13 @@ def _settle(
     workers = (*grant.kept, *new)
     number += len(new)
     carrier = _carrier(case, grant, snapshot)
+    waiting = grant.spares
     if carrier is not None:
-        workers = (carrier, *workers)[: max(2, case.wanted.np if case.wanted else 0)]
+        workers, cut = _seat(carrier, workers, case)
+        waiting += tuple(w for w in cut if w in grant.kept)
     standby = tuple(PlannedWorker(f"w{number + i}", s.node, s.slot) for i, s in enumerate(grant.spare_slots))
-    spares = (*sorted(grant.spares, key=lambda w: worker_number(w.worker)), *standby)
-    promoted = tuple(f"{w.worker} stood by and takes a place" for w in grant.kept if w in case.spares)
+    spares = (*sorted(waiting, key=lambda w: worker_number(w.worker)), *standby)
+    promoted = tuple(f"{w.worker} stood by and takes a place" for w in workers if w in case.spares)
     leaving = [w for w in grant.dropped if _drains(w.node, snapshot) and w != carrier]
     drained = tuple(f"{w.worker} leaves {w.node}, which drains" for w in leaving)
     if carrier is not None:
@@ -210,6 +212,20 @@ def _carrier(case: Case, grant: Grant, snapshot: Snapshot) -> PlannedWorker | No
         return None
     inside = [w for w in grant.dropped if w.worker in ranks and _drains(w.node, snapshot)]
     return min(inside, key=lambda w: ranks[w.worker], default=None)
+
+
+def _seat(
+    carrier: PlannedWorker, workers: tuple[PlannedWorker, ...], case: Case
+) -> tuple[tuple[PlannedWorker, ...], tuple[PlannedWorker, ...]]:
+    """The workers with `carrier` among them, and who has no place for that time: the newest that are not in the world.
+
+    Those of them that live are as good as spares, and the first to be promoted when the carrier has gone.
+    """
+    most = max(2, case.wanted.np if case.wanted else 0)
+    members = {m.worker for m in case.job.rendezvous.members}
+    outside = [w for w in workers if w.worker not in members]
+    cut = tuple(outside[len(outside) - max(0, 1 + len(workers) - most) :])
+    return (carrier, *(w for w in workers if w not in cut)), cut
 
 
 def _drains(node: str, snapshot: Snapshot) -> bool:

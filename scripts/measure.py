@@ -101,8 +101,7 @@ class Trials:
 
     def led_by(self, epoch: int) -> Callable[[], None]:
         def leads() -> bool:
-            driver = self.victim.driver()
-            return bool(driver) and driver["epoch"] > epoch
+            return bool(self.victim.driver()["epoch"] > epoch)
 
         return lambda: self.cluster.wait(leads, 30, "a new driver leads", JOB)
 

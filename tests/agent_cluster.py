@@ -112,6 +112,7 @@ class FakeProxy:
 def config_in(tmp_path: Path, *options: str) -> Config:
     (tmp_path / "work").mkdir(exist_ok=True)
     argv = ["--node", "a", "--slots", "2", "--log-dir", str(tmp_path / "logs"), "--work-dir", str(tmp_path / "work")]
+    argv += ["--drain-timeout", "0.3"]  # nobody plans the workers away at the end of a test
     return parse([*argv, *options], {"PATH": os.environ["PATH"], "HOME": str(tmp_path)})
 
 
@@ -134,6 +135,7 @@ class Cluster:
         self.store = store or MemoryStore(self.tree)
         self.work_dir = tmp_path / "work"
         self.log_dir = tmp_path / "logs"
+        #: the newest
         self.proxy: FakeProxy | None = None
         self.agent = Agent(config_in(tmp_path, *options), node(), self.store, KEY, self._make_proxy)
         self.task: asyncio.Task[None] | None = None
@@ -141,7 +143,7 @@ class Cluster:
 
     def _make_proxy(self, job: str, send: Callable[[str, AgentMessage], None]) -> FakeProxy:
         assert job == "j"
-        assert self.proxy is None, "one proxy a job"
+        assert self.proxy is None or self.proxy.closed, "one proxy a job"
         self.proxy = FakeProxy(send)
         return self.proxy
 

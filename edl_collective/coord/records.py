@@ -40,6 +40,8 @@ class NodeRecord(Record, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     draining: bool = False
     started_at: float = 0.0
+    #: of its JobClient's session, as asked for; None if it does not say
+    session_timeout_s: float | None = None
 
 
 class DrainRecord(Record, frozen=True, kw_only=True):

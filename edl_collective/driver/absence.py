@@ -25,8 +25,9 @@ def judge(state: State, planned_on: frozenset[str], now_s: float, answer_s: floa
     """What to think of the nodes of members that are not in the store.
 
     planned_on: nodes on which the plan still has a member of the world: they are lost only after absence_s of silence.
-    answer_s: how long a connected JobClient may take to answer when the plan has let go of it, and when one that
-    answered is asked again.
+    answer_s: how long a JobClient may take to answer when the plan has let go of it, and when one that answered is
+    asked again; one that is not connected, from the end of its connection or our start on: it may blink, and answers
+    when it is back.
     """
     known = state.nodes or {}
     absent: dict[str, Absence] = {}
@@ -35,8 +36,10 @@ def judge(state: State, planned_on: frozenset[str], now_s: float, answer_s: floa
     wakes: list[float] = []
     for node in sorted({m.node for m in state.record.members if m.node not in known}):
         before = state.absent.get(node, Absence(now_s))
-        patience_s = absence_s if node in planned_on else answer_s if node in state.heard else 0.0
+        patience_s = absence_s if node in planned_on else answer_s
         if node not in state.heard:
+            if before.asked_s is not None:  # it was connected until now
+                before = Absence(now_s)
             absent[node] = replace(before, asked_s=None, answered=False)
             deadline = before.since_s + patience_s
             if now_s >= deadline:

@@ -70,6 +70,8 @@ class Seat:
             )
         }
         self._address: DriverRecord | None = None
+        #: of the job that it drives, from the first look on
+        self._submitted_at: float | None = None
         self.epoch = 0
 
     def take(self) -> tuple[Rendezvous, int]:
@@ -133,6 +135,10 @@ class Seat:
         record = self._read(self._paths.rendezvous(self._job), Rendezvous)
         if spec is None or record is None:
             raise JobGone(f"job {self._job} was deleted")
+        if self._submitted_at is None:
+            self._submitted_at = spec.submitted_at
+        if spec.submitted_at != self._submitted_at:
+            raise JobGone(f"job {self._job} was deleted, and another of that name submitted")
         if status is not None and status.phase.terminal:
             raise JobGone(f"job {self._job} has {status.phase}")
         if record.epoch > self.epoch:

@@ -28,7 +28,7 @@ class Config:
     join: how long the first newcomer at the gate waits for the other planned ones, while training goes on.
     suspect: how long after one member's collective failed the others may take to fail, before they are aborted.
     straggle: how long after the first member came to the gate as asked the others may take, before they are aborted.
-    answer: how long a connected JobClient whose node is missing may take to say that it lives, if not planned any more.
+    answer: how long a JobClient whose node is missing may take to say that it lives, if the plan has let go of it.
     absence: how long the node of a planned member may be missing and silent, if no plan takes it out.
     """
 

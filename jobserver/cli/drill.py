@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -40,6 +41,7 @@ if nothing failed, 1 if something did, 2 for bad input. Without root the faults 
 out.
 
 The limits are what must hold on a busy machine. With --session-timeout S, a lost node costs at most S + 1 seconds.
+On a machine that is much slower or much busier, --slack FACTOR multiplies all of them; steps and samples have no slack.
 """
 
 
@@ -50,6 +52,9 @@ The limits are what must hold on a busy machine. With --session-timeout S, a los
 @click.option(
     "--session-timeout", type=float, default=2.0, show_default=True, metavar="SECONDS", help="of all sessions"
 )
+@click.option(
+    "--slack", type=float, default=1.0, show_default=True, metavar="FACTOR", help="multiplies all limits; at least 1"
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="chooses ranks and nodes, and the samples' order")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="write the rows there too")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="keep logs and records in this new folder")
@@ -58,11 +63,14 @@ def drill(
     faults: str,
     workers: int,
     session_timeout: float,
+    slack: float,
     seed: int,
     json_file: Path | None,
     keep: Path | None,
 ) -> None:
     chosen = _chosen(local, faults, session_timeout)
+    if not 1.0 <= slack < math.inf:
+        raise BadInput(f"--slack is {slack:g}: it multiplies the limits and must be at least 1")
     if keep is not None and keep.exists():
         raise BadInput(f"--keep {keep} exists already: give a new folder")
     load = os.getloadavg()
@@ -74,7 +82,8 @@ def drill(
             else:
                 base = keep.absolute()
                 base.mkdir(parents=True)
-            book = run(Plan(chosen, base, workers, seed, session_timeout), _Progress())
+            plan = Plan(chosen, base, workers, seed, session_timeout, slack)
+            book = run(plan, _Progress())
         except KeyboardInterrupt:
             click.echo("drill: stopped; nothing is left running", err=True)
             sys.exit(130)
@@ -83,8 +92,8 @@ def drill(
         except ClusterError as error:
             raise CommandFailed(f"the cluster failed: {error}") from error
     if json_file is not None:
-        _write(json_file, book, load, Plan(chosen, base, workers, seed, session_timeout))
-    _print(book)
+        _write(json_file, book, load, plan)
+    _print(book, slack)
     if not book.passed:
         sys.exit(1)
 
@@ -140,13 +149,14 @@ def _write(path: Path, book: Book, load: tuple[float, float, float], plan: Plan)
         "workers": plan.workers,
         "seed": plan.seed,
         "session_timeout_s": plan.session_timeout_s,
+        "slack": plan.slack,
         "load": [*load, *os.getloadavg()],
         "rows": [row.plain() for row in book.rows],
     }
     path.write_text(json.dumps(told, indent=1) + "\n")
 
 
-def _print(book: Book) -> None:
+def _print(book: Book, slack: float) -> None:
     rows: list[tuple[object, ...]] = []
     for row in book.rows:
         cost = row.cost
@@ -158,3 +168,5 @@ def _print(book: Book) -> None:
         rows.append((row.fault, *figures, f"{row.limits.pause_s:g}", row.limits.resize_s, verdict, row.why or None))
     columns = ("FAULT", "PAUSE S", "RESIZED S", "LOST STEPS", "DOUBLED", "MISSING", "PAUSE LIMIT", "RESIZE LIMIT")
     print_table((*columns, "VERDICT", "WHY"), rows)
+    if slack != 1.0:
+        click.echo(f"all limits are {slack:g} times the usual ones (--slack)")

@@ -44,7 +44,7 @@ class ClusterError(Exception):
 
 
 class Unavailable(ClusterError):
-    """Raised when a JobServer does not answer now, or cannot for want of ZooKeeper."""
+    """Raised when a JobServer does not answer now, cannot for want of ZooKeeper, or knows of no such thing yet."""
 
 
 class Cluster:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edl_collective.audit import AuditReport
+from edl_collective.errors import AuditError
 from jobserver.drill.cluster import Cluster, ClusterError
-from jobserver.drill.faults import STANDBY, Fault, Scene
+from jobserver.drill.faults import ASKED_WORLDS, STANDBY, Fault, Scene
 from jobserver.drill.network import Network, NetworkError, missing, private
-from jobserver.drill.verdict import Book, Cost, Row, judge
+from jobserver.drill.verdict import Book, Cost, Limits, Row, judge
 from jobserver.drill.victim import Victim
 from jobserver.local_zookeeper import LocalZooKeeperError
 
@@ -36,13 +37,18 @@ class NoTraining(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a drill does. base: an existing directory that it may fill."""
+    """What a drill does. base: an existing directory that it may fill. slack: what all limits are multiplied by."""
 
     faults: Sequence[Fault]
     base: Path
     workers: int = 4
     seed: int = 1
     session_timeout_s: float = 2.0
+    slack: float = 1.0
+
+    def limits(self, fault: Fault) -> Limits:
+        """What the fault may cost."""
+        return fault.limits(self.session_timeout_s).times(self.slack)
 
 
 def check_training() -> None:
@@ -57,7 +63,8 @@ def check_training() -> None:
 
 
 def run(plan: Plan, say: Say) -> Book:
-    """Do the faults in their order. A job that does not come back ends the drill: the rest stays undone.
+    """Do the faults in their order. A job that does not come back, or whose records do not add up, ends the drill: the
+    rest stays undone.
 
     Raises ClusterError, LocalZooKeeperError or NetworkError when the cluster does not even start.
     """
@@ -67,22 +74,22 @@ def run(plan: Plan, say: Say) -> Book:
     with _network(wanted=not lacking) as network, _scene(plan, network, say) as scene:
         for fault in plan.faults:
             if fault not in possible:
-                row = Row(fault.name, fault.limits(plan.session_timeout_s), why=str(lacking))
-            elif any(row.passed is False and row.cost is None for row in book.rows):
-                row = Row(fault.name, fault.limits(plan.session_timeout_s), why="the job was lost before")
+                row = Row(fault.name, plan.limits(fault), why=str(lacking))
+            elif lost := next((row for row in book.rows if row.passed is False and row.cost is None), None):
+                row = Row(fault.name, plan.limits(fault), why=f"the drill ended at {lost.fault}")
             else:
                 say(f"{fault.name}: {fault.what}")
-                row = _one(scene, fault)
+                row = do(scene, fault, plan.limits(fault))
             book.rows.append(row)
             say(_told(row))
     return book
 
 
-def _one(scene: Scene, fault: Fault) -> Row:
-    limits = fault.limits(scene.cluster.session_timeout_s)
+def do(scene: Scene, fault: Fault, limits: Limits) -> Row:
+    """Do one fault; the row has no cost when the job did not come back or lost steps that nobody did again."""
     try:
         return judge(fault.name, _cost(scene, fault), limits)
-    except (ClusterError, LocalZooKeeperError, NetworkError) as error:
+    except (ClusterError, LocalZooKeeperError, NetworkError, AuditError, OSError) as error:
         why, _, story = str(error).partition("\n")
         (scene.cluster.base / f"{fault.name}.failed").write_text(f"{why}\n{story}\n")
         return Row(fault.name, limits, None, False, why)
@@ -91,7 +98,7 @@ def _one(scene: Scene, fault: Fault) -> Row:
 def _cost(scene: Scene, fault: Fault) -> Cost:
     victim = scene.victim
     victim.wait_for_steps(STEADY_STEPS)
-    lost, before = victim.lost_steps(), victim.audit()
+    lost, before, generation = victim.lost_steps(), victim.audit(), victim.generation()
     since_s = time.monotonic()
     resized_s = fault.do(scene)
     victim.wait_for_steps(STEADY_STEPS)
@@ -104,6 +111,7 @@ def _cost(scene: Scene, fault: Fault) -> Cost:
         doubled_samples=doubled,
         missing_samples=absent,
         resize_s=None if resized_s is None else resized_s - since_s,
+        unasked_worlds=0 if resized_s is None else victim.generation() - generation - ASKED_WORLDS,
     )
 
 

@@ -17,6 +17,8 @@ from jobserver.drill.victim import Victim
 STANDBY = "standby"
 #: a worker that starts imports PyTorch, which takes a busy machine its time
 BACK_TIMEOUT_S = 180.0
+#: worlds that Scene.resize() asks for
+ASKED_WORLDS = 2
 #: training that is watched while something is away
 STEPS_AWAY = 20
 
@@ -37,12 +39,13 @@ class Scene:
         self.cluster.wait_for_world(self.victim.job, self.workers, BACK_TIMEOUT_S)
 
     def resize(self) -> float:
-        """Take a worker away and give it back; when (monotonic) the smaller world had completed a step."""
+        """Take a worker away and give it back (ASKED_WORLDS); when (monotonic) the smaller world completed a step."""
         generation = self.victim.generation()
         at_s = []
         for size in (self.workers - 1, self.workers):
             self.until(partial(self._scaled, size), "a JobServer takes orders")
             self.cluster.wait_for_world(self.victim.job, size, BACK_TIMEOUT_S)
+            self.victim.wait_for_steps(1)  # a step is reported before it is logged
             at_s.append(self.victim.first_step_after(generation))
         return at_s[0]
 
@@ -111,6 +114,7 @@ def kill_leader(scene: Scene) -> float:
 
 
 def kill_driver(scene: Scene) -> float:
+    scene.until(scene.victim.driver, "there is a driver to kill")
     scene.victim.kill_driver()
     return scene.resize()
 

@@ -5,6 +5,7 @@ The limits are what must hold on a busy machine, not what is usual: docs/failure
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 #: no collective fails: no step is kept waiting this long
 NO_STOP_S = 1.0
@@ -25,17 +26,24 @@ class Limits:
     pause_s: float
     resize_s: float | None = None
 
+    def times(self, slack: float) -> Self:
+        """The same for a machine that is so much slower."""
+        resize_s = None if self.resize_s is None else self.resize_s * slack
+        return type(self)(self.pause_s * slack, resize_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What one fault cost. pause_s: the longest time without a completed step of any worker while it was done and
-    mended. resize_s: from the fault to the first step of a world of another size."""
+    mended. resize_s: from the fault to the first step of a world of another size. unasked_worlds: worlds that the job
+    formed beyond those of the resizes that were asked for, where the fault is to change none."""
 
     pause_s: float
     lost_steps: int
     doubled_samples: int
     missing_samples: int
     resize_s: float | None = None
+    unasked_worlds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,7 @@ class Row:
             "lost_steps": None if cost is None else cost.lost_steps,
             "doubled_samples": None if cost is None else cost.doubled_samples,
             "missing_samples": None if cost is None else cost.missing_samples,
+            "unasked_worlds": None if cost is None else cost.unasked_worlds,
             "passed": self.passed,
             "why": self.why,
         }
@@ -89,6 +98,7 @@ def judge(fault: str, cost: Cost, limits: Limits) -> Row:
         (cost.lost_steps, "steps done again"),
         (cost.doubled_samples, "samples doubled"),
         (cost.missing_samples, "samples missing"),
+        (cost.unasked_worlds, "worlds formed that nobody asked for"),
     ):
         if count:
             faults.append(f"{count} {what}")

@@ -9,7 +9,7 @@ import time
 from itertools import pairwise
 
 from edl_collective.audit import AuditReport, Records, audit, derive_lineage, read_logs
-from jobserver.drill.cluster import POLL_S, Cluster, ClusterError, Json
+from jobserver.drill.cluster import POLL_S, Cluster, ClusterError, Json, Unavailable
 from jobserver.drill.steps import Step, read_steps
 
 
@@ -24,15 +24,14 @@ class Victim:
 
     def kill_ranks(self, *ranks: int, signum: int = signal.SIGKILL) -> list[str]:
         """A signal to the workers of these ranks, all at once; returns their ids."""
-        detail = self.cluster.job(self.job)
-        names = [row[0] for row in detail["rendezvous"]["members"] if row[2] in ranks]
-        pids = {w["worker"]: w["pid"] for w in detail["worker_records"]}
+        names = [row[0] for row in self._told("rendezvous")["members"] if row[2] in ranks]
+        pids = {w["worker"]: w["pid"] for w in self.cluster.job(self.job)["worker_records"]}
         for name in names:
             os.kill(pids[name], signum)
         return names
 
     def kill_driver(self) -> int:
-        """SIGKILL to the job's driver; returns its epoch."""
+        """SIGKILL to the job's driver; returns its epoch. Unavailable when there is none."""
         driver = self.driver()
         os.kill(driver["pid"], signal.SIGKILL)
         return int(driver["epoch"])
@@ -40,16 +39,16 @@ class Victim:
     # ---- what there is --------------------------------------------------------------------------------------------
 
     def driver(self) -> Json:
-        driver: Json = self.cluster.job(self.job)["driver"]
-        return driver
+        """The address of the job's driver. Unavailable when there is none, as just after the end of one."""
+        return self._told("driver")
 
     def node_of_driver(self) -> str:
-        node: str = self.cluster.job(self.job)["plan"]["driver_node"]
+        node: str = self._told("plan")["driver_node"]
         return node
 
     def generation(self) -> int:
         """Of the newest world."""
-        return int(self.cluster.job(self.job)["rendezvous"]["generation"])
+        return int(self._told("rendezvous")["generation"])
 
     def last_event(self) -> int:
         """Number of the newest event."""
@@ -88,8 +87,14 @@ class Victim:
         )
 
     def first_step_after(self, generation: int) -> float:
-        """When (monotonic seconds) the first step of a world after `generation` was completed."""
-        return min(step.at_s for step in self.steps() if step.generation > generation)
+        """When (monotonic seconds) the first step of a world after `generation` was completed.
+
+        ClusterError when none was.
+        """
+        later = [step.at_s for step in self.steps() if step.generation > generation]
+        if not later:
+            raise ClusterError(f"no world after generation {generation} has completed a step")
+        return min(later)
 
     def generations(self, since_s: float) -> set[int]:
         """The generations that completed a step since then."""
@@ -115,10 +120,15 @@ class Victim:
 
     def wait_for_epoch(self) -> None:
         """Until the epoch that is under way now is completed, so that the audit covers what was done up to now."""
-        epoch = int(self.cluster.job(self.job)["progress"]["epoch"])
-        self.cluster.wait(
-            lambda: self.cluster.job(self.job)["progress"]["epoch"] > epoch, 60.0, f"epoch {epoch} ends", self.job
-        )
+        epoch = int(self._told("progress")["epoch"])
+        self.cluster.wait(lambda: self._told("progress")["epoch"] > epoch, 60.0, f"epoch {epoch} ends", self.job)
+
+    def _told(self, what: str) -> Json:
+        """A part of the job. Unavailable when there is none at the moment, so that who waits for it waits on."""
+        found: Json | None = self.cluster.job(self.job)[what]
+        if found is None:
+            raise Unavailable(f"the job has no {what} now")
+        return found
 
     def _settled(self) -> Records:
         """The records of a job that runs, without the steps that it completed while they were read."""

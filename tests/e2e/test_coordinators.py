@@ -22,9 +22,9 @@ from edl_collective.coord.zk_store import ZkStore
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120, func_only=True)]
 
 SAMPLES = 1500
-NO_PAUSE_S = 1.0
-#: on a quiet machine 0.3 to 1 s; tests run on busy ones, too
-RESIZES_AGAIN_S = 10.0
+SESSION_S = 60.0
+#: nobody waits for the end of a session; on a quiet machine it takes 0.3 to 1 s
+RESIZES_AGAIN_S = SESSION_S / 2
 PATHS = Paths()
 
 
@@ -74,7 +74,7 @@ class Watched(Victim):
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    cluster = Cluster(tmp_path_factory.mktemp("coordinators"), ensemble=True, session_timeout_s=10.0)
+    cluster = Cluster(tmp_path_factory.mktemp("coordinators"), ensemble=True, session_timeout_s=SESSION_S)
     try:
         cluster.start()
         cluster.start_server(name="standby")
@@ -106,8 +106,7 @@ def test_the_driver_killed_in_every_phase_of_a_resize(victim: Watched) -> None:
     since_s = victim.kill_the_driver()  # idle
     victim.until(lambda: victim.record().epoch > before.epoch, "a successor leads")
     victim.wait_for_steps(3)
-    assert victim.longest_gap_s(since_s) < NO_PAUSE_S
-    assert victim.record().generation == before.generation, "the running workers are adopted"
+    victim.assert_went_on(since_s, before.generation)  # the running workers are adopted
 
     known = set(victim.states())
     victim.scale(3)
@@ -144,8 +143,7 @@ def test_one_of_three_zookeeper_servers_killed(victim: Watched, leads: bool, siz
     victim.ensemble.kill(number)
     try:
         victim.wait_for_steps(20)
-        assert victim.longest_gap_s(since_s) < NO_PAUSE_S
-        assert victim.generations(since_s) == {before}
+        victim.assert_went_on(since_s, before)
         victim.scale(size)
         victim.cluster.wait_for_world("tiny", size)
         assert victim.record().generation == before + 1, "nobody was lost"
@@ -171,7 +169,7 @@ def test_an_old_driver_that_wakes_up_is_refused(victim: Watched) -> None:
     # Its JobClient was told to run one, so the next one takes the seat back; the one started by hand ends likewise.
     assert successor.wait(20) == 3
     victim.wait_for_steps(5)
-    assert victim.longest_gap_s(since_s) < NO_PAUSE_S
+    victim.assert_no_pause(since_s)
     assert victim.record().generation == before.generation, "no collective was touched by any of it"
     assert victim.record().epoch == before.epoch + 2
 
@@ -188,6 +186,6 @@ def test_the_leading_jobserver_killed(victim: Watched) -> None:
     print(f"leading JobServer killed: planned again {time.monotonic() - since_s:.2f} s later")
     assert time.monotonic() - since_s < RESIZES_AGAIN_S
     victim.wait_for_steps(5)
-    assert victim.longest_gap_s(since_s) < NO_PAUSE_S
+    victim.assert_no_pause(since_s)
     cluster.wait_for_world("tiny", 2)
     assert victim.record().generation == before + 1

@@ -24,6 +24,8 @@ from jobserver.drill.tagged import processes_with
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 FAULTS = "driver,kill" if missing() else "driver,cut"
+#: a slow machine is no failure; gloo's time-out and what follows it (15 s) still is one for a node that is cut off
+SLACK = 5.0
 
 
 @contextlib.contextmanager
@@ -46,21 +48,24 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 def test_a_drill_does_what_was_asked_and_tells_what_it_cost(tmp_path: Path) -> None:
     file, folder = tmp_path / "rows.json", tmp_path / "kept"
-    with drill_into(folder, "--faults", FAULTS, "--workers", "2", "--json", str(file)) as drill:
+    with drill_into(
+        folder, "--faults", FAULTS, "--workers", "2", "--slack", f"{SLACK:g}", "--json", str(file)
+    ) as drill:
         output, _ = drill.communicate()
     assert drill.returncode == 0, output
     told = json.loads(file.read_text())
-    assert told["passed"]
+    assert (told["passed"], told["slack"]) == (True, SLACK)
     assert [row["fault"] for row in told["rows"]] == FAULTS.split(",")
     driver, lost = told["rows"]
     assert 0 < driver["resize_s"] <= driver["resize_limit_s"]
     for row in told["rows"]:
         assert row["passed"]
         assert 0 < row["pause_s"] <= row["pause_limit_s"]
-        assert (row["lost_steps"], row["doubled_samples"], row["missing_samples"]) == (0, 0, 0)
+        counts = ("lost_steps", "doubled_samples", "missing_samples", "unasked_worlds")
+        assert [row[count] for count in counts] == [0, 0, 0, 0]
     if lost["fault"] == "cut":
         assert lost["pause_s"] > 1.0  # the session had to end: it was no mere restart of something
-        assert lost["pause_limit_s"] == told["session_timeout_s"] + 1.0
+        assert lost["pause_limit_s"] == SLACK * (told["session_timeout_s"] + 1.0)
     assert list((folder / "logs").glob("*/*.log"))
     assert processes_of(folder) == []
 

@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 from agent_cluster import PATHS, Cluster, running_agent, until
 
-from edl_collective.coord.records import DrainRecord, LeaderRecord, Outcome, WorkerRecord, WorkerState
-from edl_collective.messages import Abort, Interrupt
+from edl_collective.coord.records import (
+    DrainRecord,
+    LeaderRecord,
+    NodeRecord,
+    Outcome,
+    WorkerRecord,
+    WorkerState,
+    decode,
+)
+from edl_collective.messages import Abort, Interrupt, Leave
 
 pytestmark = pytest.mark.integration
 
-#: nothing here may take as long as the job's own leave_timeout_s
-SOON_S = 10.0
+#: a deadline of less than a second, and not this time-out of the job, ends what is waited for
+LEAVE_TIMEOUT_S = 600.0
 
 
 @pytest.fixture
@@ -27,7 +35,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 async def train(cluster: Cluster, mode: str = "wait", **fields: object) -> WorkerRecord:
     """w1 runs in generation 1."""
-    cluster.submit(mode, **fields)
+    cluster.submit(mode, leave_timeout_s=LEAVE_TIMEOUT_S, **fields)
     cluster.plan("w1")
     await cluster.said("gate", "w1", 0)
     cluster.assign("w1", 1)
@@ -41,7 +49,7 @@ def abort(cluster: Cluster, generation: int = 1) -> None:
 
 @pytest.mark.parametrize("signum", [None, signal.SIGSTOP], ids=["sleeps", "stopped"])
 async def test_a_worker_that_does_not_get_warm_is_given_up(cluster: Cluster, signum: signal.Signals | None) -> None:
-    cluster.submit(command=("sleep", "600"), warm_timeout_s=0.5)
+    cluster.submit(command=("sleep", "600"), warm_timeout_s=1.5)
     cluster.plan("w1")
     await until(lambda: (found := cluster.worker("w1")) is not None and found.pid is not None)
     started = cluster.worker("w1")
@@ -50,7 +58,7 @@ async def test_a_worker_that_does_not_get_warm_is_given_up(cluster: Cluster, sig
     if signum is not None:
         os.kill(started.pid, signum)
     ended = await cluster.state("w1", WorkerState.EXITED)
-    why = "did not reach the gate within warm_timeout_s = 0.5"
+    why = "did not reach the gate within warm_timeout_s = 1.5"
     assert (ended.outcome, ended.exit_code, ended.placed) == (Outcome.FAILED, -9, False)
     assert ended.log_tail == f"worker w1 {why}"
     await cluster.said("exited", "w1", why)
@@ -67,10 +75,10 @@ async def test_a_package_hook_that_hangs_is_given_up(cluster: Cluster) -> None:
 
 
 async def test_a_worker_at_the_gate_may_wait_for_ever(cluster: Cluster) -> None:
-    cluster.submit(warm_timeout_s=0.5)
+    cluster.submit(warm_timeout_s=4.0)
     cluster.plan("w1")
     await cluster.said("gate", "w1", 0)
-    await asyncio.sleep(0.7)
+    await asyncio.sleep(4.2)
     await cluster.state("w1", WorkerState.STANDBY)
 
 
@@ -83,7 +91,7 @@ async def test_a_stopped_worker_is_given_up_after_an_abort(cluster: Cluster) -> 
     began_s = time.monotonic()
     abort(cluster)
     await cluster.said("exited", "w1", "was silent for return_timeout_s = 0.4 after an abort")
-    assert 0.4 <= time.monotonic() - began_s < 2.0
+    assert time.monotonic() - began_s >= 0.4
     ended = await cluster.state("w1", WorkerState.EXITED)
     assert (ended.outcome, ended.exit_code, ended.placed) == (Outcome.FAILED, -9, True)
 
@@ -102,9 +110,9 @@ async def test_who_is_asked_at_a_step_boundary_is_waited_for(cluster: Cluster) -
 
 
 async def test_a_busy_worker_is_asked_again_and_waited_for(cluster: Cluster) -> None:
-    await train(cluster, "busy", return_timeout_s=1.5, env={"MODE": "busy", "HOROVOD_GLOO_TIMEOUT_SECONDS": "0"})
+    await train(cluster, "busy", return_timeout_s=4.0, env={"MODE": "busy", "HOROVOD_GLOO_TIMEOUT_SECONDS": "0"})
     abort(cluster)
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(5.2)
     await cluster.state("w1", WorkerState.RUNNING)
     assert cluster.proxy is not None
     cluster.proxy.send("w1", Interrupt(generation=1))
@@ -113,11 +121,11 @@ async def test_a_busy_worker_is_asked_again_and_waited_for(cluster: Cluster) -> 
 
 async def test_a_worker_that_hangs_in_horovod_is_given_up(cluster: Cluster) -> None:
     env = {"MODE": "stuck", "HOROVOD_GLOO_TIMEOUT_SECONDS": "1"}
-    await train(cluster, "stuck", return_timeout_s=0.3, env=env)
+    await train(cluster, "stuck", return_timeout_s=3.0, env=env)
     began_s = time.monotonic()
     abort(cluster)
-    await cluster.said("exited", "w1", "hung in Horovod for 1.3 s after an abort (return_timeout_s is 0.3)")
-    assert time.monotonic() - began_s >= 1.3
+    await cluster.said("exited", "w1", "hung in Horovod for 4 s after an abort (return_timeout_s is 3)")
+    assert time.monotonic() - began_s >= 4.0
 
 
 # ---- drains ----------------------------------------------------------------------------------------------------
@@ -131,7 +139,7 @@ async def test_a_drained_node_starts_nothing_and_stops_who_does_not_leave(cluste
     await cluster.state("w1", WorkerState.LEAVING)
     ended = await cluster.state("w1", WorkerState.EXITED)
     assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
-    assert 0.3 < time.monotonic() - began_s < SOON_S
+    assert time.monotonic() - began_s > 0.3
     cluster.plan("w2")
     await asyncio.sleep(0.3)
     assert cluster.worker("w2") is None
@@ -147,6 +155,37 @@ async def test_a_drain_that_nobody_plans_ends_by_its_deadline(cluster: Cluster) 
     assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
 
 
+@pytest.mark.parametrize("suspended", [False, True], ids=["nobody leads", "ZooKeeper is away"])
+async def test_sigterm_waits_for_somebody_who_can_plan(tmp_path: Path, suspended: bool) -> None:
+    async with running_agent(tmp_path, "--drain-timeout", "20") as cluster:
+        await train(cluster)
+        if suspended:
+            cluster.store.suspend()
+        cluster.agent.close()
+        await asyncio.sleep(0.3)
+        assert not draining(cluster)
+        record = cluster.worker("w1")
+        assert record is not None
+        assert record.state is not WorkerState.EXITED
+        cluster.put(PATHS.leader, LeaderRecord(server="s", api_url="http://s", epoch=1, pid=1))
+        cluster.store.resume()
+        await until(lambda: draining(cluster))
+        assert cluster.proxy is not None
+        cluster.proxy.send("w1", Interrupt(generation=1))
+        await cluster.said("gate", "w1", 1)
+        cluster.proxy.send("w1", Leave(reason="t"))
+        assert cluster.task is not None
+        await asyncio.wait_for(cluster.task, 20)
+        ended = cluster.worker("w1")
+        assert ended is not None
+        assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, 0)
+
+
+def draining(cluster: Cluster) -> bool:
+    found = cluster.server.get(PATHS.node("a"))
+    return found is not None and decode(found.data, NodeRecord).draining
+
+
 async def test_sigterm_has_a_deadline_of_its_own(tmp_path: Path) -> None:
     async with running_agent(tmp_path, "--drain-timeout", "0.4") as cluster:
         cluster.put(PATHS.leader, LeaderRecord(server="s", api_url="http://s", epoch=1, pid=1))
@@ -156,6 +195,6 @@ async def test_sigterm_has_a_deadline_of_its_own(tmp_path: Path) -> None:
         await cluster.state("w1", WorkerState.LEAVING)
         ended = await cluster.state("w1", WorkerState.EXITED)
         assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
-        assert 0.4 <= time.monotonic() - began_s < SOON_S
+        assert time.monotonic() - began_s >= 0.4
         assert cluster.task is not None
-        await asyncio.wait_for(cluster.task, SOON_S)
+        await asyncio.wait_for(cluster.task, 30.0)

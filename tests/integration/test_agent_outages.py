@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from agent_cluster import PATHS, WORKER, Cluster, node, processes_below, running_agent, until, wait_for
+from trees import delete_all
 
 from edl_collective.coord.errors import Disconnected
 from edl_collective.coord.memory_store import MemoryStore, MemoryTree
@@ -51,6 +52,30 @@ async def test_lost_session_stops_no_training_and_the_node_comes_back(cluster: C
     back = cluster.server.get(PATHS.node("a"))
     assert back is not None
     assert decode(back.data, NodeRecord).incarnation == "life-1"
+
+
+async def test_job_submitted_again_during_an_outage_begins_afresh(cluster: Cluster) -> None:
+    cluster.submit(submitted_at=1.0)
+    cluster.plan("w1")
+    await cluster.said("gate", "w1", 0)
+    cluster.assign("w1", 50)
+    await cluster.state("w1", WorkerState.RUNNING)
+    old, proxy = cluster.worker("w1"), cluster.proxy
+    assert proxy is not None
+    cluster.store.suspend()
+    delete_all(cluster.server, PATHS.job("j"))
+    cluster.submit(submitted_at=2.0)
+    cluster.plan("w1")
+    cluster.store.resume()
+    await until(lambda: cluster.proxy is not proxy)
+    assert proxy.closed, "it knows a generation 50"
+    await cluster.said("gate", "w1", 0)
+    new = await cluster.state("w1", WorkerState.STANDBY)
+    assert old is not None
+    assert new.pid != old.pid
+    assert new.generation == 0
+    assert cluster.proxy is not None
+    assert ("exited", "w1", "killed by SIGTERM") not in cluster.proxy.said, "the exit of another w1"
 
 
 class Unwritable(MemoryStore):
@@ -133,7 +158,7 @@ async def test_close_while_the_name_is_taken(tmp_path: Path, caplog: pytest.LogC
     await until(lambda: "held by another session" in caplog.text)
     assert cluster.task is not None
     cluster.agent.close()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         await cluster.task
     found = other.get(PATHS.node("a"))
     assert found is not None

@@ -1,69 +1,21 @@
-"""The control loop: on a store that tests break, and as processes on a real ZooKeeper."""
+"""The control loop, on a store that tests break."""
 
-import json
-import re
-import signal
 import socket
-import statistics
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import psutil
 import pytest
+from control_loop import NODE, SPEC, P, controller_on, has_workers, plan_of, put, until
 from msgspec import structs
 
-from edl_collective.coord.clock import ManualClock, SystemClock
+from edl_collective.coord.clock import ManualClock
 from edl_collective.coord.errors import NotLeader, VersionConflict
-from edl_collective.coord.key_file import load_key
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.memory_store import MemoryStore, MemoryTree
-from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import JobSpec, JobStatus, NodeRecord, Phase, Plan, Record, decode, encode
-from edl_collective.coord.store import Op, Store
-from edl_collective.coord.zk_store import ZkStore
+from edl_collective.coord.records import JobStatus, Phase, decode, encode
+from edl_collective.coord.store import Op
 from jobserver.controller import Controller
 from jobserver.reconcile import ReconcileConfig
-
-P = Paths("/controller")
-#: seconds of session, in tests in which nobody may wait for its end
-LONG_S = "60"
-RESIZES_AGAIN_S = 3.0
-NODE = NodeRecord(node="a", incarnation="i", address="127.0.0.1", port=1, slots=8)
-SPEC = JobSpec(job="j", command=("x",), max_np=8, np=2)
-
-
-def controller_on(store: Store, name: str = "s1", clock: ManualClock | SystemClock | None = None) -> Controller:
-    leadership = Leadership(store, P, name, f"http://{name}")
-    return Controller(store, P, leadership, clock or ManualClock(1000.0), ReconcileConfig())
-
-
-def put(store: Store, path: str, record: Record) -> None:
-    found = store.get(path)
-    store.set(path, encode(record, path), None if found is None else found.version)
-
-
-def plan_of(store: Store, paths: Paths = P, job: str = "j") -> Plan | None:
-    found = store.get(paths.plan(job))
-    return None if found is None else decode(found.data, Plan)
-
-
-def has_workers(store: Store, paths: Paths, count: int) -> bool:
-    plan = plan_of(store, paths)
-    return plan is not None and len(plan.workers) == count
-
-
-def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Wait for a state that other processes reach; there is no event to wait for across them."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the expected state was not reached"
-        time.sleep(0.005)
 
 
 def test_plans_and_statuses_are_written_with_their_events() -> None:
@@ -119,15 +71,19 @@ def test_a_suspended_leader_decides_nothing() -> None:
 
 
 class Interfering(MemoryStore):
-    """A store on which `before` runs once, ahead of the next transaction."""
+    """A store on which `before` runs once, ahead of the next transaction, and `after` once, after the next one."""
 
     before: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
 
     def transact(self, ops: Sequence[Op]) -> None:
         before, self.before = self.before, None
         if before is not None:
             before()
         super().transact(ops)
+        after, self.after = self.after, None
+        if after is not None:
+            after()
 
 
 def test_a_leader_that_was_replaced_cannot_write() -> None:
@@ -178,12 +134,9 @@ def test_the_loop_sleeps_until_something_changes() -> None:
     controller = Counting(store, P, Leadership(store, P, "s1", "http://s1"), ManualClock(), ReconcileConfig())
     controller.start()
     until(lambda: controller.epoch is not None)
-    time.sleep(0.3)  # its own writes wake it, then it must rest
-    while turns.acquire(blocking=False):
-        pass
-    assert not turns.acquire(timeout=0.5), "nothing changed, yet the loop turned"
+    until(lambda: not turns.acquire(timeout=0.5))  # its own writes wake it, then it must rest
     put(store, P.node("a"), NODE)
-    assert turns.acquire(timeout=5)
+    assert turns.acquire(timeout=20)
     controller.stop()
 
 
@@ -199,181 +152,11 @@ def test_a_bug_in_a_rule_is_shown_and_survived(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(controller.view, "load", fail)
     controller.start()
-    assert broken.wait(5)
+    assert broken.wait(20)
     until(lambda: controller.failure == "RuntimeError: a bug")
     monkeypatch.setattr(controller.view, "load", load)
     until(lambda: controller.failure is None)
     controller.stop()
-
-
-# ---- processes on a real ZooKeeper ---------------------------------------------------------------------------------
-
-
-class Process:
-    """One `python -m jobserver`."""
-
-    def __init__(self, zookeeper: str, root: str, folder: Path, *options: str) -> None:
-        self.log = folder / f"{time.monotonic_ns()}.log"
-        self.key_file = folder / "key"
-        command = [sys.executable, "-m", "jobserver", "--zookeeper", zookeeper, "--zookeeper-root", root]
-        command += ["--server_port", "0", "--key-file", str(self.key_file), "--session-timeout", "4", *options]
-        with self.log.open("wb") as output:
-            self.child = subprocess.Popen(command, stdout=output, stderr=output)
-
-    @property
-    def url(self) -> str:
-        until(lambda: self._urls())
-        return self._urls()[0]
-
-    def _urls(self) -> list[str]:
-        return re.findall(r"serves (http://\S+)", self.log.read_text())
-
-    def call(self, path: str, body: object = None) -> dict[str, object]:
-        url = self.url  # served: so the key is there
-        token = load_key(self.key_file).api_token
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(url + path, data, {"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            found: dict[str, object] = json.load(answer)
-        return found
-
-    def end(self) -> int:
-        if self.child.poll() is None:
-            self.child.send_signal(signal.SIGTERM)
-        return self.child.wait(15)
-
-
-@pytest.fixture
-def root(request: pytest.FixtureRequest) -> str:
-    return "/" + re.sub(r"\W", "-", request.node.name)
-
-
-Launch = Callable[..., Process]
-
-
-@pytest.fixture
-def launch(zookeeper: str, root: str, tmp_path: Path) -> Iterator[Launch]:
-    """Start a JobServer with more options; what still runs at the end of the test is killed."""
-    started: list[Process] = []
-
-    def start(*options: str) -> Process:
-        started.append(Process(zookeeper, root, tmp_path, *options))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.child.kill()
-        process.child.wait()
-
-
-@pytest.fixture
-def store(zookeeper: str) -> Iterator[ZkStore]:
-    found = ZkStore(zookeeper).start()
-    yield found
-    found.close()
-
-
-@pytest.mark.integration
-def test_scale_is_planned_within_50_ms_and_the_server_stays_small(
-    launch: Launch, root: str, store: ZkStore, record_property: Callable[[str, object], None]
-) -> None:
-    paths = Paths(root)
-    server = launch()
-    store.create(paths.node("a"), encode(NODE), ephemeral=True)
-    server.call("/api/v1/jobs", {"job": "j", "command": ["x"], "max_np": 8, "np": 1})
-    until(lambda: plan_of(store, paths))
-    delays_ms = []
-    for np in [2, 3, 4, 5, 6, 7, 8]:
-        asked = time.monotonic()
-        server.call("/api/v1/jobs/j/scale", {"np": np})
-        until(partial(has_workers, store, paths, np))
-        delays_ms.append((time.monotonic() - asked) * 1000)
-    rss_mb = psutil.Process(server.child.pid).memory_info().rss / 2**20
-    used = psutil.Process(server.child.pid).cpu_times()
-    time.sleep(2)
-    after = psutil.Process(server.child.pid).cpu_times()
-    idle_cpu = (after.user + after.system - used.user - used.system) / 2
-    print(
-        f"scale to plan: median {statistics.median(delays_ms):.1f} ms of {delays_ms}; RSS {rss_mb:.0f} MB; {idle_cpu}"
-    )
-    record_property("scale_to_plan_ms", statistics.median(delays_ms))
-    record_property("rss_mb", rss_mb)
-    assert statistics.median(delays_ms) <= 50
-    assert rss_mb <= 120
-    assert idle_cpu <= 0.02
-    assert server.end() == 0
-
-
-@pytest.mark.integration
-def test_kill_9_of_the_leader_moves_the_lead_and_touches_no_plan(launch: Launch, root: str, store: ZkStore) -> None:
-    paths = Paths(root)
-    first = launch("--server-name", "first", "--session-timeout", LONG_S)
-    until(lambda: store.get(paths.leader))
-    second = launch("--server-name", "second", "--session-timeout", LONG_S)
-    store.create(paths.node("a"), encode(NODE), ephemeral=True)
-    second.call("/api/v1/jobs", {"job": "j", "command": ["x"], "max_np": 8, "np": 2})  # any server takes a spec
-    until(lambda: plan_of(store, paths))
-    before = plan_of(store, paths)
-    first.child.kill()
-    killed_s = time.monotonic()
-    first.child.wait()
-    until(lambda: second.call("/api/v1/health")["leading"])
-    assert plan_of(store, paths) == before
-    second.call("/api/v1/jobs/j/scale", {"np": 3})
-    until(partial(has_workers, store, paths, 3))
-    again_s = time.monotonic() - killed_s
-    print(f"kill -9 of the leader: resized by its standby after {again_s:.2f} s")
-    assert again_s < RESIZES_AGAIN_S
-    plan = plan_of(store, paths)
-    assert plan is not None
-    assert plan.revision == 2  # it goes on
-    assert plan.leader_epoch == 2
-    second.child.kill()
-    killed_s = time.monotonic()
-    second.child.wait()
-    third = launch("--server-name", "second", "--session-timeout", LONG_S, "--server_port", second.url.split(":")[-1])
-    until(lambda: third.call("/api/v1/health")["leading"])
-    print(f"kill -9 of the only JobServer: led again after {time.monotonic() - killed_s:.2f} s, its start included")
-    assert third.end() == 0
-    assert store.get(paths.leader) is None, "SIGTERM resigns"
-
-
-@pytest.mark.integration
-def test_a_leader_that_wakes_from_sigstop_decides_nothing(launch: Launch, root: str, store: ZkStore) -> None:
-    paths = Paths(root)
-    first = launch("--server-name", "first", "--session-timeout", "2")
-    until(lambda: store.get(paths.leader))
-    second = launch("--server-name", "second", "--session-timeout", "2")
-    store.create(paths.node("a"), encode(NODE), ephemeral=True)
-    second.call("/api/v1/jobs", {"job": "j", "command": ["x"], "max_np": 8, "np": 2})
-    until(lambda: plan_of(store, paths))
-    first.child.send_signal(signal.SIGSTOP)
-    until(lambda: second.call("/api/v1/health")["leading"])
-    second.call("/api/v1/jobs/j/scale", {"np": 3})
-    until(partial(has_workers, store, paths, 3))
-    first.child.send_signal(signal.SIGCONT)
-    first.call("/api/v1/jobs/j/scale", {"np": 4})  # it answers again, and whoever leads does as it was told
-    until(partial(has_workers, store, paths, 4))
-    plan = plan_of(store, paths)
-    assert plan is not None
-    assert (plan.revision, plan.leader_epoch) == (3, 2)
-    health = first.call("/api/v1/health")
-    assert (health["leading"], health["leader"]) == (False, "second")
-
-
-@pytest.mark.integration
-def test_a_node_whose_jobclient_died_is_missed_before_its_session_ends(
-    launch: Launch, root: str, store: ZkStore
-) -> None:
-    paths = Paths(root)
-    launch()
-    with socket.create_server(("127.0.0.1", 0)) as jobclient:
-        port = jobclient.getsockname()[1]
-        store.create(paths.node("a"), encode(structs.replace(NODE, port=port)), ephemeral=True)
-        connection, _ = jobclient.accept()
-    assert store.get(paths.node("a")) is not None
-    connection.close()
-    until(lambda: store.get(paths.node("a")) is None, 5)
 
 
 def test_a_node_that_is_missing_after_an_outage_is_waited_for() -> None:
@@ -424,24 +207,44 @@ def test_a_node_that_does_not_come_back_after_an_outage_is_lost() -> None:
     controller.stop()
 
 
-@pytest.mark.integration
-def test_a_server_that_cannot_start_says_why_in_one_line(launch: Launch) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        server = launch("--server_port", port, "--log-level", "40")
-        assert server.child.wait(20) == 2
-        expected = (
-            f"jobserver: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --server_port\n"
-        )
-        assert server.log.read_text() == expected
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        hosts = f"127.0.0.1:{closed.getsockname()[1]}"
-        server = launch("--zookeeper", hosts, "--zookeeper-wait", "0.5", "--log-level", "50")
-        assert server.child.wait(20) == 2
-        line = server.log.read_text()
-        assert line.count("\n") == 1
-        assert f"ZooKeeper at {hosts} cannot be reached" in line
-        assert "--zookeeper" in line
+def test_a_node_that_registers_again_after_its_burial_is_not_buried_again() -> None:
+    tree = MemoryTree()
+    of_node, store = MemoryStore(tree), Interfering(tree)
+    controller = controller_on(store)
+    port_socket = socket.create_server(("127.0.0.1", 0))
+    node = structs.replace(NODE, port=port_socket.getsockname()[1])
+    of_node.create(P.node("a"), encode(node), ephemeral=True)
+    controller.step()
+    connection, _ = port_socket.accept()
+    port_socket.close()
+    connection.close()
+    until(lambda: controller._watch.dead)
+    burials: list[bool] = []
+
+    def burial() -> None:
+        """It is done, and the node, which lives after all, is back before the leader looks again."""
+        burials.append(True)
+        of_node.create(P.node("a"), encode(node), ephemeral=True)
+
+    store.after = burial
+    for _ in range(3):
+        controller.step()
+    assert burials == [True]
+    assert of_node.get(P.node("a")) is not None
+    assert "a" in controller.view.load().nodes
+    controller.stop()
+
+
+def test_a_leader_whose_session_is_longer_than_that_of_a_node_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    leadership = Leadership(store, P, "s1", "http://s1")
+    controller = Controller(store, P, leadership, ManualClock(), ReconcileConfig(), session_timeout_s=10.0)
+    for name, session_timeout_s in (("a", 4.0), ("b", 10.0), ("c", None)):
+        put(store, P.node(name), structs.replace(NODE, node=name, session_timeout_s=session_timeout_s))
+    for _ in range(2):
+        controller.step()
+        put(store, P.node("d"), structs.replace(NODE, node="d", session_timeout_s=20.0))
+    warnings = [record.getMessage() for record in caplog.records if "--session-timeout" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "lasts longer (10 s) than that of node a (4 s)" in warnings[0]
+    controller.stop()

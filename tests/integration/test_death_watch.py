@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,41 @@ def test_a_connection_that_breaks_is_made_again(watching: Watching) -> None:
     assert watching.watch.dead == frozenset()
     listener.die()
     assert watching.woken.wait(5)
+
+
+def test_who_is_back_after_it_was_forgotten_lives_and_is_watched_again(watching: Watching) -> None:
+    first = Listener()
+    watching.follow(it=first.port)
+    first.accept()
+    first.die()
+    assert watching.woken.wait(5)
+    watching.woken.clear()
+    watching.watch.forget("it")
+    again = Listener(first.port)
+    watching.follow(it=again.port)
+    assert watching.watch.dead == frozenset()
+    again.accept()
+    again.die()
+    assert watching.woken.wait(5)
+    assert watching.watch.dead == {"it"}
+
+
+def test_who_has_a_name_with_two_addresses_is_found_dead_too(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def two_addresses(host: str, *arguments: Any, **options: Any) -> list[Any]:
+        hosts = ("127.0.0.2", "127.0.0.1") if host == "two.test" else (host,)
+        return [found for one in hosts for found in real(one, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    listener = Listener()
+    watching.watch.follow({"it": Endpoint("two.test", listener.port)})
+    listener.accept()
+    listener.die()
+    assert watching.woken.wait(5)
+    assert watching.watch.dead == {"it"}
 
 
 def test_who_was_never_connected_is_not_found_dead(watching: Watching) -> None:

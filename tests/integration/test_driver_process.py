@@ -5,13 +5,23 @@ from collections.abc import Callable
 
 import pytest
 from rendezvous_sim import Meetings, SimJob, SimNode
+from trees import delete_all
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.errors import RecordError, VersionConflict
 from edl_collective.coord.memory_store import MemoryStore, MemoryTree
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import DriverRecord, JobStatus, NodeRecord, Phase, Rendezvous, decode, encode
+from edl_collective.coord.records import (
+    DriverRecord,
+    JobSpec,
+    JobStatus,
+    NodeRecord,
+    Phase,
+    Rendezvous,
+    decode,
+    encode,
+)
 from edl_collective.driver import world
 from edl_collective.driver.process import EXIT_DONE, EXIT_REPLACED, DriverProcess
 from edl_collective.driver.seat import JobGone, Replaced, Seat
@@ -116,6 +126,19 @@ class TestSeat:
         store.create(PATHS.status(JOB), encode(status))
         with pytest.raises(JobGone, match="has succeeded"):
             driver.look()
+
+    def test_a_job_submitted_again_is_not_driven_on(self, tree: MemoryTree) -> None:
+        store = MemoryStore(tree)
+        driver = seat(store)
+        driver.take()
+        driver.publish(address(1))
+        driver.look()
+        delete_all(store, PATHS.job(JOB))
+        store.create(PATHS.spec(JOB), encode(JobSpec(job=JOB, command=("x",), max_np=1, submitted_at=2.0)))
+        store.create(PATHS.rendezvous(JOB), encode(Rendezvous(generation=0, epoch=1, members=())))
+        with pytest.raises(JobGone, match="another of that name submitted"):
+            driver.look()
+        assert store.get(PATHS.driver(JOB)) is None, "the next driver's place is free"
 
     def test_a_plan_that_does_not_parse_is_an_error(self, tree: MemoryTree) -> None:
         store = MemoryStore(tree)

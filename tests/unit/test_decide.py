@@ -74,9 +74,6 @@ EMPTY = JobView(SPEC, plan(OTHER), STATUS)
 ENDED = JobView(SPEC, plan(W1), replace(STATUS, phase=Phase.SUCCEEDED))
 
 
-DRAINING: dict[str, Any] = {"closing": True, "draining": True}
-
-
 @pytest.mark.parametrize(
     ("given_view", "kinds"),
     [
@@ -113,12 +110,13 @@ DRAINING: dict[str, Any] = {"closing": True, "draining": True}
         pytest.param(view(with_(PLANNED, plan=None), local()), [], id="a plan that cannot be read stops nobody"),
         pytest.param(view(ENDED, local()), [StopWorker], id="job ended"),
         pytest.param(view(None, local()), [StopWorker], id="job removed"),
-        pytest.param(view(PLANNED, local(), closing=True), [StopWorker], id="JobClient ends"),
-        pytest.param(view(PLANNED, local(), **DRAINING), [LetLeave], id="JobClient drains"),
-        pytest.param(view(EMPTY, local(leave_by_s=101.0), **DRAINING), [], id="draining, has time to leave"),
-        pytest.param(view(PLANNED, local(leave_by_s=100.0), **DRAINING), [StopWorker], id="draining, did not leave"),
-        pytest.param(view(PLANNED, local(cold=True), **DRAINING), [StopWorker], id="draining, in no world"),
-        pytest.param(view(with_(PLANNED, plan=None), local(), **DRAINING), [LetLeave], id="draining without a plan"),
+        pytest.param(view(PLANNED, local(submitted_at=-1.0)), [StopWorker], id="of an earlier job of that name"),
+        pytest.param(view(PLANNED, local(submitted_at=-1.0, exited=True)), [], id="its name is not free yet"),
+        pytest.param(view(PLANNED, local(), closing=True), [LetLeave], id="JobClient ends"),
+        pytest.param(view(EMPTY, local(leave_by_s=101.0), closing=True), [], id="closing, has time to leave"),
+        pytest.param(view(PLANNED, local(leave_by_s=100.0), closing=True), [StopWorker], id="closing, did not leave"),
+        pytest.param(view(PLANNED, local(cold=True), closing=True), [StopWorker], id="closing, in no world"),
+        pytest.param(view(with_(PLANNED, plan=None), local(), closing=True), [LetLeave], id="closing without a plan"),
     ],
 )
 def test_workers(given_view: View, kinds: list[type]) -> None:
@@ -198,6 +196,17 @@ def test_a_driver_that_keeps_dying_is_started_ever_more_slowly() -> None:
     assert after_health.not_before_s == 50.0
 
 
+def test_the_driver_of_an_earlier_job_of_that_name_makes_place() -> None:
+    here = JobView(SPEC, plan(driver="a"), STATUS)
+    before = driver(running=True, submitted_at=-1.0)
+    (stop,) = decide(view(here, drivers=(before,)), 100.0).actions
+    assert isinstance(stop, StopDriver)
+    dead = driver(running=False, submitted_at=-1.0, deaths=7, not_before_s=200.0)
+    (start,) = decide(view(here, drivers=(dead,)), 100.0).actions
+    assert isinstance(start, StartDriver), "how often another died delays nothing"
+    assert driver_died(before, lived_s=1.0, now_s=50.0).submitted_at == before.submitted_at
+
+
 # ---- those who hang, and drains -------------------------------------------------------------------------------------
 
 
@@ -255,8 +264,10 @@ def test_a_spare_starts_like_any_other() -> None:
         pytest.param(
             view(EMPTY, local(leave_by_s=100.0), drained=True, leave_by_s=100.0), [StopWorker], id="did not leave"
         ),
-        pytest.param(view(PLANNED, local(), leave_by_s=105.0, **DRAINING), [LetLeave], id="--drain-timeout"),
-        pytest.param(view(PLANNED, local(), leave_by_s=100.0, **DRAINING), [StopWorker], id="--drain-timeout is over"),
+        pytest.param(view(PLANNED, local(), leave_by_s=105.0, closing=True), [LetLeave], id="--drain-timeout"),
+        pytest.param(
+            view(PLANNED, local(), leave_by_s=100.0, closing=True), [StopWorker], id="--drain-timeout is over"
+        ),
     ],
 )
 def test_drained(given_view: View, kinds: list[type]) -> None:
@@ -301,12 +312,11 @@ class SimulatedNode:
     workers: dict[tuple[str, str], LocalWorker] = field(default_factory=dict)
     drivers: dict[str, LocalDriver] = field(default_factory=dict)
     closing: bool = False
-    draining: bool = False
     started: set[tuple[str, str]] = field(default_factory=set)
 
     def view(self) -> View:
         workers, drivers = tuple(self.workers.values()), tuple(self.drivers.values())
-        return View(NODE, self.jobs, workers, drivers, self.closing, self.draining)
+        return View(NODE, self.jobs, workers, drivers, self.closing)
 
     def apply(self, action: Action) -> None:
         match action:
@@ -379,7 +389,7 @@ def job_views(draw: st.DrawFn, job: str) -> JobView:
 @st.composite
 def nodes(draw: st.DrawFn) -> SimulatedNode:
     jobs = {name: draw(job_views(name)) for name in draw(st.sampled_from([[], ["j"], ["j", "k"]]))}
-    node = SimulatedNode(jobs, closing=draw(st.booleans()), draining=draw(st.booleans()))
+    node = SimulatedNode(jobs, closing=draw(st.booleans()))
     for slot in draw(st.sets(st.integers(0, 1))):
         name = (draw(st.sampled_from("jk")), draw(st.sampled_from(NAMES)))
         cold, stopping = draw(st.booleans()), draw(st.booleans())
@@ -392,7 +402,7 @@ def nodes(draw: st.DrawFn) -> SimulatedNode:
 
 def copy_of(node: SimulatedNode) -> SimulatedNode:
     parts = (dict(node.jobs), dict(node.workers), dict(node.drivers))
-    return SimulatedNode(*parts, node.closing, node.draining, set(node.started))
+    return SimulatedNode(*parts, node.closing, set(node.started))
 
 
 @settings(max_examples=150, deadline=None)

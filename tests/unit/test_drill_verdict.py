@@ -46,6 +46,8 @@ def test_what_was_not_done_is_no_failure_and_no_success(verdicts: list[bool | No
         (["--local", "--faults", "kill,flood"], "--faults names 'flood': choose among kill"),
         (["--local", "--faults", ","], "--faults is empty"),
         (["--local", "--session-timeout", "0.5"], "--session-timeout is 0.5"),
+        (["--local", "--slack", "0.5"], "--slack is 0.5"),
+        (["--local", "--slack", "nan"], "--slack is nan"),
         (["--local", "--keep", "/"], "--keep / exists already"),
     ],
 )

@@ -22,7 +22,7 @@ from edl_collective.driver.relay import Tables
 from edl_collective.driver.world import rank
 from edl_collective.messages import Assigned, Need, Table, World
 from edl_collective.worlds import Worlds
-from jobclient.job_proxy import HELD, Answer, LocalWorld, ToWorker
+from jobclient.job_proxy import WAITING, Answer, LocalWorld, ToWorker
 
 
 def record(generation: int) -> Rendezvous:
@@ -62,7 +62,7 @@ class TestKeysBeforeTheRecord:
         early = Table(generation=2, puts={"global": {"1": b"v"}})
         assert local.heard(early) == []
         local.heard(World(record=record(2)))
-        assert local.get("w1", 2, "global", "1", "ticket") is HELD
+        assert local.get("w1", 2, "global", "1", "ticket") is WAITING
         assert local.missing() == Need(generation=2, keys={"global": ("1",)})
         assert local.heard(early) == [Answer("ticket", b"v")]
 

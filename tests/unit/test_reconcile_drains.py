@@ -77,6 +77,22 @@ def test_a_warm_spare_takes_the_state_over() -> None:
     assert world.ids() == ["w3", "w4"]
 
 
+def test_a_warm_spare_without_a_place_goes_on_waiting_while_the_state_is_handed_over() -> None:
+    world = running(2, nodes=1, slots=2, spares=2)
+    world.join("b", 2)
+    world.settle()
+    world.run_workers()
+    assert world.spares() == ["w3", "w4"]
+    world.drain("a")
+    world.settle()
+    assert (world.ids(), world.spares()) == (["w1", "w3"], ["w4"])
+    assert "w3 stood by and takes a place" in world.plan().reason
+    assert "w4" not in world.plan().reason
+    world.form("w1", "w3")
+    world.settle()
+    assert (world.ids(), world.spares()) == (["w3", "w4"], [])
+
+
 def test_nobody_stays_where_nobody_can_come() -> None:
     world = running(2, nodes=1)
     world.drain("a")

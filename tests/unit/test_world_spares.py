@@ -3,17 +3,13 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from world_sim import Cluster
+from world_sim import Cluster, members_of
 
 from edl_collective.coord.records import Plan, PlannedWorker, Rendezvous
 from edl_collective.driver import world
 from edl_collective.driver.state import NodesRead, PlanRead, Said, State, observe
 from edl_collective.driver.world import Config, rank
 from edl_collective.messages import AbortGeneration, InterruptWorker, LeaveWorker, NodeHello
-
-
-def members_of(cluster: Cluster) -> list[str]:
-    return [m.worker for m in cluster.record.members]
 
 
 def with_spares(*spares: str, config: Config | None = None) -> Cluster:

@@ -5,10 +5,10 @@ crash_driver, disconnect. `settle` delivers everything and lets time pass until 
 invariants.
 """
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+
+from world_parts import Driver, DriverCrashed, Node, Worker, replace_plan, with_epoch
 
 from edl_collective.coord.records import Plan, PlannedWorker, Rendezvous
 from edl_collective.driver import world
@@ -22,50 +22,8 @@ from edl_collective.driver.state import (
     WriteConflict,
     observe,
 )
-from edl_collective.messages import Abort, Assigned, DriverMessage, Interrupt, Leave, ProxyMessage
-from jobclient.job_proxy import Answer, LocalWorld, ToDriver, ToWorker
-
-
-class DriverCrashed(Exception):
-    """Raised inside the driver's turn when a planned crash strikes."""
-
-
-@dataclass
-class Worker:
-    """`state`: starting, gate, init, running, left, dead."""
-
-    name: str
-    node: str
-    state: str = "starting"
-    generation: int = 0
-    place: Assigned | None = None
-    finished: bool = False
-    #: a GET of its init was answered "not found": Horovod's time-out runs
-    refused: bool = False
-    #: it hangs: it hears nothing, and its JobClient kills it some time after an abort of its generation
-    stopped: bool = False
-
-    @property
-    def alive(self) -> bool:
-        return self.state not in ("left", "dead")
-
-
-class Node:
-    def __init__(self, name: str, incarnation: str) -> None:
-        self.incarnation = incarnation
-        self.world: LocalWorld[str] = LocalWorld(name, incarnation, lambda w, g: f"addr/{w}/{g}")
-        self.connected = False
-        #: the JobClient has a proxy of this job, which it opens with its first reason to
-        self.proxy = False
-        self.to_driver: deque[ProxyMessage] = deque()
-        self.from_driver: deque[DriverMessage] = deque()
-
-
-class Driver:
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self.reason = ""
-        self.wake_at: float | None = None
+from edl_collective.messages import Abort, Assigned, Interrupt, Leave
+from jobclient.job_proxy import Answer, ToDriver, ToWorker
 
 
 class Cluster:
@@ -189,7 +147,7 @@ class Cluster:
     def start_driver(self) -> None:
         """A successor: takes the record with the next epoch, knows nothing else."""
         epoch = self.record.epoch + 1
-        self._write(_with_epoch(self.record, epoch))
+        self._write(with_epoch(self.record, epoch))
         self.driver = Driver(State(epoch=epoch, record=self.record, version=self.version))
         self._tell(NodesRead(self.live_nodes()))
         self._tell(PlanRead(self.plan))
@@ -380,10 +338,11 @@ class Cluster:
         for node in {m.node for m in record.members}:
             mine = [m.worker for m in record.members if m.node == node]
             assert [w for w in survivors if w in mine] == mine[: len([w for w in mine if w in survivors])]
-        # no member of the world before may still be in it, unless it is lost
+        # no member of the world before may still be in it, unless it is cut off: no session, and silent for too long
         for name in before:
             worker = self.workers[name]
-            assert worker.state in ("gate", "left", "dead") or worker.finished, f"{name} is {worker.state}"
+            cut_off = worker.node in self.hidden and worker.node not in self.driver.state.heard  # type: ignore[union-attr]
+            assert worker.state in ("gate", "left", "dead") or worker.finished or cut_off, f"{name} is {worker.state}"
 
     def check(self) -> None:
         """Every live planned worker runs in the newest generation, and nobody else."""
@@ -399,29 +358,13 @@ class Cluster:
                 assert not worker.alive, (name, worker)
 
 
-def replace_plan(
-    plan: Plan,
-    workers: tuple[PlannedWorker, ...],
-    next_worker: int,
-    reason: str,
-    spares: tuple[PlannedWorker, ...] | None = None,
-) -> Plan:
-    return Plan(
-        spares=plan.spares if spares is None else spares,
-        revision=plan.revision + 1,
-        workers=workers,
-        driver_node=plan.driver_node,
-        reason=reason,
-        next_worker=next_worker,
-        leader_epoch=plan.leader_epoch,
-    )
+def members_of(cluster: Cluster) -> list[str]:
+    return [m.worker for m in cluster.record.members]
 
 
-def _with_epoch(record: Rendezvous, epoch: int) -> Rendezvous:
-    return Rendezvous(
-        generation=record.generation,
-        epoch=epoch,
-        members=record.members,
-        cause=record.cause,
-        plan_revision=record.plan_revision,
-    )
+def pass_time(cluster: Cluster) -> None:
+    """Until the driver wants to decide again."""
+    assert cluster.driver is not None
+    assert cluster.driver.wake_at is not None
+    cluster.now_s = max(cluster.now_s, cluster.driver.wake_at)
+    cluster._turn()
