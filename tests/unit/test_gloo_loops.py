@@ -141,8 +141,8 @@ def test_without_proc_the_body_runs_and_nothing_is_written(loops: GlooLoops, mon
     gloo.close()
 
 
-def test_an_fdinfo_that_tells_of_no_flags_is_of_no_loop(loops: GlooLoops, monkeypatch: pytest.MonkeyPatch) -> None:
-    gloo = LoopLikeGloo()
+def test_an_fdinfo_that_tells_of_no_flags_is_of_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops, gloo = GlooLoops(), LoopLikeGloo()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, str(gloo.epoll.fileno())).write_text("\npos: 0\n")
         monkeypatch.setattr(gloo_loops, "_FDINFO_DIR", folder)
