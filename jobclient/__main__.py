@@ -39,11 +39,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         config = parse(argv, environ)
         logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
         _quieten(config.log_level)
+        key = load_or_create_key(config.key_file)
+        api = _bind(config, key)
         problem = host_name_problem(config.address, socket.gethostname())
         if problem is not None:
             logger.warning("%s", problem)
-        key = load_or_create_key(config.key_file)
-        api = _bind(config, key)
         store = _connect(config)
     except (ConfigError, CoordError) as error:
         print(f"jobclient: {error}", file=sys.stderr)
