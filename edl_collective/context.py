@@ -34,6 +34,8 @@ class Membership:
     held_dir: str | None = None
     #: the part of the free memory that it may take
     held_share: float = DEFAULT_HELD_SHARE
+    #: whether gloo's event loops are kept turning while worlds form (gloo_loops.py)
+    gloo_loops: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ def _membership(environ: Mapping[str, str]) -> Membership:
         agent_socket=environ["EDL_AGENT_SOCKET"],
         held_dir=environ.get("EDL_HELD_DIR") or None,
         held_share=_share(environ, "EDL_HELD_SHARE", DEFAULT_HELD_SHARE),
+        gloo_loops=_switch(environ, "EDL_GLOO_LOOPS"),
     )
 
 
@@ -108,6 +111,13 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
         return int(text)
     except ValueError:
         raise ValueError(f"{name} is {text!r}: it must be a whole number") from None
+
+
+def _switch(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name) or "1"
+    if text not in ("0", "1"):
+        raise ValueError(f"{name} is {text!r}: it must be 0 or 1")
+    return text == "1"
 
 
 def _share(environ: Mapping[str, str], name: str, default: float) -> float:

@@ -5,8 +5,11 @@ Whenever gloo takes a socket out of its event loop, it waits for the loop to com
 waits, one after the other, and they were most of a resize. Each loop watches a pipe by which gloo itself wakes it: a
 byte written there makes it come round at once, and does nothing else.
 
-Invariant: a byte goes only into a pipe that an epoll set of this process watches and that is not closed on exec; gloo's
-are not, Python's are. It goes through a duplicate, so never into what took the number of a closed one.
+Invariant: a byte goes only into a pipe that appeared while a world was set up here, that an epoll set of this process
+watches and that is not closed on exec; gloo's are not, Python's are. It goes through a duplicate, so never into what
+took the number of a closed one. Where /proc does not tell of pipes, nothing is written.
+
+It cannot tell gloo's from what another thread of the script makes alike at that moment: EDL_GLOO_LOOPS=0 turns it off.
 """
 
 import contextlib
@@ -16,7 +19,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +33,22 @@ _FDINFO_DIR = "/proc/self/fdinfo"
 
 
 class GlooLoops:
-    """The event loops of gloo in this process, as far as they were seen."""
+    """The event loops of gloo in this process, as far as they were seen; none if not `enabled`."""
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled
         #: inode of a loop's pipe -> our duplicate of the end that is written to
         self._pipes: dict[int, int] = {}
 
     @contextlib.contextmanager
-    def turning(self) -> Iterator[None]:
-        """While the body runs, which must release the GIL, let all loops turn, those that it makes included."""
+    def turning(self, *, making: bool) -> Iterator[None]:
+        """While the body runs, which must release the GIL, let all loops turn; if `making`, those too that it makes."""
+        if not self._enabled:
+            yield
+            return
+        others = _pipes() if making else None
         over = threading.Event()
-        thread = threading.Thread(target=self._turn, args=(over,), name="edl-gloo-loops", daemon=True)
+        thread = threading.Thread(target=self._turn, args=(over, others), name="edl-gloo-loops", daemon=True)
         thread.start()
         try:
             yield
@@ -48,12 +56,16 @@ class GlooLoops:
             over.set()
             thread.join()
 
-    def look(self) -> None:
-        """Find the loops that there are now, and forget those that are not any more."""
+    def look(self, others: Set[int] | None = None) -> None:
+        """Forget the loops that ended, and find those of which the pipe is none of `others`; None: find none.
+
+        Raises OSError when /proc does not tell.
+        """
         watched, pipes = _epolls_and_pipes()
         for inode in self._pipes.keys() - watched:
             os.close(self._pipes.pop(inode))
-        for inode in (watched & pipes.keys()) - self._pipes.keys():
+        found = set() if others is None else (watched & pipes.keys()) - others
+        for inode in found - self._pipes.keys():
             duplicate = next(filter(None, (_writing_end(inode, fd) for fd in pipes[inode])), None)
             if duplicate is not None:
                 self._pipes[inode] = duplicate
@@ -68,16 +80,30 @@ class GlooLoops:
             except OSError:  # its loop is gone
                 os.close(self._pipes.pop(inode))
 
-    def _turn(self, over: threading.Event) -> None:
+    def _turn(self, over: threading.Event, others: Set[int] | None) -> None:
         # A script may have set SIGPIPE back to its default, which would end the process when a loop ends.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
         while True:
             began = time.monotonic()
-            self.look()
+            last = over.is_set()  # once more, for the loop that was made last
+            try:
+                self.look(others)
+            except OSError as error:
+                logger.debug("gloo's event loops cannot be found, so worlds form slower: %s", error)
+                return
             took = time.monotonic() - began
             self.turn()
-            if over.wait(max(TURN_S, took / _LOOKING)):
+            if last:
                 return
+            over.wait(max(TURN_S, took / _LOOKING))
+
+
+def _pipes() -> frozenset[int] | None:
+    """Inodes of the pipes that are open now, None if /proc does not tell."""
+    try:
+        return frozenset(_epolls_and_pipes()[1])
+    except OSError:
+        return None
 
 
 def _epolls_and_pipes() -> tuple[set[int], dict[int, list[int]]]:
@@ -98,11 +124,11 @@ def _watched(epoll: str) -> set[int]:
     """Inodes of what an epoll set watches; none if it is closed on exec, which gloo's is not."""
     with open(f"{_FDINFO_DIR}/{epoll}") as lines:
         fields = [line.split() for line in lines]
-    flags = next(int(words[1], 8) for words in fields if words[0] == "flags:")
-    if flags & os.O_CLOEXEC:
+    flags = [int(words[1], 8) for words in fields if words[:1] == ["flags:"]]
+    if not flags or flags[0] & os.O_CLOEXEC:
         return set()
     # tfd: 4 events: 19 data: 4 pos:0 ino:28833a sdev:f
-    inodes = (word for words in fields if words[0] == "tfd:" for word in words if word.startswith("ino:"))
+    inodes = (word for words in fields if words[:1] == ["tfd:"] for word in words if word.startswith("ino:"))
     return {int(word[4:], 16) for word in inodes}
 
 

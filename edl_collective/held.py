@@ -10,35 +10,53 @@ training has moved to. How it is kept:
 - a worker that is given a place in generation G, before Horovod's init, carries it from G - 1 to G, and throws away
   one of any other generation: this node was not in those between, and cannot know what they did;
 - each rank throws it away when its state is equal to the others' in G, which is before it takes part in a step. A step
-  needs all ranks, so when one of G is complete, no node that was in G has a held state.
+  needs all ranks, so when one of G is complete, no node that was in G has a held state. Where it cannot be thrown away
+  (too many open files), the folder is marked, for which no descriptor is needed, and whoever uses a marked folder
+  throws all away first.
 
-What one node's workers do here is done under one lock. The folder belongs to the JobClient, which removes it with the
-job. It does not know what a state is made of, nor whether a checkpoint would be newer.
+What one node's workers do here is done under one lock. Training needs none of it: where something fails, nothing is
+held, and that is logged once. The folder belongs to the JobClient, which removes it with the job. It does not know what
+a state is made of, nor whether a checkpoint would be newer.
 """
 
 import contextlib
 import fcntl
 import logging
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from checkpoints import CheckpointError
 from checkpoints.tree import flatten
+from edl_collective.free_memory import free_bytes
 from edl_collective.state_file import read_state, size_of, write_state
 
 logger = logging.getLogger(__name__)
 
-_MEMINFO = Path("/proc/meminfo")
+T = TypeVar("T")
+
+_NAME = re.compile(r"held-([0-9]+)-([0-9]+)-([0-9]+)")
+_MODE = 0o700
+#: of the folder: what is in it may be too old
+_MARK = stat.S_ISVTX
 
 
 class Progress(NamedTuple):
-    """How far a state is; the greater, the further."""
+    """How far a state is."""
 
     step: int
     epoch: int
+
+    def beyond(self, other: "Progress") -> bool:
+        """Whether it is the one to go on from. At the end of an epoch that is the one before it.
+
+        Who is behind the end may not have saved it, and who comes to it once more loses nothing.
+        """
+        return (self.step, -self.epoch) > (other.step, -other.epoch)
 
 
 class _File(NamedTuple):
@@ -60,61 +78,40 @@ class Held:
         #: the generation of which this worker is or was a member, 0 before the first
         self._generation = 0
         self._told_too_large = False
+        self._told_failure = False
 
     def hold(self, progress: Progress, make_state: Callable[[], Any]) -> None:
         """This worker left its generation with a whole state: hold it, unless another did with one as far.
 
         Nothing is held, and that is logged, without the memory for it or when the state cannot be stored.
         """
-        began = time.monotonic()
-        with self._locked():
-            mine = _File(self._folder / _name(self._generation, progress), self._generation, progress)
-            held = self._carried(self._generation)
-            if self._share == 0 or any(file.progress >= progress for file in held):
-                return
-            try:
-                tree, tensors = flatten(make_state())
-                if not self._has_room(size_of(tensors)):
-                    return
-                write_state(self._scratch, tree, tensors)
-                self._scratch.rename(mine.path)
-            except (OSError, CheckpointError) as error:
-                logger.warning("the state is not held in memory: %s", error)
-                self._scratch.unlink(missing_ok=True)
-                return
-            for file in held:
-                file.path.rename(self._scratch)
-        logger.debug("hold step %d in memory: %.1f ms", progress.step, (time.monotonic() - began) * 1000)
+        if self._share:
+            self._safely(lambda: self._hold(progress, make_state))
 
     def carry(self, generation: int) -> None:
         """This worker has a place in `generation`; call before Horovod's init()."""
         self._generation = generation
-        with self._locked():
-            for file in self._files():
-                if file.generation == generation - 1:
-                    file.path.rename(self._folder / _name(generation, file.progress))
-                elif file.generation != generation:
-                    file.path.rename(self._scratch)
+        self._safely(self._carry)
 
     def newest(self) -> Progress | None:
         """How far the held state is, None when there is none for this generation."""
-        with self._locked():
-            return max((file.progress for file in self._carried(self._generation)), default=None)
+        file = self._safely(self._furthest)
+        return None if file is None else file.progress
 
     def take(self) -> Any:
-        """The state whose progress newest() told. Raises OSError or ValueError when it cannot be read."""
+        """The state whose progress newest() told. Raises OSError or ValueError when it is gone or cannot be read."""
         with self._locked():
-            held = self._carried(self._generation)
-            return read_state(max(held, key=lambda file: file.progress).path)
+            file = self._furthest()
+            if file is None:
+                raise FileNotFoundError(f"{self._folder} holds no state any more")
+            return read_state(file.path)
 
     def drop(self) -> None:
-        """This worker's state is equal to that of all others in its generation: what is held is of no use any more.
+        """What is held is of no use any more, as this worker's state is equal to that of all others, or it is spoilt.
 
         The memory stays, to be written over: for that it has its pages already.
         """
-        with self._locked():
-            for file in self._files():
-                file.path.rename(self._scratch)
+        self._safely(self._throw_away, self._mark)
 
     @property
     def _scratch(self) -> Path:
@@ -124,30 +121,89 @@ class Held:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Alone among the workers of this job on this node; the kernel lets go of the lock of one that dies."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # some systems empty /dev/shm when a user logs out
+        self._folder.mkdir(mode=_MODE, parents=True, exist_ok=True)  # some systems empty /dev/shm when a user logs out
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_mode & _MARK:
+                self._throw_away()
+                os.fchmod(fd, _MODE)
             yield
         finally:
             os.close(fd)
 
+    def _safely(self, act: Callable[[], T], failed: Callable[[], None] = lambda: None) -> T | None:
+        """act() under the lock; after an error of the system failed(), and None."""
+        try:
+            with self._locked():
+                return act()
+        except OSError as error:
+            failed()
+            if not self._told_failure:
+                self._told_failure = True
+                logger.warning("holding the state in memory fails, training goes on without it: %s", error)
+            return None
+
+    def _hold(self, progress: Progress, make_state: Callable[[], Any]) -> None:
+        began = time.monotonic()
+        held = self._carried()
+        if any(not progress.beyond(file.progress) for file in held):
+            return
+        try:
+            tree, tensors = flatten(make_state())
+            if not self._has_room(size_of(tensors)):
+                return
+            write_state(self._scratch, tree, tensors)
+            self._scratch.rename(self._folder / _name(self._generation, progress))
+        except (OSError, CheckpointError, RuntimeError) as error:  # RuntimeError: torch has no memory for a copy
+            logger.warning("the state is not held in memory: %s", error)
+            self._scratch.unlink(missing_ok=True)
+            return
+        for file in held:
+            file.path.rename(self._scratch)
+        logger.debug("hold step %d in memory: %.1f ms", progress.step, (time.monotonic() - began) * 1000)
+
+    def _carry(self) -> None:
+        for file in self._files():
+            if file.generation == self._generation - 1:
+                file.path.rename(self._folder / _name(self._generation, file.progress))
+            elif file.generation != self._generation:
+                file.path.rename(self._scratch)
+
+    def _mark(self) -> None:
+        # Who may not do this may not rename either, and carries nothing into another generation.
+        with contextlib.suppress(OSError):
+            self._folder.chmod(_MODE | _MARK)
+
+    def _throw_away(self) -> None:
+        for file in self._files():
+            file.path.rename(self._scratch)
+
     def _files(self) -> list[_File]:
         return [file for path in self._folder.iterdir() if (file := _parse(path)) is not None]
 
-    def _carried(self, generation: int) -> list[_File]:
-        return [file for file in self._files() if file.generation == generation]
+    def _carried(self) -> list[_File]:
+        return [file for file in self._files() if file.generation == self._generation]
+
+    def _furthest(self) -> _File | None:
+        """The file to go on from, None when there is none of this generation."""
+        found: _File | None = None
+        for file in self._carried():
+            if found is None or file.progress.beyond(found.progress):
+                found = file
+        return found
 
     def _has_room(self, size_bytes: int) -> bool:
         have = self._scratch.stat().st_size if self._scratch.exists() else 0
-        limit = int(self._share * _free_bytes(self._folder))
+        limit = int(self._share * free_bytes(self._folder))
         if size_bytes - have <= limit:
             return True
         if not self._told_too_large:
             self._told_too_large = True
             logger.warning(
                 "the state of %d MB is not held in memory, of which it may take %d MB: a worker that dies while the "
-                "world forms would send all back to the checkpoint. Enlarge /dev/shm or EDL_HELD_SHARE (now %g)",
+                "world forms would send all back to the checkpoint. Enlarge /dev/shm, the container's memory or "
+                "EDL_HELD_SHARE (now %g)",
                 *(size_bytes >> 20, limit >> 20, self._share),
             )
         return False
@@ -158,18 +214,8 @@ def _name(generation: int, progress: Progress) -> str:
 
 
 def _parse(path: Path) -> _File | None:
-    kind, *numbers = path.name.split("-")
-    if kind != "held":
+    match = _NAME.fullmatch(path.name)
+    if match is None:
         return None
-    generation, step, epoch = map(int, numbers)
+    generation, step, epoch = map(int, match.groups())
     return _File(path, generation, Progress(step, epoch))
-
-
-def _free_bytes(folder: Path) -> int:
-    """What may be written into `folder` without making the machine swap."""
-    status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
-    for line in _MEMINFO.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = min(free, int(line.split()[1]) * 1024)
-    return free

@@ -228,23 +228,42 @@ class State:
         """
         import horovod.torch as hvd
 
-        mine, live = self._offer(held)
-        rows = collectives.gather_rows([*mine, self.sampler.generation, int(live)])
-        furthest = max(row[0] for row in rows)
-        # A member that dies at the end of an epoch may leave some ranks before and some behind it, at the same step.
-        # The lowest rank decides then: if it is the one that saves, an epoch that it has not saved is not passed over.
-        source = min((not row[3], rank) for rank, row in enumerate(rows) if row[0] == furthest)[1]
-        if hvd.rank() == source and not live and (held is None or furthest == _FRESH or not self._take_held(held)):
-            self._resume()
+        rows, source = self._settle(held)
+        mine = rows[hvd.rank()]
         if all(row[3] and row[:2] == rows[source][:2] for row in rows):
             # Only what differs between ranks that completed the same step: running statistics, the script's values.
             collectives.broadcast_tensors(list(self.model.buffers()), source)
             self.user = collectives.broadcast_json(self.user, source)
         else:
-            self._take_from(source, equal=live and mine[:2] == tuple(rows[source][:2]))
+            self._take_from(source, equal=bool(mine[3]) and mine[:2] == rows[source][:2])
         self._trained = True
         newest = max(self.sampler.ledger.newest_generation, *(row[2] for row in rows))
         return max(offered or 0, newest + 1)
+
+    def _settle(self, held: Held | None) -> tuple[list[list[int]], int]:
+        """What each rank offered (step, epoch, generation, live), and the rank that has the furthest now."""
+        import horovod.torch as hvd
+
+        while True:
+            mine, live = self._offer(held)
+            rows = collectives.gather_rows([*mine, self.sampler.generation, int(live)])
+            furthest = max(row[0] for row in rows)
+            # A member that dies at the end of an epoch may leave some ranks before and some behind it, at the same
+            # step. The lowest rank decides then: if it is the one that saves, an epoch that it has not saved is not
+            # passed over. Of held states, it is the one before the end: who saved is not known.
+            best = [(not row[3], 0 if row[3] else row[1], rank) for rank, row in enumerate(rows) if row[0] == furthest]
+            source = min(best)[2]
+            if rows[source][3]:
+                return rows, source
+            if furthest == _FRESH:
+                if hvd.rank() == source:
+                    self._resume()
+                return rows, source
+            taken = hvd.rank() == source and held is not None and self._take_held(held)
+            if collectives.broadcast_json(taken, source):
+                return rows, source
+            if hvd.rank() == source:
+                held = None
 
     def _whole(self) -> bool:
         """Whether this process holds the state of a completed step."""
@@ -254,15 +273,21 @@ class State:
         """How far this rank could bring the others, and whether that is its own state, not one that its node holds."""
         mine = Progress(self.global_step, self.epoch) if self._whole() else Progress(_FRESH, 0)
         there = None if held is None else held.newest()
-        return (there, False) if there is not None and there > mine else (mine, self._whole())
+        # At the same step its own: of which epoch that is, is not for what another rank left here to say.
+        return (there, False) if there is not None and there.step > mine.step else (mine, self._whole())
 
     def _take_held(self, held: Held) -> bool:
-        """On the rank that every other will copy: continue from what the node holds; False if it cannot be read."""
+        """On the rank that every other will copy: continue from what the node holds; False if it cannot be used."""
         try:
-            self.load_state_dict(held.take())
-        except (OSError, ValueError, KeyError):
-            logger.exception("the state that this node holds in memory cannot be used")
+            parts = held.take()
+            self._in_world().torn = True
+            self.load_state_dict(parts)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+            # Torn stays set if the file turned out to be of another model when some of it was loaded.
+            logger.exception("the state that this node holds in memory cannot be used, and is thrown away")
+            held.drop()
             return False
+        self._in_world().torn = False
         self._reporter.went_on(self.epoch, self.global_step)
         return True
 
@@ -278,7 +303,7 @@ class State:
         return {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "training": training}
 
     def load_state_dict(self, parts: dict[str, Any]) -> None:
-        """Take what state_dict() gave. Raises ValueError or KeyError when it is of another model or dataset."""
+        """Take what state_dict() gave. Raises ValueError, KeyError or RuntimeError when it is of something else."""
         self.model.load_state_dict(parts["model"])
         self._in_world().optimizer.load_state_dict(parts["optimizer"])
         training = parts["training"]

@@ -187,7 +187,7 @@ class GatedWorlds:
         self.place: Assigned | None = None
         self.phases = Phases(time.monotonic)
         self._membership = membership
-        self._loops = GlooLoops()
+        self._loops = GlooLoops(membership.gloo_loops)
         self._abort_switch = AbortSwitch()
         self.held: Held | None = None
         if membership.held_dir is not None:
@@ -220,7 +220,7 @@ class GatedWorlds:
         if self.held is not None:
             self.held.carry(answer.generation)
         self._abort_switch.begin_init()
-        with self._loops.turning():
+        with self._loops.turning(making=True):
             hvd.init()
         self._abort_switch.arm(answer.generation)
         self._link.running(self._generation)
@@ -230,7 +230,7 @@ class GatedWorlds:
         import horovod.torch as hvd
 
         self._abort_switch.disarm()
-        with self._loops.turning():
+        with self._loops.turning(making=False):
             hvd.shutdown()
         self.phases.end("shutdown")
 

@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from edl_collective import collectives
 from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import WorldChanged
-from edl_collective.held import Held
+from edl_collective.held import Held, Progress
 from edl_collective.messages import Assigned, Happened, Report
 from edl_collective.phases import Phases
 from edl_collective.sampler import permutation
@@ -76,13 +77,14 @@ def make_data() -> tuple[torch.Tensor, torch.Tensor]:
 class Job:
     """A small convolution network under the elastic state."""
 
-    def __init__(self, policy: BatchPolicy, model: torch.nn.Module | None = None) -> None:
+    def __init__(self, policy: BatchPolicy, model: torch.nn.Module | None = None, held: Held | None = None) -> None:
         self.model = make_model() if model is None else model
         self.sampler = ElasticBatchSampler(SAMPLES, policy, seed=5)
         self.loader = DataLoader(TensorDataset(*make_data()), batch_sampler=self.sampler)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=RATE, momentum=0.9)
         self.state = State(model=self.model, optimizer=optimizer, sampler=self.sampler)
         self.world = World()
+        self.world.held = held
         self.state.enter(self.world)
 
     def train(self) -> "Job":
@@ -285,6 +287,53 @@ def running_statistics_are_those_of_one_rank() -> None:
     assert norm.running_mean.tolist() == [0.0]
 
 
+def held_in(folder: Path, *states: tuple[Progress, dict[str, Any]]) -> Held:
+    """What the node of this rank holds for the next world."""
+    for progress, parts in states:
+        Held(folder, 0.5).hold(progress, lambda parts=parts: parts)  # type: ignore[misc]
+    held = Held(folder, 0.5)
+    held.carry(1)
+    return held
+
+
+def a_held_state_that_cannot_be_used_gives_way_to_a_live_one_that_is_behind() -> None:
+    job = Job(TotalBatch(4)).step()
+    expected = job.weights()
+    last = hvd.rank() == hvd.size() - 1
+    broken = job.parts()
+    broken["model"]["4.bias"] = torch.ones(7)  # found out when the rest is loaded
+    if last and hvd.size() > 1:
+        job = Job.__new__(Job)
+        job.model, job.world = make_model(), World()
+        with torch.no_grad():
+            next(job.model.parameters()).zero_()
+        job.sampler = ElasticBatchSampler(SAMPLES, TotalBatch(4), seed=5)
+        optimizer = torch.optim.SGD(job.model.parameters(), lr=RATE, momentum=0.9)
+        job.state = State(model=job.model, optimizer=optimizer, sampler=job.sampler)
+        with tempfile.TemporaryDirectory() as folder:
+            job.world.held = held_in(Path(folder), (Progress(2, 0), broken))
+            job.state.enter(job.world)
+    else:
+        job.again()
+    assert job.state.global_step == 1
+    assert torch.equal(job.weights(), expected)
+    assert_equal_on_all_ranks(job.weights())
+
+
+def of_held_states_at_an_epochs_end_the_one_before_it_is_taken() -> None:
+    done = Job(TotalBatch(4)).train()
+    before = done.parts()
+    done.sampler.set_epoch(1)
+    after = done.parts()
+    last = hvd.rank() == hvd.size() - 1
+    mine = (Progress(3, 0), before) if last else (Progress(3, 1), after)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(TotalBatch(4), held=held_in(Path(folder), mine))
+        assert job.world.held is not None
+        assert job.world.held.newest() is None
+    assert (job.state.epoch, job.state.global_step, job.sampler.position) == (0, 3, SAMPLES)
+
+
 # ---- batch policies under a real reduction --------------------------------------------------------------------------
 
 
@@ -333,6 +382,8 @@ CHECKS: list[Callable[[], None]] = [
     ranks_on_both_sides_of_an_epochs_end_agree,
     a_newcomer_gets_momentum_buffers_and_progress,
     running_statistics_are_those_of_one_rank,
+    a_held_state_that_cannot_be_used_gives_way_to_a_live_one_that_is_behind,
+    of_held_states_at_an_epochs_end_the_one_before_it_is_taken,
     total_batch_trains_as_one_process_does,
     total_batch_with_a_smallest_chunk_trains_as_one_process_does,
     per_worker_batch_and_rate_grow_with_the_world,

@@ -69,6 +69,18 @@ def test_a_share_is_a_number_from_0_to_1(share: str) -> None:
         read_context({**UNDER_JOBCLIENT, "EDL_HELD_SHARE": share})
 
 
+@pytest.mark.parametrize(("text", "on"), [("", True), ("1", True), ("0", False)])
+def test_gloos_loops_can_be_left_alone(text: str, on: bool) -> None:
+    membership = read_context({**UNDER_JOBCLIENT, "EDL_GLOO_LOOPS": text}).membership
+    assert membership is not None
+    assert membership.gloo_loops is on
+
+
+def test_a_switch_is_0_or_1() -> None:
+    with pytest.raises(ValueError, match="EDL_GLOO_LOOPS is 'off'"):
+        read_context({**UNDER_JOBCLIENT, "EDL_GLOO_LOOPS": "off"})
+
+
 def test_a_worker_may_have_a_folder_in_memory() -> None:
     membership = read_context({**UNDER_JOBCLIENT, "EDL_HELD_DIR": "/dev/shm/x", "EDL_HELD_SHARE": "0.25"}).membership
     assert membership is not None

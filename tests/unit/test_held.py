@@ -1,7 +1,10 @@
 """The state that a node holds in memory: what is kept and read back, and that none is ever taken that is too old."""
 
+import errno
 import logging
+import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,14 +39,14 @@ def test_a_state_is_read_back_whatever_its_tensors(tmp_path: Path) -> None:
     assert_same(successor.take(), any_state(1))
 
 
-@pytest.mark.parametrize("offered", [Progress(6, 1), Progress(7, 0), Progress(7, 1)])
+@pytest.mark.parametrize("offered", [Progress(6, 1), Progress(7, 2), Progress(7, 1)])
 def test_one_that_is_no_further_does_not_replace_it(tmp_path: Path, offered: Progress) -> None:
     worker(tmp_path, 3).hold(Progress(7, 1), lambda: {"of": "first"})
     worker(tmp_path, 3).hold(offered, lambda: pytest.fail("made for nothing"))
     assert worker(tmp_path, 4).take() == {"of": "first"}
 
 
-@pytest.mark.parametrize("offered", [Progress(8, 1), Progress(7, 2)])
+@pytest.mark.parametrize("offered", [Progress(8, 1), Progress(8, 2), Progress(7, 0)])
 def test_one_that_is_further_replaces_it(tmp_path: Path, offered: Progress) -> None:
     worker(tmp_path, 3).hold(Progress(7, 1), lambda: {"of": "first"})
     worker(tmp_path, 3).hold(offered, lambda: {"of": "second"})
@@ -116,6 +119,92 @@ def test_a_folder_that_somebody_emptied_is_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     worker(folder, 3).hold(Progress(7, 0), lambda: {"x": 1})
     assert worker(folder, 4).take() == {"x": 1}
+
+
+# ---- when the system refuses -----------------------------------------------------------------------------------------
+
+
+def no_descriptors(*_: Any, **__: Any) -> int:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda held: held.carry(4),
+        lambda held: held.newest(),
+        lambda held: held.drop(),
+        lambda held: held.hold(Progress(8, 0), lambda: {"x": 1}),
+    ],
+    ids=["carry", "newest", "drop", "hold"],
+)
+def test_an_error_of_the_system_is_said_once_and_ends_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, use: Callable[[Held], object]
+) -> None:
+    held = worker(tmp_path, 3)
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        patched.setattr(os, "open", no_descriptors)
+        assert use(held) is None
+        assert use(held) is None
+    (record,) = caplog.records
+    assert "Too many open files" in record.getMessage()
+
+
+def test_a_folder_that_cannot_be_made_again_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    held = worker(tmp_path / "file" / "held", 3)
+    held.hold(Progress(7, 0), lambda: {"x": 1})
+    held.drop()
+    assert held.newest() is None
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    others = ["held-", "held-1-2", "held-1-2-3-4", "held-x", "held-1-2-x"]
+    for name in others:
+        (tmp_path / name).touch()
+    held = worker(tmp_path, 1)
+    assert held.newest() is None
+    held.drop()
+    assert names(tmp_path) == sorted(others)
+
+
+def test_what_could_not_be_thrown_away_is_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(tmp_path, 3).hold(Progress(7, 0), lambda: {"x": 1})
+    held = worker(tmp_path, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", no_descriptors)
+        held.drop()  # and then the world completes steps
+    assert worker(tmp_path, 5).newest() is None
+    assert names(tmp_path) == ["scratch"]
+    held = worker(tmp_path, 5)
+    held.hold(Progress(9, 0), lambda: {"x": 2})
+    assert worker(tmp_path, 6).take() == {"x": 2}, "the folder is of use again"
+
+
+def test_one_that_could_not_be_carried_is_not_taken_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(tmp_path, 3).hold(Progress(7, 0), lambda: {"x": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", no_descriptors)
+        held = worker(tmp_path, 4)
+    assert held.newest() is None
+    assert worker(tmp_path, 5).newest() is None
+
+
+def test_a_state_that_there_is_no_memory_to_copy_is_not_held(tmp_path: Path) -> None:
+    def no_memory() -> Any:
+        raise RuntimeError("not enough memory")
+
+    worker(tmp_path, 3).hold(Progress(7, 0), no_memory)
+    assert worker(tmp_path, 4).newest() is None
+
+
+def test_one_that_vanished_after_it_was_told_of_is_an_error_of_the_file(tmp_path: Path) -> None:
+    worker(tmp_path, 3).hold(Progress(7, 0), lambda: {"x": 1})
+    held = worker(tmp_path, 4)
+    assert held.newest() is not None
+    worker(tmp_path, 4).drop()
+    with pytest.raises(FileNotFoundError, match="holds no state any more"):
+        held.take()
 
 
 # ---- any history of three nodes --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
-from edl_collective.held import Held
+from edl_collective.held import Held, Progress
 from edl_collective.messages import Assigned, Happened, Report
 from edl_collective.phases import Phases
 from edl_collective.scaling import BatchPolicy, CosineLR, PerWorkerBatch, TotalBatch, lr_at
@@ -399,6 +399,46 @@ def test_a_held_state_that_cannot_be_read_gives_way_to_the_checkpoint(tmp_path: 
     path.write_bytes(path.read_bytes()[:-1])
     job = Job(checkpoint_url=url, worlds=GivenWorlds(2, held_in(tmp_path / "held", 2))).enter()
     assert job.worlds.told("resume") == ["resumed from a checkpoint at epoch 1"]
+
+
+def another_model_in(folder: Path) -> Held:
+    """A node that holds the state of a model of another shape, further than any."""
+    other = Job()
+    other.enter()
+    parts = other.state.state_dict()
+    parts["model"] = {name: torch.cat([value, value]) for name, value in parts["model"].items()}
+    held_in(folder, 1).hold(Progress(1000, 9), lambda: parts)
+    return held_in(folder, 2)
+
+
+def test_a_held_state_of_another_model_gives_way_to_the_checkpoint_and_is_thrown_away(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/ckpt"
+    expected = Job(checkpoint_url=url).enter().train(1).weights()
+    held = another_model_in(tmp_path / "held")
+    job = Job(checkpoint_url=url, worlds=GivenWorlds(2, held)).enter()
+    assert job.weights() == expected
+    assert (job.state.epoch, job.state.global_step) == (1, 3)
+    assert held.newest() is None
+
+
+def test_a_model_that_was_loaded_in_part_is_not_trained_on(tmp_path: Path) -> None:
+    held = another_model_in(tmp_path)
+    with pytest.raises(StateLost):
+        Job(worlds=GivenWorlds(2, held)).enter()
+    assert Job(worlds=GivenWorlds(2, held)).enter().state.global_step == 0, "the next attempt has a fresh state"
+
+
+def test_at_the_end_of_an_epoch_a_rank_goes_on_from_its_own_state(tmp_path: Path) -> None:
+    """Another rank of the node came through the end; which epochs are saved is for the lowest rank to say."""
+    other = Job().enter().train(1)
+    held_in(tmp_path, 1).hold(Progress(3, 1), other.state.state_dict)
+    job = Job(worlds=GivenWorlds(1)).enter()
+    for batch in job.state.batches(job.loader):
+        job.step(batch)
+    job.state.leave_world()
+    job.worlds.generation, job.worlds.held = 2, held_in(tmp_path, 2)
+    assert job.worlds.held.newest() == Progress(3, 1)
+    assert (job.enter().state.epoch, job.sampler.position) == (0, SAMPLES)
 
 
 def test_gradients_are_named_after_the_generation_so_that_none_is_taken_for_one_of_the_next() -> None:
