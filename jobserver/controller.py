@@ -262,9 +262,9 @@ class Controller:
         if shorter.keys() - self._shorter:
             names = ", ".join(f"{name} ({seconds:g} s)" for name, seconds in sorted(shorter.items()))
             logger.warning(
-                "the ZooKeeper session of this JobServer lasts longer (%g s) than that of node %s: after an outage that "
-                "ends theirs alone, nodes that are well are taken for dead; start the JobServers with a --session-timeout "
-                "that is at most the --session-timeout of each JobClient",
+                "the ZooKeeper session of this JobServer lasts longer (%g s) than that of node %s: after an outage "
+                "that ends theirs alone, nodes that are well are taken for dead; start the JobServers with a "
+                "--session-timeout that is at most that of each JobClient",
                 own_s,
                 names,
             )
