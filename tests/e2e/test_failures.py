@@ -33,7 +33,11 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
             min_np=1, max_np=4, np=4, max_failures=100, env=GLOO_ENV,
         )  # fmt: skip
         cluster.wait_for_world("tiny", 4)
-        yield Victim(cluster, "tiny", SAMPLES)
+        victim = Victim(cluster, "tiny", SAMPLES)
+        cluster.wait(
+            lambda: victim.resizes()[-1:] and victim.resizes()[-1]["to"] == 4, 20, "its event is there", "tiny"
+        )
+        yield victim
     finally:
         cluster.close()
 
