@@ -32,6 +32,7 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import NodeRecord, encode
 from edl_collective.coord.zk_store import ZkStore
 from edl_collective.messages import Assigned, decode_agent_line
+from edl_collective.topology import place_for_horovod
 from jobserver.local_zookeeper import LocalZooKeeper
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,12 @@ def build_client(cache: Path | None = None) -> Path:
     return program
 
 
+#: what a worker tells Horovod of its place, in the order in which rendezvous_client.cc reads it
+_TOLD = tuple(
+    f"HOROVOD_{name}" for name in ("HOSTNAME", "RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
+)
+
+
 @dataclass
 class Clients:
     """The process of the simulated workers."""
@@ -98,8 +105,9 @@ class Clients:
 
     def enter(self, node: str, worker: str, place: Assigned) -> None:
         """`worker` goes from the gate into the rendezvous."""
-        ranks = (place.rank, place.size, place.local_rank, place.local_size, place.cross_rank, place.cross_size)
-        line = " ".join(map(str, (worker, node, *ranks, place.generation, place.rendezvous)))
+        told = place_for_horovod(place, node, worker, {})
+        line = " ".join((*(told[name] for name in _TOLD), str(place.generation), place.rendezvous))
+        line = f"{worker} {line}"
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
 
