@@ -23,6 +23,8 @@ BACKLOG = 4096
 #: a value has 136 bytes for each other member
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_URL_BYTES = 1024
+#: of a request that was refused for its size: read to its end, up to here
+MAX_DROPPED_BYTES = 64 * 1024 * 1024
 
 ACCEPT_AT_ONCE = 256
 READ_BYTES = 64 * 1024
@@ -149,7 +151,7 @@ class Connection:
     We close first, which leaves the client's port free.
     """
 
-    __slots__ = ("_body", "_held_by", "_out", "_parser", "_server", "_size", "_sock", "_url")
+    __slots__ = ("_body", "_held_by", "_out", "_parser", "_refused", "_server", "_size", "_sock", "_url")
 
     def __init__(self, server: RendezvousServer, sock: socket.socket) -> None:
         self._server = server
@@ -163,6 +165,9 @@ class Connection:
         self._size = 0
         #: what is left of the reply, empty before there is one
         self._out: list[memoryview] = []
+        #: answered before all of it came: what follows is read and dropped, for a close with data unread is a reset,
+        #: which can overtake the answer
+        self._refused = False
 
     # ---- the socket ----------------------------------------------------------------------------------------------
 
@@ -179,6 +184,9 @@ class Connection:
             if not size:
                 self.close()
                 return
+            if self._refused:
+                self._drop(size)
+                continue
             try:
                 self._parser.feed_data(self._server.buffer[:size])
             except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -198,7 +206,14 @@ class Connection:
             return
         if self._out:
             self._server.watch_writing(self, self._sock.fileno())
+        elif self._refused:
+            self._sock.shutdown(socket.SHUT_WR)
         else:
+            self.close()
+
+    def _drop(self, size_bytes: int) -> None:
+        self._size += size_bytes
+        if self._size > MAX_DROPPED_BYTES:
             self.close()
 
     def _sent(self, size_bytes: int) -> None:
@@ -222,18 +237,24 @@ class Connection:
     def on_url(self, url: bytes) -> None:
         self._url += url
         if len(self._url) > MAX_URL_BYTES:
-            self._reply(413, b"")
+            self._refuse()
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > MAX_BODY_BYTES:
-            self._reply(413, b"")
+            self._refuse()
         else:
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._sock is not None and not self._out:
+        if self._sock is not None and not self._out and not self._refused:
             self._handle()
+
+    def _refuse(self) -> None:
+        """Too large: 413, once, whatever else comes."""
+        if not self._refused:
+            self._refused = True
+            self._reply(413, b"")
 
     # ---- requests -------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the tests need, then runs the linters and all tests. Arguments go to pytest:
-#   scripts/test.sh                       everything
+#   scripts/test.sh                       everything but the tests that are marked long
+#   scripts/test.sh -m long               those
 #   scripts/test.sh tests/unit            one folder
 #   scripts/test.sh -k zookeeper -x       pytest's own options
 # With CI=true in the environment a skipped test is a failure (elsewhere: --no-skips).

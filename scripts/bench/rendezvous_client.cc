@@ -196,7 +196,8 @@ class Worker {
  private:
   // gloo's connectFullMesh, then Horovod's barrier and HTTPStore::Finalize.
   void Rendezvous(const std::string& scope, int rank, int size) {
-    const std::string name = scope + "#" + std::to_string(generation_);
+    // Contexts of one worker have the same scope everywhere, and meet nobody.
+    const std::string name = scope + "#" + std::to_string(generation_) + (size == 1 ? name_ : "");
     const auto mesh = MeshOf(name, size);
     const std::string prefix = scope + "/";
     Request("PUT", prefix + "rank_" + std::to_string(rank), hostname_);

@@ -85,6 +85,7 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     assert processes_of(folder) == []
 
 
+@pytest.mark.long
 def test_resizes_in_a_row_leak_nothing(tmp_path: Path) -> None:
     result = soak.resizes(8, tmp_path, print)
     assert result["passed"], json.dumps(result, indent=1)

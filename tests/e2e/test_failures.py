@@ -67,7 +67,9 @@ def generation(victim: Victim) -> int:
     return int(victim.cluster.job("tiny")["rendezvous"]["generation"])
 
 
-@pytest.mark.parametrize("hosts_driver", [False, True], ids=["beside", "with-driver"])
+@pytest.mark.parametrize(
+    "hosts_driver", [pytest.param(False, marks=pytest.mark.long), True], ids=["beside", "with-driver"]
+)
 def test_jobclient_killed(victim: Victim, hosts_driver: bool) -> None:
     cluster, event = victim.cluster, victim.last_event()
     host = victim.node_of_driver()
@@ -112,7 +114,9 @@ def test_driver_killed(victim: Victim) -> None:
     assert [(r["from"], r["to"]) for r in victim.resizes(after=event)] == [(3, 4)]
 
 
-@pytest.mark.parametrize("ranks", [(3,), (0,), (1, 2)], ids=["worker", "rank-0", "two-at-once"])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param((3,), marks=pytest.mark.long), (0,), (1, 2)], ids=["worker", "rank-0", "two-at-once"]
+)
 def test_workers_killed(victim: Victim, ranks: tuple[int, ...]) -> None:
     event = victim.last_event()
     since_s = time.monotonic()
@@ -127,6 +131,7 @@ def test_workers_killed(victim: Victim, ranks: tuple[int, ...]) -> None:
     assert victim.longest_gap_s(since_s) < REFORMED_S
 
 
+@pytest.mark.long
 def test_zookeeper_killed(victim: Victim) -> None:
     before, event = generation(victim), victim.last_event()
     since_s = time.monotonic()
