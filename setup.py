@@ -21,6 +21,7 @@ PACKAGES = [
     "edl_collective.driver",
     "checkpoints",
     "checkpoints.drivers",
+    "distill",
 ]
 
 #: Files besides modules that are installed; patterns are relative to each package.

@@ -61,6 +61,7 @@ UNLOADED = {
     "edl_collective": {"torch", "horovod", "fastapi"},
     "edl_collective.coord": {"torch", "horovod", "fastapi"},
     "checkpoints": {"torch", "horovod", "fastapi", "kazoo", "jobserver", "jobclient", "edl_collective"},
+    "distill": {"torch", "horovod", "fastapi", "kazoo"},
 }
 
 
