@@ -57,8 +57,9 @@ def test_workers_end_in_every_way_at_once(victim: Victim) -> None:
     cluster, event = victim.cluster, victim.last_event()
     ways = {"raise": 1, "sys.exit": 3, "os._exit": 4}
     last, *victims = [w["worker"] for w in cluster.running(JOB)]
+    soon = victim.steps()[-1].number + 40
     for worker, how in zip(victims, ways, strict=True):
-        order(victim, f"end-{worker}", how)
+        order(victim, f"end-{worker}", f"{how} {soon}")
     cluster.wait(lambda: victim.resizes(after=event), RESTART_S, "the last one goes on", JOB)
     ends = {w["worker"]: (w["exit_code"], w["outcome"]) for w in cluster.job(JOB)["worker_records"]}
     assert [ends[worker] for worker in victims] == [(code, "failed") for code in ways.values()]

@@ -2,7 +2,8 @@
 
 - die-in-init holds a rank: at the next init with such a rank it kills itself while all others are in Horovod's init(),
   which cannot be complete without it;
-- end-<worker> holds "raise", "sys.exit" or "os._exit": so that worker ends, in the middle of its next step.
+- end-<worker> holds "raise", "sys.exit" or "os._exit" and a number of steps: so that worker ends, in the middle of the
+  step after so many. Several with the same number end in the same step, before any of them hears of another's end.
 """
 
 import contextlib
@@ -45,11 +46,12 @@ def end_in_a_step(order: Path) -> None:
 
     def ending_step(state: edl.State) -> None:
         if order.exists():
-            how = order.read_text()
-            order.unlink()
-            if how == "raise":
-                raise Planned
-            sys.exit(3) if how == "sys.exit" else os._exit(4)
+            how, steps = order.read_text().split()
+            if state.global_step >= int(steps):
+                order.unlink()
+                if how == "raise":
+                    raise Planned
+                sys.exit(3) if how == "sys.exit" else os._exit(4)
         step(state)
 
     edl.State.step = ending_step  # type: ignore[method-assign, assignment]
