@@ -62,7 +62,7 @@ class HeldFolders:
     def keep(self, jobs: Collection[Submission]) -> None:
         """Have the folders of all others removed, without waiting for that."""
         for key in self._folders.keys() - set(jobs):
-            self._remover.submit(shutil.rmtree, self._folders.pop(key), ignore_errors=True)
+            self._remover.submit(_clear, self._folders.pop(key))
 
     def close(self) -> None:
         """Remove everything; call when no worker is left. May block for as long as that takes."""
@@ -108,8 +108,18 @@ def _take_from_the_dead(path: Path, remove: Callable[[Path, int], None]) -> None
 
 
 def _remove(folder: Path, lock: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder)
     os.close(lock)
+
+
+def _clear(folder: Path) -> None:
+    """Remove it; what cannot be removed is named, for it takes up memory."""
+
+    def tell(_call: object, path: str, what: tuple[type[BaseException], BaseException, object]) -> None:
+        if not isinstance(what[1], FileNotFoundError):  # a worker that ends renames its files
+            logger.warning("%s stays in memory: %s; remove it by hand", path, what[1])
+
+    shutil.rmtree(folder, onerror=tell)
 
 
 def _locked_soon(folder: Path) -> int:

@@ -135,3 +135,20 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path, caplog: pytes
 def test_without_shared_memory_there_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert HeldFolders("n", tmp_path / "no-such").folder("j", 1.5) is None
     assert "its state is not held in memory" in caplog.text
+
+
+def test_what_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = HeldFolders("n", tmp_path)
+    folder = folders.folder("j", 1.0)
+    assert folder is not None
+    (folder / "state").touch()
+
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise PermissionError("not permitted")
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    folders.keep(())
+    folders.close()
+    assert f"{folder / 'state'} stays in memory: not permitted" in caplog.text
