@@ -6,7 +6,7 @@ A path that this module did not build parses to None: foreign znodes below the r
 import re
 from dataclasses import dataclass
 
-#: names of nodes, jobs and workers: they travel in paths, file names and Horovod's URLs, so no '/', ':', '#' or '~'
+#: names of nodes, jobs, workers, services, teachers and students: they travel in paths, file names and Horovod's URLs, so no '/', ':', '#' or '~'
 NAME_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(NAME_PATTERN)
 
@@ -30,6 +30,9 @@ class Key:
     job: str | None = None
     worker: str | None = None
     event: str | None = None
+    service: str | None = None
+    teacher: str | None = None
+    student: str | None = None
 
 
 _JOB_RECORDS = ("spec", "plan", "status", "progress", "driver", "rendezvous")
@@ -108,6 +111,27 @@ class Paths:
         """Prefix for Store.append: events/e-0000000000."""
         return f"{self.events(job)}/e-"
 
+    @property
+    def services(self) -> str:
+        return f"{self.root}/services"
+
+    def service(self, service: str) -> str:
+        return f"{self.services}/{check_name('service', service)}"
+
+    def teachers(self, service: str) -> str:
+        return f"{self.service(service)}/teachers"
+
+    def teacher(self, service: str, teacher: str) -> str:
+        """Ephemeral (TeacherRecord), of the teacher's own session."""
+        return f"{self.teachers(service)}/{check_name('teacher', teacher)}"
+
+    def students(self, service: str) -> str:
+        return f"{self.service(service)}/students"
+
+    def student(self, service: str, student: str) -> str:
+        """Ephemeral (StudentRecord), of the student's own session."""
+        return f"{self.students(service)}/{check_name('student', student)}"
+
     def parse(self, path: str) -> Key | None:
         """Whose record `path` holds; None for containers and paths that are not ours."""
         if not path.startswith(self.root + "/"):
@@ -127,4 +151,8 @@ class Paths:
                 return Key("worker", job=job, worker=worker)
             case ["jobs", job, "events", event]:
                 return Key("event", job=job, event=event)
+            case ["services", service, "teachers", teacher]:
+                return Key("teacher", service=service, teacher=teacher)
+            case ["services", service, "students", student]:
+                return Key("student", service=service, student=student)
         return None
