@@ -1,4 +1,4 @@
-"""A teacher as one student sees it: how fast it answers, how much it may be given at once, whether it may be asked. [pure]
+"""A teacher as one student sees it: how fast it answers, how much it may have at once, whether it is asked. [pure]
 
 Latencies are those of whole requests of this student, in seconds. The times of a teacher that nobody has asked yet are
 unknown (None), never guessed; `Flight` decides what to do then. Nothing here chooses between teachers.

@@ -1,7 +1,7 @@
 """The requests of one student that teachers work on: who is asked, when, and when again. [pure]
 
-Events go in (posted, answered, failed, teachers changed, probed, a tick of the clock) and actions come out (send, deliver,
-drop an attempt, probe, close, give up); the IO process carries them out. The caller passes the time in.
+Events go in (posted, answered, failed, teachers changed, probed, a tick of the clock) and actions come out (send,
+deliver, drop an attempt, probe, close, give up); the IO process carries them out. The caller passes the time in.
 
 Invariant: each posted request leads to exactly one Deliver or GiveUp unless it is forgotten, whatever the events; an
 attempt that is answered after another one of the same request has won leads to nothing.
