@@ -14,22 +14,21 @@ each moves at most once more. Those that read half of the others' answers repair
 How well: without max_teachers each student can get (1 - SLACK) of its need from its teachers at the same time.
 """
 
-import heapq
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
 
+from msgspec import structs
+
+from distill.bins import Bins, settle
 from distill.records import StudentRecord, TeacherRecord
 
 #: a student that lacks at most this part of its need is left as it is: rates and demands are measured, and a move costs
 SLACK = 0.05
 #: what a student needs: its demand and a little more, so that it does not wait for the slowest answer
 HEADROOM = 1.1
-#: exchanges of two teachers are tried with so many of the students that have most to spare
-_EXCHANGES = 8
-
-T = TypeVar("T", str, tuple[str, str])
+#: a repair may leave something for the next one to mend; what is answered is what the last one leaves as it is
+_REPAIRS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,16 @@ class Share:
         return tuple(sorted((*self.homes, *self.shared)))
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Samples a second of each student; the sum of `fair` is at most the sum of the teachers' rates."""
+
+    #: its part of all that the teachers can do, what nobody needs included
+    fair: Mapping[str, float]
+    #: below this (less SLACK) it is helped: at most its fair part
+    need: Mapping[str, float]
+
+
 def balance(teachers: Iterable[TeacherRecord], students: Iterable[StudentRecord]) -> dict[str, Share]:
     """The share of each student. Teachers that drain are left out, those without a measured rate count as the mean."""
     crowd = {s.student: s for s in students}
@@ -52,6 +61,23 @@ def balance(teachers: Iterable[TeacherRecord], students: Iterable[StudentRecord]
     if not rates or not crowd:
         return {name: Share() for name in crowd}
     needs = needs_of(rates, crowd)
+    shares = _repair(rates, crowd, needs)
+    for _ in range(_REPAIRS):
+        before, shares = (
+            shares,
+            _repair(rates, {name: _with(crowd[name], share) for name, share in shares.items()}, needs),
+        )
+        if shares == before:
+            break
+    return shares
+
+
+def _with(student: StudentRecord, share: Share) -> StudentRecord:
+    return structs.replace(student, teachers=share.teachers, shared=share.shared)
+
+
+def _repair(rates: Mapping[str, float], crowd: Mapping[str, StudentRecord], needs: Needs) -> dict[str, Share]:
+    """A better assignment than the present one, the same if that is good."""
     by_teacher = len(rates) >= len(crowd)
     homes = _homes_of_teachers(rates, crowd, needs) if by_teacher else _homes_of_students(rates, crowd, needs)
     guests = _let_in(rates, crowd, needs, homes, by_teacher)
@@ -64,16 +90,6 @@ def known_rates(teachers: Iterable[TeacherRecord]) -> dict[str, float]:
     measured = [t.rate for t in takes if t.rate is not None and 0 < t.rate < math.inf]
     mean = math.fsum(measured) / len(measured) if measured else 1.0
     return {t.teacher: t.rate if t.rate is not None and 0 < t.rate < math.inf else mean for t in takes}
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """Samples a second of each student; the sum of `fair` is at most the sum of the teachers' rates."""
-
-    #: its part of all that the teachers can do, what nobody needs included
-    fair: Mapping[str, float]
-    #: below this (less SLACK) it is helped: at most its fair part
-    need: Mapping[str, float]
 
 
 def needs_of(rates: Mapping[str, float], students: Mapping[str, StudentRecord]) -> Needs:
@@ -103,54 +119,19 @@ def _fill(total: float, limits: Mapping[str, float]) -> dict[str, float]:
     return parts
 
 
-# ---- homes: things with weights in bins with targets -------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Bins:
-    """Where things are, while they are moved."""
-
-    weights: Mapping[str, float]
-    targets: Mapping[str, float]
-    #: a bin below its least takes from others
-    least: Mapping[str, float]
-    room: Mapping[str, float]
-    held: dict[str, set[str]] = field(default_factory=dict)
-    load: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.held = {name: set() for name in self.targets}
-        self.load = dict.fromkeys(self.targets, 0.0)
-
-    def put(self, thing: str, into: str) -> None:
-        self.held[into].add(thing)
-        self._weigh(into)
-
-    def take(self, thing: str, out_of: str) -> None:
-        self.held[out_of].discard(thing)
-        self._weigh(out_of)
-
-    def over(self, name: str) -> float:
-        return self.load[name] - self.targets[name]
-
-    def has_room(self, name: str) -> bool:
-        return len(self.held[name]) < self.room[name]
-
-    def _weigh(self, name: str) -> None:
-        # fsum does not depend on the order: two ways to the same bin give the same number
-        self.load[name] = math.fsum(self.weights[thing] for thing in self.held[name])
+# ---- homes -----------------------------------------------------------------------------------------------------------
 
 
 def _homes_of_teachers(
     rates: Mapping[str, float], students: Mapping[str, StudentRecord], needs: Needs
 ) -> dict[str, set[str]]:
     room = {n: math.inf if s.max_teachers is None else max(1, s.max_teachers) for n, s in students.items()}
-    bins = _Bins(rates, needs.fair, needs.need, room)
+    bins = Bins(rates, needs.fair, needs.need, room, SLACK)
     claims: dict[str, list[str]] = {teacher: [] for teacher in rates}
     for name, student in students.items():
         for teacher in _present_homes(student, rates):
             claims[teacher].append(name)
-    _settle(bins, claims)
+    settle(bins, claims)
     return bins.held
 
 
@@ -159,8 +140,8 @@ def _homes_of_students(
 ) -> dict[str, set[str]]:
     used = math.fsum(needs.fair.values()) / math.fsum(rates.values())
     targets = {teacher: rate * used for teacher, rate in rates.items()}
-    bins = _Bins(needs.fair, targets, targets, dict.fromkeys(rates, math.inf))
-    _settle(bins, {name: _present_homes(student, rates) for name, student in students.items()})
+    bins = Bins(needs.fair, targets, targets, dict.fromkeys(rates, math.inf), SLACK)
+    settle(bins, {name: _present_homes(student, rates) for name, student in students.items()})
     homes: dict[str, set[str]] = {name: set() for name in students}
     for teacher, held in bins.held.items():
         for name in held:
@@ -170,94 +151,6 @@ def _homes_of_students(
 
 def _present_homes(student: StudentRecord, rates: Mapping[str, float]) -> list[str]:
     return [t for t in dict.fromkeys(student.teachers) if t in rates and t not in student.shared]
-
-
-def _settle(bins: _Bins, claims: Mapping[str, list[str]]) -> None:
-    """Put each thing where it is, if nobody else claims it; then the others where most is lacking; then even out."""
-    by_weight = sorted(bins.weights, key=lambda thing: (-bins.weights[thing], thing))
-    for thing in by_weight:
-        if len(claims[thing]) == 1 and bins.has_room(claims[thing][0]):
-            bins.put(thing, claims[thing][0])
-    for thing in by_weight:
-        if len(claims[thing]) > 1:
-            able = [name for name in claims[thing] if bins.has_room(name)]
-            if able:
-                bins.put(thing, min(able, key=lambda name: (bins.over(name), name)))
-    homeless = set(by_weight).difference(*bins.held.values())
-    queue = [_lack(bins, name) for name in bins.targets if bins.has_room(name)]
-    heapq.heapify(queue)
-    for thing in by_weight:
-        if thing in homeless and queue:
-            name = heapq.heappop(queue)[-1]
-            bins.put(thing, name)
-            if bins.has_room(name):
-                heapq.heappush(queue, _lack(bins, name))
-    _even_out(bins)
-
-
-def _lack(bins: _Bins, name: str) -> tuple[bool, float, str]:
-    """Orders the empty before all, then who lacks most."""
-    return (bool(bins.held[name]), bins.over(name), name)
-
-
-def _even_out(bins: _Bins) -> None:
-    """Move things to bins that lack more than SLACK, as long as that brings both nearer to their targets."""
-    for _ in range(4 * (len(bins.weights) + len(bins.targets))):
-        poor = [n for n in bins.targets if not bins.held[n] or bins.load[n] < bins.least[n] * (1 - SLACK)]
-        rich = sorted(bins.targets, key=lambda name: (-bins.over(name), name))
-        for name in sorted(poor, key=lambda name: _lack(bins, name)):
-            if _help(bins, name, rich):
-                break
-        else:
-            return
-
-
-def _help(bins: _Bins, poor: str, rich: list[str]) -> bool:
-    """Make the best of the single moves from the richest bin that has one, else an exchange; False if there is none."""
-    if not bins.held[poor]:
-        return _first_thing(bins, poor, rich)
-    for donor in rich if bins.has_room(poor) else ():
-        if len(bins.held[donor]) < 2 or donor == poor:
-            continue
-        moves = [(bins.weights[thing], thing) for thing in bins.held[donor]]
-        found = _best(bins, donor, poor, moves)
-        if found is not None:
-            bins.take(found, donor)
-            bins.put(found, poor)
-            return True
-    for donor in rich[:_EXCHANGES]:
-        pairs = [
-            (bins.weights[there] - bins.weights[here], (there, here))
-            for there in bins.held[donor]
-            for here in bins.held[poor]
-            if donor != poor
-        ]
-        exchange = _best(bins, donor, poor, pairs)
-        if exchange is not None:
-            for thing, out_of, into in ((exchange[0], donor, poor), (exchange[1], poor, donor)):
-                bins.take(thing, out_of)
-                bins.put(thing, into)
-            return True
-    return False
-
-
-def _best(bins: _Bins, donor: str, poor: str, moves: list[tuple[float, T]]) -> T | None:
-    """The move of a weight that comes nearest to halving the gap between the two, if it is worth a move."""
-    gap = bins.over(donor) - bins.over(poor)
-    worth = bins.least[poor] * SLACK / 2
-    able = [move for move in moves if min(move[0], gap - move[0]) > max(worth, 1e-9 * gap)]
-    return min(able, key=lambda move: (abs(move[0] - gap / 2), move[1]))[1] if able else None
-
-
-def _first_thing(bins: _Bins, poor: str, rich: list[str]) -> bool:
-    donor = next((name for name in rich if len(bins.held[name]) > 1), None)
-    if donor is None:
-        return False
-    fits = min(bins.over(donor), bins.targets[poor])
-    thing = min(bins.held[donor], key=lambda thing: (abs(bins.weights[thing] - fits), thing))
-    bins.take(thing, donor)
-    bins.put(thing, poor)
-    return True
 
 
 # ---- guests: what is lacking from who has to spare ---------------------------------------------------------------
@@ -286,7 +179,7 @@ def _let_in(
 
     tiny = 1e-9 * math.fsum(rates.values())
     for name in order:
-        for teacher in sorted(set(students[name].shared) & spare.keys() - homes[name]):
+        for teacher in sorted(set(students[name].shared) & spare.keys() - homes[name], key=lambda t: (-spare[t], t)):
             if min(spare[teacher], lack[name]) > tiny:
                 visit(name, teacher)
     for name in order:
