@@ -93,19 +93,22 @@ def known_rates(teachers: Iterable[TeacherRecord]) -> dict[str, float]:
 
 
 def needs_of(rates: Mapping[str, float], students: Mapping[str, StudentRecord]) -> Needs:
-    """Everyone gets what it asks for up to a common level; a student that does not know asks for all it can use."""
+    """All get what they ask for up to a common level, then the headroom, then the rest.
+
+    A student that does not know what it needs asks for all that it could use.
+    """
     fastest = sorted(rates.values(), reverse=True)
     most = {n: math.fsum(fastest[: s.max_teachers]) for n, s in students.items()}
-    total = math.fsum(fastest)
-    wish = {}
-    for name, student in students.items():
-        asked = math.inf if student.demand is None else max(student.demand, 0.0) * HEADROOM
-        wish[name] = min(asked, most[name])
-    level = _fill(total, wish)
-    left = max(0.0, total - math.fsum(level.values()))
-    more = _fill(left, {name: most[name] - level[name] for name in students})
-    fair = {name: level[name] + more[name] for name in students}
-    return Needs(fair, level)
+    asked = {n: math.inf if s.demand is None else max(s.demand, 0.0) for n, s in students.items()}
+    left = math.fsum(fastest)
+    given = dict.fromkeys(students, 0.0)
+    steps = []
+    for wish in (asked, {n: demand * HEADROOM for n, demand in asked.items()}, most):
+        more = _fill(left, {n: max(0.0, min(wish[n], most[n]) - given[n]) for n in students})
+        given = {n: given[n] + more[n] for n in students}
+        left = max(0.0, left - math.fsum(more.values()))
+        steps.append(given)
+    return Needs(fair=steps[2], need=steps[1])
 
 
 def _fill(total: float, limits: Mapping[str, float]) -> dict[str, float]:
