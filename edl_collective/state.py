@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from checkpoints import TrainStatus, load_checkpoint, preflight, save_checkpoint
-from edl_collective import collectives
+from edl_collective import collectives, local
 from edl_collective.audit import StepLog
 from edl_collective.batches import ElasticBatchSampler, StepInfo, iterate, unwrap
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
@@ -52,8 +52,8 @@ class State:
         user: JSON values of the script that travel with the state and into checkpoints.
         loader, warm_up: what a worker does before it is let in: start this DataLoader's processes, which read the
             dataset as it is then, and go forward and backward through a small batch; warm_up(batch) is its loss.
-        step_log: where each step's samples are recorded for audit(); the loader's dataset is then a RecordingDataset,
-            and batches() yields its items as if it were not.
+        step_log: where each step's samples are recorded for audit(); the loader then reads a RecordingDataset, whose
+            items batches() yields as if it were none.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class State:
         self._reporter.step_done(self.sampler, info.global_count)
 
     def report(self, **metrics: float) -> None:
-        """Numbers for the epoch's line (accuracy=..., ...); `loss` replaces the mean training loss."""
+        """Numbers for the epoch's line (accuracy=...); `loss` replaces the mean training loss."""
         self._reporter.add_metrics(metrics)
 
     def status(self) -> TrainStatus:
@@ -218,6 +218,7 @@ class State:
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
         self._reporter.enter(generation if worlds.generation is None else worlds.generation)
+        local.reseed_at(self.global_step, hvd.rank())
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
 
@@ -356,6 +357,7 @@ class State:
         self._workers.forget()
         self._reporter.close_epoch()
         self.sampler.set_epoch(epoch + 1)
+        local.reseed_at(self.global_step, self._reporter.rank)
         if self._checkpoint_url is not None and self._reporter.rank == 0:
             self._save(self._checkpoint_url, epoch)
         self._reporter.epoch_done(epoch, self.sampler)
@@ -389,8 +391,7 @@ class State:
             raise StepOrderError("state.step() was not called for a batch: call it once for each")
 
     def _set_rates(self) -> None:
-        sampler = self.sampler
-        now = (sampler.samples_seen, sampler.dataset_size, sampler.lr_scale)
+        now = (self.sampler.samples_seen, self.sampler.dataset_size, self.sampler.lr_scale)
         set_rates(self._in_world().optimizer.param_groups, self._base_rates, self._schedule, *now)
 
     def _in_world(self) -> Reducer:
