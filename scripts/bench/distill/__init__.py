@@ -1,1 +1,1 @@
-"""scripts/bench.sh distill: what service distillation costs, and what it wins, beside its peers."""
+"""The cases of `bench.sh distill`: each a function that returns rows."""
