@@ -22,6 +22,7 @@ PACKAGES = [
     "checkpoints",
     "checkpoints.drivers",
     "distill",
+    "distill.teacher",
 ]
 
 #: Files besides modules that are installed; patterns are relative to each package.

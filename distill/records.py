@@ -64,6 +64,8 @@ class StudentRecord(Record, frozen=True, kw_only=True):
     starved_s: float = 0.0
     #: teachers that it uses now, by id
     teachers: tuple[str, ...] = ()
+    #: those of them that are at home elsewhere, see distill.balance
+    shared: tuple[str, ...] = ()
     #: why it stands still, if it does
     waiting_for: str | None = None
     job: str | None = None

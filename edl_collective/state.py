@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import DataLoader
 
 from checkpoints import TrainStatus, load_checkpoint, preflight, save_checkpoint
-from edl_collective import collectives
+from edl_collective import collectives, local
 from edl_collective.audit import StepLog
-from edl_collective.batches import ElasticBatchSampler, Recorded, StepInfo, iterate
+from edl_collective.batches import ElasticBatchSampler, StepInfo, iterate, unwrap
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
 from edl_collective.held import Held, Progress
 from edl_collective.loader_workers import LoaderWorkers
 from edl_collective.reducer import Reducer
 from edl_collective.reporter import Reporter
-from edl_collective.scaling import Schedule, lr_at
+from edl_collective.scaling import Schedule, set_rates
+from edl_collective.warm_up import LossOf, Rehearsal
 from edl_collective.worlds import Worlds
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,10 @@ class State:
         checkpoint_url: where each completed epoch is saved and where a new attempt resumes; None saves nothing.
         keep: how many checkpoints remain.
         user: JSON values of the script that travel with the state and into checkpoints.
-        step_log: where each step's samples are recorded for audit(); the loader's dataset is then a RecordingDataset,
-            and batches() yields its items as if it were not.
+        loader, warm_up: what a worker does before it is let in: start this DataLoader's processes, which read the
+            dataset as it is then, and go forward and backward through a small batch; warm_up(batch) is its loss.
+        step_log: where each step's samples are recorded for audit(); the loader then reads a RecordingDataset, whose
+            items batches() yields as if it were none.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class State:
         checkpoint_url: str | None = None,
         keep: int = 3,
         user: dict[str, Any] | None = None,
+        loader: "DataLoader[Any] | None" = None,
+        warm_up: LossOf | None = None,
         step_log: StepLog | None = None,
     ) -> None:
         self.model = model
@@ -82,6 +88,7 @@ class State:
         self._worlds: Worlds | None = None
         self._reporter = Reporter()
         self._workers = LoaderWorkers()
+        self._rehearsal = Rehearsal(model, sampler, self._workers, loader, warm_up, recorded=step_log is not None)
         self._trained = False
         self._world_size = 0
         self._open: StepInfo | None = None
@@ -173,7 +180,7 @@ class State:
         self._reporter.step_done(self.sampler, info.global_count)
 
     def report(self, **metrics: float) -> None:
-        """Numbers for the epoch's line (accuracy=..., ...); `loss` replaces the mean training loss."""
+        """Numbers for the epoch's line (accuracy=...); `loss` replaces the mean training loss."""
         self._reporter.add_metrics(metrics)
 
     def status(self) -> TrainStatus:
@@ -189,6 +196,10 @@ class State:
         )
 
     # ---- for run() --------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Do what can be done before the others wait for this worker."""
+        self._rehearsal.run()
 
     def enter(self, worlds: Worlds) -> None:
         """Become equal on all ranks of a new world. Raises HorovodInternalError when a member dies meanwhile."""
@@ -207,6 +218,7 @@ class State:
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
         self._reporter.enter(generation if worlds.generation is None else worlds.generation)
+        local.reseed_at(self.global_step, hvd.rank())
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
 
@@ -231,7 +243,7 @@ class State:
         rows, source = self._settle(held)
         mine = rows[hvd.rank()]
         if all(row[3] and row[:2] == rows[source][:2] for row in rows):
-            # Only what differs between ranks that completed the same step: running statistics, the script's values.
+            # All that differs between ranks that completed the same step: running statistics, the script's values.
             collectives.broadcast_tensors(list(self.model.buffers()), source)
             self.user = collectives.broadcast_json(self.user, source)
         else:
@@ -345,6 +357,7 @@ class State:
         self._workers.forget()
         self._reporter.close_epoch()
         self.sampler.set_epoch(epoch + 1)
+        local.reseed_at(self.global_step, self._reporter.rank)
         if self._checkpoint_url is not None and self._reporter.rank == 0:
             self._save(self._checkpoint_url, epoch)
         self._reporter.epoch_done(epoch, self.sampler)
@@ -362,12 +375,7 @@ class State:
 
     def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
         """Write down what the dataset gave for this step; returns the batch without the record."""
-        indices: list[int] = []
-        if batch is not None:
-            if not isinstance(batch, Recorded):
-                raise StepOrderError("step_log is set: wrap the dataset of the loader in RecordingDataset")
-            recorded, batch = tuple(batch)  # [local batch] and the collated item
-            indices = recorded.tolist()
+        indices, batch = ([], None) if batch is None else unwrap(batch)
         log.take(
             generation=self.sampler.generation,
             epoch=self.epoch,
@@ -383,14 +391,8 @@ class State:
             raise StepOrderError("state.step() was not called for a batch: call it once for each")
 
     def _set_rates(self) -> None:
-        sampler = self.sampler
-        groups = self._in_world().optimizer.param_groups
-        for group, base_rate in zip(groups, self._base_rates, strict=True):
-            if self._schedule is None:
-                group["lr"] = base_rate * sampler.lr_scale
-            else:
-                rate = lr_at(self._schedule, sampler.samples_seen, sampler.dataset_size, sampler.lr_scale)
-                group["lr"] = rate * group.get("lr_scale", 1.0)
+        now = (self.sampler.samples_seen, self.sampler.dataset_size, self.sampler.lr_scale)
+        set_rates(self._in_world().optimizer.param_groups, self._base_rates, self._schedule, *now)
 
     def _in_world(self) -> Reducer:
         if self._reducer is None:
