@@ -127,4 +127,4 @@ def _in_json(tensor: oip.TensorHead) -> memoryview:
         values = np.asarray(tensor.data, oip.DATATYPES[tensor.datatype][1]).reshape(tensor.shape)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise WrongAnswer(f"sent values of {tensor.name!r} that are no {tensor.datatype}: {error}") from error
-    return memoryview(np.ascontiguousarray(values)).cast("B")
+    return memoryview(np.ascontiguousarray(values).tobytes())

@@ -13,7 +13,6 @@ import select
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -184,10 +183,3 @@ class IoLink:
                 self._process.kill()
                 self._process.wait()
         os.close(self._pidfd)
-
-
-def waiting_s(status: Status | None) -> float:
-    """For how long no teacher could be expected to answer, in seconds; 0 while one can."""
-    if status is None or status.none_since_s is None:
-        return 0.0
-    return max(0.0, time.monotonic() - status.none_since_s)

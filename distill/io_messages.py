@@ -142,8 +142,10 @@ def encode(message: Request | Answer) -> bytes:
 
 
 def decode_request(data: bytes | memoryview) -> Request:
-    return _REQUESTS.decode(data)
+    request: Request = _REQUESTS.decode(data)
+    return request
 
 
 def decode_answer(data: bytes | memoryview) -> Answer:
-    return _ANSWERS.decode(data)
+    answer: Answer = _ANSWERS.decode(data)
+    return answer

@@ -125,9 +125,15 @@ class IoProcess:
             return FixedTeachers([Teacher(*fields) for fields in self._settings.teachers])
         wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watch(wakeup, select.EPOLLIN, lambda _: _drain(wakeup))
-        from distill.discovery import Discovery  # loads kazoo: only for those who need it
+        from distill import discovery  # loads kazoo: only for those who need it
 
-        return Discovery(dynamic, lambda: os.eventfd_write(wakeup, 1))
+        return discovery.connect(
+            *(dynamic.hosts, dynamic.root, dynamic.service, dynamic.student),
+            wake=lambda: os.eventfd_write(wakeup, 1),
+            max_teachers=dynamic.max_teachers,
+            job=dynamic.job,
+            worker=dynamic.worker,
+        )
 
     def _follow_source(self) -> None:
         teachers = self._source.teachers()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
+from distill.generators import End
 from distill.io_messages import NO_SLOT, Post, encode
 from distill.ring import Ring
 from distill.slot_batches import Filling, SlotFull, parts_of
@@ -102,6 +103,8 @@ class SlotCollate:
             nest = filling.store(batch)
         except SlotFull:
             return Token(ticket.seq, ticket.slot, NO_SLOT, 0, self._collate(samples))
+        if isinstance(nest, End):
+            return Token(ticket.seq, ticket.slot, NO_SLOT, 0, nest)
         rows, parts = parts_of(nest, self._ins)
         if self._post is not None:
             message = encode(Post(ticket.seq, ticket.slot, rows, filling.end, parts))
@@ -137,7 +140,7 @@ def wrap(loader: "DataLoader[Any]", desk: Desk, make_collate: Callable[[Any], Sl
     return DataLoader(
         TicketedDataset(loader.dataset, single=single),
         batch_sampler=TicketedBatches(loader.sampler if single else loader.batch_sampler, desk, single=single),  # type: ignore[arg-type]
-        collate_fn=make_collate(loader.collate_fn),
+        collate_fn=make_collate(loader.collate_fn),  # type: ignore[arg-type]
         num_workers=workers,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,

@@ -14,22 +14,28 @@ import itertools
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from distill import loaders, reader_options, slot_batches
 from distill.errors import ConfigError, DistillError
+from distill.generators import End, Epochs, Generator, Kind, loader_of, samples_of
 from distill.io_settings import DynamicTeachers, IoSettings
 from distill.loaders import ReadAhead, SlotCollate, Token
+from distill.preflight import Demand, agree
 from distill.reader_options import ReaderOptions
+from distill.records import Normalisation
+from distill.slot_batches import Samples
 from distill.source import parse_teachers
-from distill.student_session import ReaderStats, RowShapes, StudentSession
+from distill.student_session import Preflight, ReaderStats, RowShapes, StudentSession
 from edl_collective.loader_workers import LoaderWorkers
 
 logger = logging.getLogger(__name__)
@@ -44,8 +50,10 @@ class DistillReader:
         those
             at the end may be left out. The keys that it gets, where batches are mappings.
         predicts: the teacher's outputs that are wanted, in the order in which they are appended.
-        predict_shapes: shape of one row of each output, for zeros (`nop`, and `on_no_teacher="hard_labels"` before any
-            teacher has answered).
+        sample_generator, sample_list_generator, batch_generator: instead of a loader, as the set_ methods have them.
+        predict_shapes: shape of one row of each output, for the check of teachers, and for zeros (`nop`, and
+            `on_no_teacher="hard_labels"` before any teacher has answered).
+        normalisation: what teachers must do to pixels; None: whatever they do.
         options: fields of ReaderOptions: teachers=, service=, teacher_batch_size=, on_no_teacher=, timeline=, ...
 
     A batch of tuples gets predictions [batch, ...] (float32, on the CPU) as further items, and with
@@ -62,7 +70,11 @@ class DistillReader:
         *,
         ins: Sequence[str | None],
         predicts: Sequence[str],
+        sample_generator: Generator | None = None,
+        sample_list_generator: Generator | None = None,
+        batch_generator: Generator | None = None,
         predict_shapes: RowShapes | None = None,
+        normalisation: Normalisation | None = None,
         **options: Any,
     ) -> None:
         if not predicts or not any(name is not None for name in ins):
@@ -70,12 +82,22 @@ class DistillReader:
         self._loader = loader
         self._ins, self._predicts = tuple(ins), tuple(predicts)
         self._row_shapes: dict[str, Sequence[int]] = dict(predict_shapes or {})
+        self._normalisation = normalisation
         self._options = _replace(ReaderOptions(), options)
+        self._generator: Generator | None = None
+        self._kind = Kind.BATCH
         self._session: StudentSession | None = None
         self._tokens: Iterable[Token] | None = None
         self._workers = LoaderWorkers()
         self._iteration = 0
         self._ended: weakref.finalize[Any, Any] | None = None
+        for kind, generator in (
+            (Kind.SAMPLE, sample_generator),
+            (Kind.SAMPLE_LIST, sample_list_generator),
+            (Kind.BATCH, batch_generator),
+        ):
+            if generator is not None:
+                self._set_generator(generator, kind)
 
     # ---- settings -------------------------------------------------------------------------------------------------
 
@@ -106,6 +128,24 @@ class DistillReader:
             raise DistillError("a DistillReader that was iterated over is not changed: make another one")
         self._options = _replace(self._options, changes)
 
+    def set_sample_generator(self, generator: Generator) -> None:
+        """Read samples, tuples of values, from `generator()`, one epoch per call; samples come out."""
+        self._set_generator(generator, Kind.SAMPLE)
+
+    def set_sample_list_generator(self, generator: Generator) -> None:
+        """Read lists of samples from `generator()`; lists of samples come out."""
+        self._set_generator(generator, Kind.SAMPLE_LIST)
+
+    def set_batch_generator(self, generator: Generator) -> None:
+        """Read batches, tuples of arrays or tensors [batch, ...], from `generator()`; batches come out."""
+        self._set_generator(generator, Kind.BATCH)
+
+    def _set_generator(self, generator: Generator, kind: Kind) -> None:
+        if self._loader is not None or self._generator is not None:
+            raise ConfigError("a DistillReader reads one thing: a loader, or one of the generators")
+        self._set()
+        self._generator, self._kind = generator, kind
+
     # ---- iterating ------------------------------------------------------------------------------------------------
 
     @property
@@ -133,19 +173,38 @@ class DistillReader:
         return self._iterate(session, self._iteration)
 
     def _iterate(self, session: StudentSession, iteration: int) -> Iterator[Any]:
-        for token in self._posted(session):
-            if iteration != self._iteration:
-                raise DistillError("another iteration over this DistillReader has begun: one at a time")
+        for token in self._while_current(iteration, self._posted(session)):
             answered = session.answer(token)
             extra: list[Any] = list(answered.predictions)
             names = self._predicts
             if self._options.on_no_teacher == reader_options.HARD_LABELS:
                 extra.append(torch.full((answered.rows,), answered.valid))
                 names = (*names, "mask")
+            if isinstance(answered.nest, Samples):
+                samples = samples_of(answered.nest, extra)
+                del answered, extra
+                yield from samples if self._kind is Kind.SAMPLE else [samples]
+                del samples
+                continue
             batch = slot_batches.append(answered.nest, names, extra)
             del answered, extra  # the user alone decides how long the slot is used
-            yield batch
+            yield self._pinned(batch)
             del batch
+
+    def _while_current(self, iteration: int, tokens: Iterator[Token]) -> Iterator[Token]:
+        """Raises DistillError instead of ending early when another iteration took the workers."""
+        while True:
+            if iteration != self._iteration:
+                raise DistillError("another iteration over this DistillReader has begun: one at a time")
+            token = next(tokens, None)
+            if token is None:
+                return
+            yield token
+
+    def _pinned(self, batch: Any) -> Any:
+        if not getattr(self._loader, "pin_memory", False) or not torch.cuda.is_available():
+            return batch
+        return slot_batches.map_nest(lambda leaf: leaf.pin_memory() if isinstance(leaf, Tensor) else leaf, batch)
 
     def _posted(self, session: StudentSession) -> Iterator[Token]:
         """The tokens of posted batches."""
@@ -153,7 +212,10 @@ class DistillReader:
             assert self._loader is not None
             session.begin()
             return iter(ReadAhead(map(session.post_whole, iter(self._loader)), self._options.window))
-        tokens = map(session.posted, self._workers.iterate(self._tokens, self._epoch()))
+        if isinstance(self.batch_sampler, Epochs):
+            self.batch_sampler.epoch += 1
+        filled = self._workers.iterate(self._tokens, self._epoch())
+        tokens = map(session.posted, itertools.takewhile(lambda token: not isinstance(token.nest, End), filled))
         ahead = 0 if getattr(self._loader, "num_workers", 0) else self._options.window
         return iter(ReadAhead(tokens, ahead)) if ahead else tokens
 
@@ -166,14 +228,24 @@ class DistillReader:
     # ---- begin and end --------------------------------------------------------------------------------------------
 
     def _start(self) -> StudentSession:
+        if self._ended is not None and not self._ended.alive:
+            raise DistillError("this DistillReader was closed: make another one")
         if self._session is None:
             self._options = options = _overridden(self._options)
             options.check()
+            if self._generator is not None:
+                self._loader = loader_of(self._generator, self._kind, self._ins, options.teacher_batch_size)
             if self._loader is None:
                 raise ConfigError("a DistillReader needs a loader: pass a DataLoader, or set a generator")
             ahead = self._ahead(options)
             self._session = session = StudentSession(
-                options, _io_settings(options, self._predicts), self._predicts, self._ins, ahead, None, self._row_shapes
+                options,
+                _io_settings(options, self._predicts),
+                self._predicts,
+                self._ins,
+                ahead,
+                self._make_preflight(options),
+                self._row_shapes,
             )
             self._ended = weakref.finalize(self, session.close)
             if loaders.wrappable(self._loader):
@@ -187,6 +259,13 @@ class DistillReader:
                 )
         return self._session
 
+    def _make_preflight(self, options: ReaderOptions) -> Preflight | None:
+        if not options.preflight or options.nop:
+            return None
+        shapes = {name: tuple(shape) for name, shape in self._row_shapes.items()}
+        demand = Demand(self._predicts, options.model, options.token, options.ca_file, shapes, self._normalisation)
+        return lambda teachers, items: agree(teachers, {n: np.asarray(i) for n, i in items.items()}, demand)
+
     def _ahead(self, options: ReaderOptions) -> int:
         workers = getattr(self._loader, "num_workers", 0)
         prefetch = getattr(self._loader, "prefetch_factor", None) or 2
@@ -194,7 +273,8 @@ class DistillReader:
 
     def close(self) -> None:
         """End the IO process and the loader's workers; batches that were given out stay valid."""
-        self._workers.forget()
+        self._workers.end()
+        self._tokens = None
         self._iteration += 1
         if self._ended is not None:
             self._ended()
@@ -259,6 +339,3 @@ def _io_settings(options: ReaderOptions, predicts: Sequence[str]) -> IoSettings 
         timeline=options.timeline,
         log_level=logger.getEffectiveLevel(),
     )
-
-
-Generator = Callable[[], Iterator[Any]]

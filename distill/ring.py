@@ -24,6 +24,7 @@ from distill.io_messages import LARGEST_BYTES, NO_SLOT
 PAGE_BYTES = mmap.PAGESIZE
 #: sequence number and length of the message in a slot's header page
 _HEADER = struct.Struct("=qi")
+_FIGURES = struct.Struct("=3d")
 #: predictions and inputs begin at multiples of this, so that any dtype is aligned and rows start on cache lines
 ALIGNMENT_BYTES = 64
 
@@ -53,8 +54,8 @@ class Ring:
         return self._memory[begin : begin + self.slot_bytes]
 
     def control(self) -> memoryview:
-        """The control page as doubles: see Control."""
-        return self._memory[:PAGE_BYTES].cast("d")
+        """The control page: see Control."""
+        return self._memory[:PAGE_BYTES]
 
     def announce(self, index: int, seq: int, message: bytes) -> None:
         """Write down what was posted of a slot, to be posted again should the IO process die."""
@@ -94,12 +95,11 @@ class Control:
 
     def write(self, samples: float, waited_s: float, waiting_since_s: float) -> None:
         """Samples yielded, seconds waited for teachers in all, and when the wait under way began (0: none)."""
-        page = self._page
-        page[0], page[1], page[2] = samples, waited_s, waiting_since_s
+        _FIGURES.pack_into(self._page, 0, samples, waited_s, waiting_since_s)
 
     def read(self) -> tuple[float, float, float]:
         """The figures of write()."""
-        samples, waited_s, waiting_since_s = self._page[:3].tolist()
+        samples, waited_s, waiting_since_s = _FIGURES.unpack_from(self._page)
         return samples, waited_s, waiting_since_s
 
 

@@ -8,6 +8,7 @@ tuple or list as further items and to a mapping under their names; the batch of 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from distill.errors import ConfigError, ProtocolError
 from distill.io_messages import Part
 from distill.ring import PAGE_BYTES, aligned
 from edl_collective.batches import Recorded
+
+#: those that torch has as well, from its first releases on
+_NUMPY_DTYPES = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"})
 
 
 class SlotFull(Exception):
@@ -29,6 +33,19 @@ class InSlot(NamedTuple):
     #: [...]
     shape: tuple[int, ...]
     offset: int
+    #: it was a numpy array
+    array: bool = False
+
+
+class Samples(NamedTuple):
+    """Samples of a generator, of which the arrays for teachers stand together."""
+
+    #: by the names of ins=, [samples, ...]
+    columns: dict[str, Any]
+    #: place in a sample -> name of the column that has it
+    places: dict[int, str]
+    #: the samples, with None at those places
+    rest: list[tuple[Any, ...]]
 
 
 class Filling:
@@ -60,6 +77,8 @@ class Filling:
         return map_nest(self._store, nest)
 
     def _store(self, leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray) and leaf.dtype.name in _NUMPY_DTYPES and leaf.size:
+            return self._store(torch.as_tensor(np.ascontiguousarray(leaf)))._replace(array=True)
         if not isinstance(leaf, Tensor) or not _storable(leaf) or leaf.numel() == 0:
             return leaf
         placed = self._placed.get(leaf.data_ptr())
@@ -88,6 +107,14 @@ def view(memory: memoryview, place: InSlot) -> Tensor:
     return torch.frombuffer(memory, dtype=place.dtype, count=count, offset=place.offset).reshape(place.shape)
 
 
+def restore(memory: memoryview, leaf: Any) -> Any:
+    """What stood where there is an InSlot now."""
+    if not isinstance(leaf, InSlot):
+        return leaf
+    tensor = view(memory, leaf)
+    return tensor.numpy() if leaf.array else tensor
+
+
 def map_nest(function: Callable[[Any], Any], nest: Any) -> Any:
     """The nest with function(leaf) for each leaf."""
     if isinstance(nest, InSlot):
@@ -106,6 +133,8 @@ def named_items(nest: Any, ins: Sequence[str | None]) -> dict[str, Any]:
     """The items of a batch that `ins` names. Raises ConfigError when the batch has no such item."""
     if isinstance(nest, Recorded):
         nest = nest.item
+    if isinstance(nest, Samples):
+        nest = nest.columns
     names = [name for name in ins if name is not None]
     if isinstance(nest, Mapping):
         missing = [name for name in names if name not in nest]

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, multiprocessing
 
 from distill import errors, slot_batches
 from distill.errors import DistillError, NoTeacher
-from distill.io_link import IoLink, waiting_s
+from distill.io_link import IoLink
 from distill.io_messages import NO_SLOT, Abandoned, Done, GaveUp, Go, Part, Post
 from distill.io_settings import IoSettings
 from distill.loaders import Ticket, Token
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 _SPARE = 4
 _LOOK_EVERY_S = 0.1
 _LOG_EVERY_S = 10.0
+_AGREE_EVERY_S = 0.5
 
 RowShapes = Mapping[str, Sequence[int]]
 #: checks teachers with the items of a batch: (teachers, items by name) -> what is agreed on
@@ -111,12 +112,13 @@ class _Parcel:
 
 def _descriptor(item: Any) -> tuple[int, int] | None:
     """Descriptor and offset of a tensor that lies in shared memory, as DataLoader workers hand it over."""
-    if not isinstance(item, Tensor) or not item.is_contiguous() or item.device.type != "cpu" or not item.is_shared():
+    if not isinstance(item, Tensor) or not item.is_contiguous() or item.device.type != "cpu":
         return None
-    if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
+    storage = item.untyped_storage()
+    if not storage.is_shared() or multiprocessing.get_sharing_strategy() != "file_descriptor":  # type: ignore[no-untyped-call]
         return None
-    fd, _size = item.untyped_storage()._share_fd_cpu_()
-    return fd, item.storage_offset() * item.element_size()
+    fd: int = storage._share_fd_cpu_()[0]
+    return fd, int(item.storage_offset()) * item.element_size()
 
 
 class StudentSession:
@@ -134,7 +136,11 @@ class StudentSession:
     ) -> None:
         self._options = options
         self._predicts, self._ins = tuple(predicts), tuple(ins)
+        #: None once it has been done
         self._preflight = preflight
+        self._agree_again_s = 0.0
+        self._unreached_since_s: float | None = None
+        self._why_unreached = ""
         #: of one row of each output, for batches without predictions
         self._row_shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in row_shapes.items()}
         self.ring = Ring(_SPARE * (ahead + 2), options.slot_mb << 20)
@@ -202,7 +208,7 @@ class StudentSession:
             memory, nest = parcel.memory, parcel.nest
         else:
             memory = self.ring.slot(token.slot)
-            nest = slot_batches.map_nest(lambda leaf: _restored(memory, leaf), token.nest)
+            nest = slot_batches.map_nest(lambda leaf: slot_batches.restore(memory, leaf), token.nest)
         answer = self._wait(token, nest)
         if token.slot == NO_SLOT:
             self._parcels.pop(token.seq).close()
@@ -260,7 +266,7 @@ class StudentSession:
                 if answer is not None:
                     self.stats.unanswered += isinstance(answer, Abandoned)
                     return answer
-                if patience.is_over(link):
+                if patience.is_over(*self._alone(link)):
                     link.abandon(token.seq)
                 link.wait(_LOOK_EVERY_S)
         finally:
@@ -273,11 +279,28 @@ class StudentSession:
 
     def _agree(self, link: IoLink, preflight: Preflight, nest: Any) -> None:
         """Check the teachers as soon as there are any, with the items of this batch."""
-        if link.status is None or not link.status.teachers:
+        now_s = time.monotonic()
+        if link.status is None or not link.status.teachers or now_s < self._agree_again_s:
             return
-        go = preflight(link.status.as_teachers(), slot_batches.named_items(nest, self._ins))
-        self._preflight = None
+        try:
+            go = preflight(link.status.as_teachers(), slot_batches.named_items(nest, self._ins))
+        except NoTeacher as error:
+            self._unreached_since_s = self._unreached_since_s or now_s
+            self._why_unreached = str(error)
+            self._agree_again_s = time.monotonic() + _AGREE_EVERY_S
+            return
+        self._preflight, self._unreached_since_s = None, None
+        self._row_shapes |= {name: _known(shape) for name, shape in go.row_shapes.items()}
         link.go(go)
+
+    def _alone(self, link: IoLink) -> tuple[float, str]:
+        """For how long no teacher could be expected to answer, in seconds, and why; 0 while one can."""
+        now_s = time.monotonic()
+        if self._unreached_since_s is not None:
+            return max(1e-3, now_s - self._unreached_since_s), self._why_unreached
+        if link.status is None or link.status.none_since_s is None:
+            return 0.0, ""
+        return max(1e-3, now_s - link.status.none_since_s), link.status.why_none or ""
 
     def close(self) -> None:
         """End the IO process; batches that the user keeps stay valid."""
@@ -300,10 +323,9 @@ class _Patience:
         self._next_log_s = began_s + min(1.0, _LOG_EVERY_S)
         self._abandoned = False
 
-    def is_over(self, link: IoLink) -> bool:
+    def is_over(self, alone_s: float, why: str) -> bool:
         """Whether to go on without predictions, once. Raises NoTeacher when the time limit is over."""
-        alone_s = waiting_s(link.status)
-        if not alone_s or link.status is None:
+        if not alone_s:
             return False
         now_s = time.monotonic()
         if self._options.on_no_teacher == HARD_LABELS:
@@ -314,14 +336,14 @@ class _Patience:
         limit_s = self._options.no_teacher_timeout_s
         if min(alone_s, now_s - self._began_s) >= limit_s:
             raise NoTeacher(
-                f"no teacher for {alone_s:.0f} s: {link.status.why_none}; no_teacher_timeout_s "
+                f"no teacher for {alone_s:.0f} s: {why}; no_teacher_timeout_s "
                 f"(EDL_DISTILL_NO_TEACHER_TIMEOUT_S) is {limit_s:g}"
             )
         if now_s >= self._next_log_s:
             self._next_log_s = now_s + _LOG_EVERY_S
-            logger.warning("waiting for teachers for %.0f s: %s", alone_s, link.status.why_none)
+            logger.warning("waiting for teachers for %.0f s: %s", alone_s, why)
         return False
 
 
-def _restored(memory: memoryview, leaf: Any) -> Any:
-    return slot_batches.view(memory, leaf) if isinstance(leaf, slot_batches.InSlot) else leaf
+def _known(shape: Sequence[int | None]) -> tuple[int, ...]:
+    return tuple(size or 1 for size in shape)
