@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from distill import oip
-from distill.errors import Mismatch, NoTeacher, TeacherUnavailable
+from distill.errors import Mismatch, NoTeacher, ProtocolError, TeacherUnavailable
 from distill.io_messages import Go
 from distill.records import Normalisation
 from distill.source import Teacher
@@ -89,6 +89,8 @@ def _try(teacher: Teacher, rows: Mapping[str, Array], demand: Demand) -> _Found 
             return _check(teacher, client, rows, demand)
     except TeacherUnavailable as error:
         return error
+    except ProtocolError as error:
+        raise Mismatch(f"teacher {teacher.teacher} does not speak the Open Inference Protocol: {error}") from error
 
 
 def _check(teacher: Teacher, client: TeacherClient, rows: Mapping[str, Array], demand: Demand) -> _Found:

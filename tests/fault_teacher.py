@@ -49,7 +49,12 @@ class Teacher:
     def _answer(self, connection: socket.socket, head: bytes, body: bytes) -> None:
         path = head.split(b" ", 2)[1]
         if not path.endswith(b"/infer"):
-            _send(connection, 200, json.dumps(self._page(path)).encode())
+            page = self._page(path)
+            _send(
+                connection,
+                404 if page is None else 200,
+                json.dumps(page or {"error": "no model of that name"}).encode(),
+            )
             return
         match = _HEAD.search(head)
         assert match is not None
@@ -102,7 +107,7 @@ class Teacher:
                 "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, CLASSES]}],
                 "parameters": {"model_hash": self._options.hash},
             }
-        return {}
+        return {"ready": True} if path.startswith(b"/v2/health/") else None
 
 
 def _send(connection: socket.socket, status: int, body: bytes, fields: str = "") -> None:
