@@ -16,13 +16,14 @@ This module knows no collective: whoever calls set_world() and load_state_dict()
         sampler.advance(step.global_count)
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from edl_collective.errors import ProgressError
+from edl_collective.errors import ProgressError, StepOrderError
 from edl_collective.ledger import Ledger
 from edl_collective.sampler import Indices, RankStep, permutation, rank_span, rank_steps, step_count, steps_left
 from edl_collective.scaling import BatchPolicy, BatchScale
@@ -71,6 +72,8 @@ class ElasticBatchSampler(Sampler[list[int]]):
         #: as of the last completed step; a resize since then shows in _scale_now() only, so that ranks which learn of
         #: it before or after they load the state end up with the same value
         self._scale = BatchScale()
+        #: batches of a rehearsal under way
+        self._rehearsed = 0
         #: changes whenever a running iteration no longer fits
         self._revision = 0
         self._order: Indices = permutation(dataset_size, seed, 0, shuffle)
@@ -166,8 +169,20 @@ class ElasticBatchSampler(Sampler[list[int]]):
             self._order, self._position, self._rank, self._world_size, self.global_batch, self._policy.min_local_batch
         )
 
+    @contextlib.contextmanager
+    def rehearsal(self, count: int) -> Iterator[None]:
+        """Iterations that begin in this block get `count` batches of the smallest size, and are no part of an epoch."""
+        self._rehearsed = count
+        try:
+            yield
+        finally:
+            self._rehearsed = 0
+
     def __iter__(self) -> Iterator[list[int]]:
         """This rank's chunks that are not empty, as a DataLoader wants them."""
+        if self._rehearsed:
+            smallest = list(range(min(self._policy.min_local_batch, self._size)))
+            return iter([smallest] * self._rehearsed)
         planned = self.steps()  # here and now: a later resize must not change what a running loader reads
         return (step.indices.tolist() for step in planned if len(step.indices))
 
@@ -313,3 +328,16 @@ class RecordingDataset(Dataset[Recorded[T]]):
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+
+def unwrap(batch: Any) -> tuple[list[int], Any]:
+    """The indices of a batch of a RecordingDataset, and the batch as it would be without; None has no indices.
+
+    Raises StepOrderError for a batch of another dataset.
+    """
+    if batch is None:
+        return [], None
+    if not isinstance(batch, Recorded):
+        raise StepOrderError("step_log is set: wrap the dataset of the loader in RecordingDataset")
+    recorded, item = tuple(batch)  # int64 [local batch] and the collated item
+    return recorded.tolist(), item

@@ -24,23 +24,34 @@ class LoaderWorkers:
 
     def __init__(self) -> None:
         self._loader: object = None
-        self._epoch = -1
+        #: of the iteration under way; None: workers that wait for their first epoch
+        self._epoch: int | None = None
         self._batches: Any = None
+
+    def prepare(self, loader: "DataLoader[T]") -> T:
+        """Start the workers of `loader` for whichever epoch comes first; its first batch."""
+        batches = iter(loader)
+        self._keep(loader, None, batches)
+        first: T = next(batches)
+        return first
 
     def iterate(self, loader: Iterable[T], epoch: int) -> Iterator[T]:
         """iter(loader), by the workers of the iteration before if that was of the same loader and epoch.
 
         The iteration before must not be used any more. Raises RuntimeError when one of the workers has died.
         """
-        kept = self._batches if self._loader is loader and self._epoch == epoch else None
+        kept = self._batches if self._loader is loader and self._epoch in (epoch, None) else None
         self.forget()
         if kept is None or kept._shutdown:
             kept = iter(loader)
         else:
             _restart(kept, loader)
-        if isinstance(loader, DataLoader) and all(hasattr(kept, part) for part in _PARTS):
-            self._loader, self._epoch, self._batches = loader, epoch, kept
+        self._keep(loader, epoch, kept)
         return kept
+
+    def _keep(self, loader: object, epoch: int | None, batches: Any) -> None:
+        if isinstance(loader, DataLoader) and all(hasattr(batches, part) for part in _PARTS):
+            self._loader, self._epoch, self._batches = loader, epoch, batches
 
     def forget(self) -> None:
         """Let the workers end as soon as nobody iterates over them."""

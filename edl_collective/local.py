@@ -2,7 +2,6 @@
 
 import logging
 import os
-import random
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from edl_collective.context import Context, Launcher, read_context
 from edl_collective.errors import NotInitialised, NotInWorld, RunTwice
 from edl_collective.messages import Assigned
+from edl_collective.randomness import reseed, seed_all
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +18,7 @@ class _Local:
     """What init() found out; one per process."""
 
     context: Context | None = None
+    seed: int | None = None
     in_world: bool = False
     #: where a driver of ours put this worker; Horovod then does not know its local rank
     place: Assigned | None = None
@@ -27,8 +28,9 @@ class _Local:
 def init(*, seed: int | None = None) -> None:
     """Prepare this process, alone: threads, device, seeds. No other process is waited for; that is run()'s gate.
 
-    seed: seeds torch, and Python's random, the same on every worker, so that all begin with equal parameters; None
-    leaves them. (Parameters are made equal at the first step in any case.)
+    seed: seeds torch, numpy and Python's random, the same on every worker, so that all begin with equal parameters
+    (which are made equal at the first step in any case); each world and each epoch then begins with numbers of its own
+    on each rank (randomness.py). None leaves them alone.
     Raises ValueError when the environment of a JobClient is incomplete.
     """
     from edl_collective.shadowing import check_not_shadowed
@@ -40,9 +42,8 @@ def init(*, seed: int | None = None) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(context.device_index)
     if seed is not None:
-        torch.manual_seed(seed)
-        random.seed(seed)
-    _Local.context = context
+        seed_all(seed)
+    _Local.context, _Local.seed = context, seed
     logger.debug("initialised: %s", context)
 
 
@@ -51,6 +52,12 @@ def context() -> Context:
     if _Local.context is None:
         raise NotInitialised
     return _Local.context
+
+
+def reseed_at(step: int, rank: int) -> None:
+    """Begin with the random numbers of `rank` after `step` completed steps, if init() was given a seed."""
+    if _Local.seed is not None:
+        reseed(_Local.seed, step, rank)
 
 
 def device() -> torch.device:

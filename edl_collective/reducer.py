@@ -9,6 +9,8 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
+from edl_collective.waiting import wait
+
 
 class _Reducible:
     """Horovod's "compression": gradients as Horovod can reduce them, which are contiguous and not bfloat16.
@@ -80,8 +82,9 @@ class Reducer:
         votes = None
         if hvd.size() > 1:
             votes = hvd.allreduce_async(torch.tensor([float(self._vote)]), op=hvd.Sum, name=self._vote_name)
+        # The vote first: when it is there, so are the gradients that were enqueued before it, mostly.
+        stop = self._vote if votes is None else bool(wait(votes)[0] > 0)
         self.optimizer.synchronize()
-        stop = self._vote if votes is None else bool(hvd.synchronize(votes)[0] > 0)
         if self._clip_norm is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(self.optimizer)

@@ -30,6 +30,8 @@ class Elastic(Protocol):
     @property
     def global_step(self) -> int: ...
 
+    def prepare(self) -> None: ...
+
     def enter(self, worlds: Worlds) -> None: ...
 
     def leave_world(self) -> None: ...
@@ -58,6 +60,7 @@ def carry(train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *a
     Raises FruitlessWorlds when collectives fail again and again without a step between.
     """
     failures, step = 0, 0
+    state.prepare()
     try:
         while True:
             try:

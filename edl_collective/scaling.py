@@ -13,7 +13,7 @@ Nothing here keeps state: a BatchScale is a value that the training state carrie
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +219,25 @@ def lr_at(schedule: Schedule, samples_seen: int, dataset_size: int, scale: float
     _check("samples_seen", samples_seen, samples_seen >= 0, "at least 0")
     _check("dataset_size", dataset_size, dataset_size >= 1, "at least 1")
     return schedule.at_epoch(samples_seen / dataset_size) * scale
+
+
+def set_rates(
+    groups: Sequence[dict[str, Any]],
+    base_rates: Sequence[float],
+    schedule: Schedule | None,
+    samples_seen: int,
+    dataset_size: int,
+    scale: float,
+) -> None:
+    """Give each of an optimizer's `groups` its rate, by the schedule or, without one, by its own base rate.
+
+    With a schedule, a group's "lr_scale" (default 1) multiplies its rate. Arguments otherwise as for lr_at().
+    """
+    for group, base_rate in zip(groups, base_rates, strict=True):
+        if schedule is None:
+            group["lr"] = base_rate * scale
+        else:
+            group["lr"] = lr_at(schedule, samples_seen, dataset_size, scale) * group.get("lr_scale", 1.0)
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:

@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import DataLoader
 
 from checkpoints import TrainStatus, load_checkpoint, preflight, save_checkpoint
-from edl_collective import collectives
+from edl_collective import collectives, local
 from edl_collective.audit import StepLog
-from edl_collective.batches import ElasticBatchSampler, Recorded, StepInfo, iterate
+from edl_collective.batches import ElasticBatchSampler, StepInfo, iterate, unwrap
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
 from edl_collective.held import Held, Progress
 from edl_collective.loader_workers import LoaderWorkers
 from edl_collective.reducer import Reducer
 from edl_collective.reporter import Reporter
-from edl_collective.scaling import Schedule, lr_at
+from edl_collective.scaling import Schedule, set_rates
+from edl_collective.warm_up import LossOf, Rehearsal
 from edl_collective.worlds import Worlds
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,10 @@ class State:
         checkpoint_url: where each completed epoch is saved and where a new attempt resumes; None saves nothing.
         keep: how many checkpoints remain.
         user: JSON values of the script that travel with the state and into checkpoints.
-        step_log: where each step's samples are recorded for audit(); the loader's dataset is then a RecordingDataset,
-            and batches() yields its items as if it were not.
+        loader, warm_up: what a worker does before it is let in: start this DataLoader's processes, which read the
+            dataset as it is then, and go forward and backward through a small batch; warm_up(batch) is its loss.
+        step_log: where each step's samples are recorded for audit(); the loader then reads a RecordingDataset, whose
+            items batches() yields as if it were none.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class State:
         checkpoint_url: str | None = None,
         keep: int = 3,
         user: dict[str, Any] | None = None,
+        loader: "DataLoader[Any] | None" = None,
+        warm_up: LossOf | None = None,
         step_log: StepLog | None = None,
     ) -> None:
         self.model = model
@@ -82,12 +88,15 @@ class State:
         self._worlds: Worlds | None = None
         self._reporter = Reporter()
         self._workers = LoaderWorkers()
+        self._rehearsal = Rehearsal(model, sampler, self._workers, loader, warm_up, recorded=step_log is not None)
         self._trained = False
         self._world_size = 0
         self._open: StepInfo | None = None
         self._backward_done = False
         #: checkpoints of this run are newer than the one it began from, whatever their steps: see _save
         self._order_floor = 0
+        #: the node was told how large the state is that it may have to hold
+        self._reserved = False
         #: some rank voted, in the last step, to stop at this boundary
         self._stop = False
 
@@ -136,7 +145,9 @@ class State:
             reducer.open_step(self._worlds is not None and self._worlds.interrupted())
             self._open, self._backward_done = info, batch is None
             if self._step_log is not None:
-                batch = self._record(self._step_log, info, batch)
+                indices, batch = unwrap(batch)
+                place = (self.sampler.generation, epoch, info.index, self._reporter.rank, self._world_size)
+                self._step_log.take(*place, indices)
             if batch is None:
                 self.step()
             else:
@@ -170,10 +181,12 @@ class State:
         self._trained = True
         if self._step_log is not None:
             self._step_log.confirm()
+        if not self._reserved:
+            self._reserve()
         self._reporter.step_done(self.sampler, info.global_count)
 
     def report(self, **metrics: float) -> None:
-        """Numbers for the epoch's line (accuracy=..., ...); `loss` replaces the mean training loss."""
+        """Numbers for the epoch's line (accuracy=...); `loss` replaces the mean training loss."""
         self._reporter.add_metrics(metrics)
 
     def status(self) -> TrainStatus:
@@ -189,6 +202,10 @@ class State:
         )
 
     # ---- for run() --------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Do what can be done before the others wait for this worker."""
+        self._rehearsal.run()
 
     def enter(self, worlds: Worlds) -> None:
         """Become equal on all ranks of a new world. Raises HorovodInternalError when a member dies meanwhile."""
@@ -207,6 +224,7 @@ class State:
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
         self._reporter.enter(generation if worlds.generation is None else worlds.generation)
+        local.reseed_at(self.global_step, hvd.rank())
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
 
@@ -220,6 +238,12 @@ class State:
         if held is not None and self._whole():
             held.hold(Progress(self.global_step, self.epoch), self.state_dict)
 
+    def _reserve(self) -> None:
+        self._reserved = True
+        held = None if self._worlds is None else self._worlds.held
+        if held is not None:
+            held.reserve(self.state_dict())
+
     def _synchronize(self, offered: int | None, held: Held | None) -> int:
         """Take the state that is furthest, of a rank or held by its node; returns the generation that all agree on.
 
@@ -231,7 +255,7 @@ class State:
         rows, source = self._settle(held)
         mine = rows[hvd.rank()]
         if all(row[3] and row[:2] == rows[source][:2] for row in rows):
-            # Only what differs between ranks that completed the same step: running statistics, the script's values.
+            # All that differs between ranks that completed the same step: running statistics, the script's values.
             collectives.broadcast_tensors(list(self.model.buffers()), source)
             self.user = collectives.broadcast_json(self.user, source)
         else:
@@ -345,6 +369,7 @@ class State:
         self._workers.forget()
         self._reporter.close_epoch()
         self.sampler.set_epoch(epoch + 1)
+        local.reseed_at(self.global_step, self._reporter.rank)
         if self._checkpoint_url is not None and self._reporter.rank == 0:
             self._save(self._checkpoint_url, epoch)
         self._reporter.epoch_done(epoch, self.sampler)
@@ -360,37 +385,13 @@ class State:
         save_checkpoint(url, self.status(), state=self.state_dict(), driver_epoch=order, keep=self._keep)
         self._reporter.saved(epoch, time.monotonic() - began)
 
-    def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
-        """Write down what the dataset gave for this step; returns the batch without the record."""
-        indices: list[int] = []
-        if batch is not None:
-            if not isinstance(batch, Recorded):
-                raise StepOrderError("step_log is set: wrap the dataset of the loader in RecordingDataset")
-            recorded, batch = tuple(batch)  # [local batch] and the collated item
-            indices = recorded.tolist()
-        log.take(
-            generation=self.sampler.generation,
-            epoch=self.epoch,
-            step=info.index,
-            rank=self._reporter.rank,
-            world_size=self._world_size,
-            indices=indices,
-        )
-        return batch
-
     def _check_stepped(self) -> None:
         if self._open is not None:
             raise StepOrderError("state.step() was not called for a batch: call it once for each")
 
     def _set_rates(self) -> None:
-        sampler = self.sampler
-        groups = self._in_world().optimizer.param_groups
-        for group, base_rate in zip(groups, self._base_rates, strict=True):
-            if self._schedule is None:
-                group["lr"] = base_rate * sampler.lr_scale
-            else:
-                rate = lr_at(self._schedule, sampler.samples_seen, sampler.dataset_size, sampler.lr_scale)
-                group["lr"] = rate * group.get("lr_scale", 1.0)
+        now = (self.sampler.samples_seen, self.sampler.dataset_size, self.sampler.lr_scale)
+        set_rates(self._in_world().optimizer.param_groups, self._base_rates, self._schedule, *now)
 
     def _in_world(self) -> Reducer:
         if self._reducer is None:

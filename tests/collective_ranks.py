@@ -159,6 +159,24 @@ def json_is_that_of_the_source() -> None:
         }
 
 
+def long_json_is_that_of_the_source() -> None:
+    for length in (0, 16 * 1024 - 2, 16 * 1024 - 1, 100_000):
+        mine = "x" * length if hvd.rank() == hvd.size() - 1 else "other"
+        assert collectives.broadcast_json(mine, hvd.size() - 1) == "x" * length
+
+
+def small_and_large_tensors_travel() -> None:
+    """Small ones together, whatever the sizes of their neighbours' elements; large ones and empty ones alone."""
+    for source in range(hvd.size()):
+        sizes = [(1, torch.uint8), (3, torch.float64), (5, torch.bool), (0, torch.float32), (70_000, torch.uint8)]
+        sizes += [(16_384, torch.float32), (16_385, torch.float32), (2, torch.int64)]
+        tensors = [torch.full((count,), hvd.rank() + 1).to(dtype) for count, dtype in sizes]
+        strided = torch.full((4, 4), hvd.rank() + 1.0)[:, ::2]
+        collectives.broadcast_tensors([*tensors, strided], source)
+        for tensor in (*tensors, strided):
+            assert torch.equal(tensor, torch.full_like(tensor, source + 1))
+
+
 def any_state(seed: int) -> dict[str, Any]:
     """Every kind of tensor that a state may have."""
     torch.manual_seed(seed)
@@ -375,6 +393,8 @@ CHECKS: list[Callable[[], None]] = [
     rows_come_in_rank_order,
     sums_add_up,
     json_is_that_of_the_source,
+    long_json_is_that_of_the_source,
+    small_and_large_tensors_travel,
     a_state_arrives_whole_whatever_its_tensors,
     a_state_arrives_in_the_tensors_that_are_there,
     the_highest_completed_step_wins,

@@ -6,7 +6,8 @@ A path that this module did not build parses to None: foreign znodes below the r
 import re
 from dataclasses import dataclass
 
-#: names of nodes, jobs, workers, services, teachers and students: they travel in paths, file names and Horovod's URLs, so no '/', ':', '#' or '~'
+#: names of nodes, jobs, workers, services, teachers and students: they travel in paths, file names and Horovod's URLs,
+#: so no '/', ':', '#' or '~'
 NAME_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(NAME_PATTERN)
 

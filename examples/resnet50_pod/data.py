@@ -28,6 +28,8 @@ Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 #: Pixels uint8 [size, size, 3] and the class index.
 Sample = tuple[Tensor, int]
+#: pixels uint8 [batch, size, size, 3] and class indices int64 [batch]
+Batch = tuple[Tensor, Tensor]
 
 
 class DataError(Exception):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import edl_collective as edl
-from data import DataError, Sample, Split, open_split, to_input
+from data import Batch, DataError, Sample, Split, open_split, to_input
 from evaluation import ShareOfEvaluation, average_batch_norm, count_hits
 from models import build_model
 from options import Options, parse_options
@@ -58,6 +58,17 @@ def train(options: Options) -> None:
     sampler = edl.ElasticBatchSampler(len(split.train), policy, seed=options.seed)
     loader = make_loader(options, split, sampler)
     held_out = make_evaluation_loader(options, split)
+
+    def forward(pixels: Tensor) -> Tensor:
+        with autocast(options, device):
+            logits: Tensor = model(to_input(pixels, device))
+        return logits.float()
+
+    def loss_of(batch: Batch) -> Tensor:
+        pixels, labels = batch
+        loss: Tensor = criterion(forward(pixels), labels.to(device, non_blocking=True))
+        return loss
+
     state = edl.State(
         model=model,
         optimizer=optimizer,
@@ -65,21 +76,17 @@ def train(options: Options) -> None:
         schedule=make_schedule(options),
         scaler=make_scaler(options, device),
         checkpoint_url=options.checkpoint or edl.checkpoint_url(),
+        loader=loader,
+        warm_up=loss_of,
     )
-
-    def forward(pixels: Tensor) -> Tensor:
-        with autocast(options, device):
-            logits: Tensor = model(to_input(pixels, device))
-        return logits.float()
 
     @edl.run
     def run(state: edl.State) -> None:
         for epoch in state.epochs(options.epochs):
             split.train.set_epoch(epoch)
             model.train()
-            for pixels, labels in state.batches(loader):
-                loss = criterion(forward(pixels), labels.to(device, non_blocking=True))
-                state.backward(loss, len(labels))
+            for batch in state.batches(loader):
+                state.backward(loss_of(batch), len(batch[1]))
                 state.step()
             average_batch_norm(model, edl.size(), edl.sum_across)
             if (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs:

@@ -49,6 +49,9 @@ class Scripted:
     def give_up(self) -> None:
         self._call("give up")
 
+    def prepare(self) -> None:
+        self._call("prepare")
+
     def leave_world(self) -> None:
         self._call("forget")
 
@@ -96,7 +99,8 @@ def training(script: Scripted, *ends: BaseException | str) -> Callable[[Scripted
     return train
 
 
-FIRST = ["enter", "equal", "train"]
+WORLD = ["enter", "equal", "train"]
+FIRST = ["prepare", *WORLD]
 BETWEEN = ["exit", "forget"]
 LAST = ["finish", "exit"]
 
@@ -106,14 +110,14 @@ def test_the_function_is_called_again_in_the_next_world(end: Exception) -> None:
     script = Scripted()
     assert carry(training(script, end, "done"), script, script) == "done"
     given_up = ["give up"] if isinstance(end, HorovodInternalError) else []
-    assert script.calls == [*FIRST, *given_up, *BETWEEN, *FIRST, *LAST]
+    assert script.calls == [*FIRST, *given_up, *BETWEEN, *WORLD, *LAST]
 
 
 @pytest.mark.parametrize(("call", "reached"), [("enter", ["enter"]), ("equal", ["enter", "equal"])])
 def test_a_world_that_breaks_while_it_forms_is_formed_again(call: str, reached: list[str]) -> None:
     script = Scripted(**{call: [HorovodInternalError("gone")]})
     assert carry(training(script, "done"), script, script) == "done"
-    assert script.calls == [*reached, "give up", *BETWEEN, *FIRST, *LAST]
+    assert script.calls == ["prepare", *reached, "give up", *BETWEEN, *WORLD, *LAST]
 
 
 def test_a_worker_that_is_told_to_leave_exits_without_a_failure() -> None:
