@@ -17,6 +17,7 @@ from distill.teacher.config import (
     parse_inputs,
     parse_normalisation,
 )
+from edl_collective.coord.errors import CoordError
 
 _EPILOG = """\b
 Examples:
@@ -101,6 +102,14 @@ def read_token(file: Path | None) -> str | None:
 )
 @click.option("--zookeeper", metavar="HOSTS", envvar="EDL_ZOOKEEPER", help="list the teacher there; needs --service")
 @click.option("--root", default="/edl", show_default=True, envvar="EDL_ZOOKEEPER_ROOT", help="of EDL in ZooKeeper")
+@click.option(
+    "--session-timeout",
+    "session_timeout_s",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="seconds until a teacher that was killed or frozen is off the list",
+)
 @click.option("--service", help="name of the service that students ask for")
 @click.option("--teacher-id", help="its name in the service (default: the worker's, else host-pid-port)")
 @click.option("--advertise", metavar="URL", help="how students reach it (default: from --host and --port)")
@@ -119,9 +128,9 @@ def serve(**options: Any) -> None:
         from distill.teacher.run import serve as run  # torch is loaded for what can work
 
         run(config, click.echo)
-    except (DistillError, OSError) as error:
+    except (DistillError, OSError, CoordError) as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, CoordError) else 2)
 
 
 def build_config(options: dict[str, Any]) -> ServeConfig:
