@@ -56,7 +56,7 @@ class DistillReader:
         normalisation: what teachers must do to pixels; None: whatever they do.
         options: fields of ReaderOptions: teachers=, service=, teacher_batch_size=, on_no_teacher=, timeline=, ...
 
-    A batch of tuples gets predictions [batch, ...] (float32, on the CPU) as further items, and with
+    A batch of tuples gets predictions [batch, ...] (CPU, as the teacher answers) as further items, and with
     `on_no_teacher="hard_labels"` a mask [batch] (bool) behind them, False where there are none. The options can be
     overridden from outside, by the environment or a file: see ReaderOptions.
 

@@ -50,8 +50,8 @@ class ReaderOptions:
     nop: bool = False
     #: a file for the timeline
     timeline: str | None = None
-    #: predictions in half precision are given as float32
-    as_float32: bool = True
+    #: predictions in half precision are given as float32; distill.losses computes in float32 anyway
+    as_float32: bool = False
 
     def check(self) -> None:
         """Raises ConfigError for what cannot work, naming the option."""

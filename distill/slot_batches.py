@@ -5,6 +5,7 @@ of other devices or layouts) stays in the nest, which the DataLoader carries as 
 tuple or list as further items and to a mapping under their names; the batch of a RecordingDataset keeps its record.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ class Filling:
 
     def _new(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         place = InSlot(dtype, shape, aligned(self.end))
-        end = place.offset + dtype.itemsize * torch.Size(shape).numel()
+        end = place.offset + dtype.itemsize * math.prod(shape)
         if end > len(self._memory):
             raise SlotFull
         self.end = end
@@ -101,10 +102,10 @@ class Filling:
 
 def view(memory: memoryview, place: InSlot) -> Tensor:
     """The tensor that lies there; it keeps `memory` alive."""
-    count = torch.Size(place.shape).numel()
+    count = math.prod(place.shape)
     if not count:
         return torch.empty(place.shape, dtype=place.dtype)
-    return torch.frombuffer(memory, dtype=place.dtype, count=count, offset=place.offset).reshape(place.shape)
+    return torch.frombuffer(memory, dtype=place.dtype, count=count, offset=place.offset).view(place.shape)
 
 
 def restore(memory: memoryview, leaf: Any) -> Any:
@@ -117,7 +118,7 @@ def restore(memory: memoryview, leaf: Any) -> Any:
 
 def map_nest(function: Callable[[Any], Any], nest: Any) -> Any:
     """The nest with function(leaf) for each leaf."""
-    if isinstance(nest, InSlot):
+    if isinstance(nest, InSlot | Tensor | str | int | float) or nest is None:
         return function(nest)
     if isinstance(nest, Mapping):
         return _same_mapping(nest, {key: map_nest(function, value) for key, value in nest.items()})

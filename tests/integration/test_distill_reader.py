@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from distill_students import WIDTH, FaultTeacher, Numbered, check, free_port, named, numbered, reader_options, teachers
-from torch.utils.data import DataLoader, IterableDataset
+from teacher_models import ids_of, with_ids
+from teachers import TeacherProcess
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from distill.errors import ConfigError, DistillError, Mismatch, NoTeacher, TeacherRefused
 from distill.reader import DistillReader
+from distill.records import Normalisation
 from edl_collective.batches import ElasticBatchSampler, RecordingDataset, iterate
 from edl_collective.scaling import TotalBatch
 
@@ -69,6 +72,29 @@ def test_batches_that_are_kept_stay_as_they_are(pair: list[FaultTeacher]) -> Non
         numbers = [n for batch in reader for n in check(*batch)]
         assert numbers == list(range(400))
         assert reader.stats.outside_of_ring == before, "the slots are free again"
+
+
+def test_predictions_may_be_in_half_precision() -> None:
+    """Of a teacher server of this project, whose answers are FP16."""
+    ids = torch.arange(48)
+    pixels = torch.from_numpy(with_ids(np.zeros((48, 3, 8, 8), np.uint8), ids.numpy()))
+    loader = DataLoader(TensorDataset(pixels, ids), batch_size=8, num_workers=1)
+    with TeacherProcess("teacher_models:identity", "--mean", "0,0,0", "--std", "1,1,1", "--scale", "1") as teacher:
+        for as_float32 in (False, True):
+            options = {"teachers": teacher.url, "as_float32": as_float32}
+            with DistillReader(loader, ins=["image"], predicts=["output"], **options) as reader:
+                for images, labels, outputs in reader:
+                    assert outputs.dtype is (torch.float32 if as_float32 else torch.float16)
+                    assert ids_of(outputs) == labels.tolist()
+                    assert images.shape == (8, 3, 8, 8)
+        wanted = Normalisation((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+        with (
+            DistillReader(
+                loader, ins=["image"], predicts=["output"], teachers=teacher.url, normalisation=wanted
+            ) as reader,
+            pytest.raises(Mismatch, match="normalises pixels by"),
+        ):
+            next(iter(reader))
 
 
 def test_large_batches_are_divided_among_teachers(pair: list[FaultTeacher]) -> None:

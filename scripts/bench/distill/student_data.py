@@ -48,13 +48,20 @@ def reader_of(loader: Any, running: Sequence[TeacherProcess], **options: Any) ->
 
 
 def steps(batches: Iterator[Any], count: int, step_s: float) -> list[float]:
-    """Read batches and compute for `step_s` after each; the monotonic times at which they were there."""
+    """Read batches and wait for `step_s` after each, as for a GPU; the monotonic times at which they were there."""
     times = []
     for _ in range(count):
         next(batches)
         times.append(time.monotonic())
         time.sleep(step_s)
     return times
+
+
+def compute(seconds: float) -> None:
+    """Keep this core busy: a core that slept is slow at first, and a trainer's does not sleep."""
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        pass
 
 
 def process_cpu_s(pid: int) -> float:

@@ -3,9 +3,9 @@
     PYTHONPATH=.:scripts:tests python -m bench.distill.students [client-cpu-tcp|handover|teacher-kill|teacher-stop ...]
 
 client-cpu-tcp: CPU of the process that sends, per request of 32 uint8 images of 224 x 224, to a real teacher server
-whose model costs nothing. handover: CPU of the trainer's thread in next(), without what the DataLoader's own next()
-takes. teacher-kill, teacher-stop: two teachers, each fast enough alone; the longest time between two batches beyond
-the step itself, in the seconds after one was killed with SIGKILL, or stopped with SIGSTOP.
+whose model costs nothing, as fast as all go. handover: CPU of the trainer's thread in next(), without what the
+DataLoader's own next() takes. teacher-kill, teacher-stop: two teachers, each fast enough alone; the longest time
+between two batches beyond the step itself, in the seconds after one was killed with SIGKILL, or stopped with SIGSTOP.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 from teachers import TeacherProcess, started
 from torch.utils.data import dataloader
 
-from bench.distill.student_data import INPUT, ROWS, SIZE, images, io_pid, process_cpu_s, reader_of, row, steps
+from bench.distill.student_data import INPUT, ROWS, SIZE, compute, images, io_pid, process_cpu_s, reader_of, row, steps
 from bench.rows import Row
 
 #: of a student's step in these cases: slower than the teachers, so that nothing ever waits for them
@@ -32,16 +32,16 @@ def zero_teacher() -> TeacherProcess:
     return TeacherProcess("teacher_models:zero", "--max-batch", str(ROWS), input=INPUT)
 
 
-def client_cpu(runs: int = 5, requests: int = 150) -> list[Row]:
+def client_cpu(runs: int = 5, requests: int = 300) -> list[Row]:
     """Rows for this project and for Triton's HTTP client, which runs in the same process as its caller."""
     ours, theirs = [], []
     with started(zero_teacher()) as (teacher,):
         with reader_of(images(WARM_UP + runs * requests + 100), [teacher]) as reader:
             batches = iter(reader)
-            steps(batches, WARM_UP, STEP_S)
+            steps(batches, WARM_UP, 0.0)
             for _ in range(runs):
                 before_s = process_cpu_s(io_pid(reader))
-                steps(batches, requests, STEP_S)
+                steps(batches, requests, 0.0)
                 ours.append((process_cpu_s(io_pid(reader)) - before_s) / requests * 1e3)
         for _ in range(runs):
             theirs.append(_triton_ms(teacher, requests // 3))
@@ -97,13 +97,13 @@ def handover(runs: int = 5, batches: int = 100) -> list[Row]:
         for _ in range(runs):
             with _loader_time() as inside_s:
                 left = iter(reader)
-                steps(left, WARM_UP, STEP_S)
+                _next_s(left, WARM_UP)
                 own_s, all_s = inside_s(), _next_s(left, batches)
                 over.append((all_s - (inside_s() - own_s)) / batches * 1e3)
                 whole.append(all_s / batches * 1e3)
                 del left
             plain = iter(images(WARM_UP + batches))
-            steps(plain, WARM_UP, STEP_S)
+            _next_s(plain, WARM_UP)
             stock.append(_next_s(plain, batches) / batches * 1e3)
             del plain
     return [
@@ -120,7 +120,7 @@ def _next_s(batches: Iterator[object], count: int) -> float:
         began_s = time.thread_time()
         next(batches)
         used_s += time.thread_time() - began_s
-        time.sleep(STEP_S)
+        compute(STEP_S)
     return used_s
 
 
