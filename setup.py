@@ -22,6 +22,7 @@ PACKAGES = [
     "checkpoints",
     "checkpoints.drivers",
     "distill",
+    "distill.teacher",
 ]
 
 #: Files besides modules that are installed; patterns are relative to each package.
@@ -66,6 +67,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "ruff>=0.8",
         "safetensors>=0.4",
+        "tritonclient[http]>=2.40",
         *HDFS,
         *WEBHDFS,
         *EXAMPLE,

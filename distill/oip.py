@@ -77,6 +77,15 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     parameters: Parameters = {}
 
 
+class ServerMetadata(msgspec.Struct, frozen=True):
+    """Answer to GET /v2; `models` is ours alone: the protocol has no way to ask what a server serves."""
+
+    name: str
+    version: str = ""
+    extensions: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+
+
 class TensorHead(msgspec.Struct, frozen=True, omit_defaults=True):
     """One tensor of a message: binary when `parameters` say its size, else with its values in `data`."""
 
@@ -135,12 +144,13 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     error: str
 
 
-_Head = TypeVar("_Head", InferRequest, InferResponse, ModelMetadata)
+_Head = TypeVar("_Head", InferRequest, InferResponse, ModelMetadata, ServerMetadata)
 Message = InferRequest | InferResponse
 _ENCODER = msgspec.json.Encoder()
 _REQUEST = msgspec.json.Decoder(InferRequest)
 _RESPONSE = msgspec.json.Decoder(InferResponse)
 _METADATA = msgspec.json.Decoder(ModelMetadata)
+_SERVER = msgspec.json.Decoder(ServerMetadata)
 
 
 def binary(name: str, datatype: str, shape: Sequence[int]) -> TensorHead:
@@ -149,7 +159,7 @@ def binary(name: str, datatype: str, shape: Sequence[int]) -> TensorHead:
     return TensorHead(name, datatype, tuple(shape), {"binary_data_size": bare.size_bytes})
 
 
-def encode(message: Message | ModelMetadata | ErrorAnswer) -> bytes:
+def encode(message: Message | ModelMetadata | ServerMetadata | ErrorAnswer) -> bytes:
     """The JSON of a head."""
     return _ENCODER.encode(message)
 
@@ -173,6 +183,11 @@ def decode_response(head: bytes | memoryview, body_bytes: int) -> InferResponse:
 def decode_metadata(body: bytes | memoryview) -> ModelMetadata:
     """Parse a model's metadata. Raises ProtocolError."""
     return _decode(_METADATA, body, "metadata")
+
+
+def decode_server(body: bytes | memoryview) -> ServerMetadata:
+    """Parse a server's metadata. Raises ProtocolError."""
+    return _decode(_SERVER, body, "metadata")
 
 
 def decode_error(body: bytes) -> str:

@@ -1,0 +1,1 @@
+"""The cases of `bench.sh distill`: each a function that returns rows."""
