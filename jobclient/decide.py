@@ -255,7 +255,7 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
         return None
     job = view.jobs.get(local.job)
     spec = job.spec if job else None
-    timeout_s = spec.stop_timeout_s if spec else DEFAULT_STOP_TIMEOUT_S
+    timeout_s = _stop_timeout_s(spec, view, now_s)
     why = _submitted_again(job, local.submitted_at) or _ended(job)
     if why is not None or job is None or spec is None:
         return StopWorker(local.job, local.worker, timeout_s, why or "the job was removed")
@@ -279,13 +279,24 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
     return None
 
 
+def _stop_timeout_s(spec: JobSpec | None, view: View, now_s: float) -> float:
+    """From SIGTERM to SIGKILL. Teachers leave on SIGTERM: what they have to answer is given the time of a leave."""
+    if spec is None:
+        return DEFAULT_STOP_TIMEOUT_S
+    if spec.kind is not JobKind.TEACHER:
+        return spec.stop_timeout_s
+    left_s = spec.leave_timeout_s if view.leave_by_s is None else view.leave_by_s - now_s
+    return max(spec.stop_timeout_s, min(spec.leave_timeout_s, left_s))
+
+
 def _hangs(view: View, local: LocalWorker, now_s: float, wakes: list[float]) -> Action | None:
     """Give up a worker that does not get warm, or does not come back from an aborted generation.
 
-    Nothing else has a time-out: a step, an evaluation or a checkpoint may take as long as it takes.
+    Nothing else has a time-out: a step, an evaluation or a checkpoint may take as long as it takes. Nor has a teacher:
+    one that hangs loses its place in its service, and its students.
     """
     job = view.jobs.get(local.job)
-    if local.exited or local.stopping or job is None or job.spec is None:
+    if local.exited or local.stopping or job is None or job.spec is None or job.spec.kind is JobKind.TEACHER:
         return None
     spec = job.spec
     deadlines: list[tuple[float, str]] = []
@@ -364,6 +375,8 @@ def _no_driver_here(view: View, job: JobView) -> str | None:
         return why or "the job was removed"
     if job.spec.kind is JobKind.EXTERNAL:
         return "horovodrun launches this job"
+    if job.spec.kind is JobKind.TEACHER:
+        return "teachers have no world"
     if job.plan is None or job.plan.driver_node is None:
         return "the plan has none"
     if job.plan.driver_node != view.node.node:

@@ -17,6 +17,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from distill.listing import Listing
 from edl_collective.coord.auth import same
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotFound, RecordTooLarge, VersionConflict
@@ -42,6 +43,7 @@ from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
+from jobserver.service_rows import service_detail, service_rows, serving_jobs
 from jobserver.snapshot import Job, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -70,14 +72,14 @@ class Service:
         store.on_session(self._session_changed)
         self._session_changed(store.session)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, services: bool = False) -> Snapshot:
         """The newest; one that the end of a session cut short is taken again in the next. Raises Disconnected."""
         try:
-            return self._controller.view.load()
+            return self._controller.view.load(services=services)
         except Disconnected:
             if not self._connected.wait(PATIENCE_S):
                 raise
-            return self._controller.view.load()
+            return self._controller.view.load(services=services)
 
     def _session_changed(self, session: Session) -> None:
         if session is Session.CONNECTED:
@@ -179,6 +181,18 @@ class Service:
 
     def undrain(self, node: str) -> Json:
         return cancel_drain(self._store, self._paths, node)
+
+    def services(self) -> list[Json]:
+        snapshot = self.snapshot(services=True)
+        return service_rows(snapshot.services, serving_jobs(snapshot))
+
+    def service(self, name: str) -> Json:
+        """Raises ApiError 404 for a service without teachers, students and jobs."""
+        snapshot = self.snapshot(services=True)
+        jobs = serving_jobs(snapshot).get(name, [])
+        if name not in snapshot.services and not jobs:
+            raise ApiError(404, f"there is no service {name}", "service")
+        return service_detail(name, snapshot.services.get(name, Listing()), jobs)
 
     def health(self, trusted: bool) -> Json:
         """Never fails: it says how much is wrong, and to those with the token what."""
@@ -367,6 +381,14 @@ def _add_cluster(app: FastAPI, service: Service) -> None:
     def nodes() -> Response:
         snapshot = service.snapshot()
         return _json({"nodes": [node_row(node, snapshot) for _, node in sorted(snapshot.nodes.items())]})
+
+    @app.get("/api/v1/services")
+    def services() -> Response:
+        return _json({"services": service.services()})
+
+    @app.get("/api/v1/services/{name}")
+    def one_service(name: str) -> Response:
+        return _json(service.service(name))
 
     @app.post("/api/v1/nodes/{node}/drain")
     def drain(node: str, body: Body) -> Response:
