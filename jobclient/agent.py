@@ -22,6 +22,7 @@ from jobclient.decide import (
     Action,
     AskBack,
     GiveUp,
+    KillDriver,
     LetLeave,
     StartDriver,
     StartWorker,
@@ -184,6 +185,8 @@ class Agent:
         for name in before.drivers.keys() | self._snapshot.drivers.keys():
             if (driver := self._snapshot.drivers.get(name)) != before.drivers.get(name):
                 self._proxies.driver_changed(name, self._snapshot.submitted_at(name), driver)
+        for name, ours in self._drivers.items():
+            ours.seen(self._snapshot.drivers.get(name))
         await self._forget()
         return True
 
@@ -243,6 +246,9 @@ class Agent:
             case StartDriver(job, reason):
                 logger.info("job %s: start the driver (%s)", job, reason)
                 self._driver_of(job).start(self._launcher.driver(job))
+            case KillDriver(job, reason):
+                logger.warning("job %s: kill the driver (%s)", job, reason)
+                self._drivers[job].kill()
             case StopDriver(job, timeout_s, reason):
                 logger.info("job %s: stop the driver (%s)", job, reason)
                 self._drivers[job].stop(timeout_s)

@@ -6,7 +6,7 @@ in its life; a slot never holds two workers. Placement is the JobServer's, the w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edl_collective.coord.records import (
     JobKind,
@@ -30,6 +30,8 @@ FIRST_DRIVER_PAUSE_S = 0.1
 #: so that a job whose driver was killed again and again can be resized within 3 s all the same
 LONGEST_DRIVER_PAUSE_S = 2.0
 HEALTHY_DRIVER_S = 10.0
+#: how long a driver that has lost its session may take to be back; one that stands still never is
+HUNG_DRIVER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,10 @@ class LocalDriver:
     deaths: int = 0
     #: monotonic time before which it is not started again
     not_before_s: float = 0.0
+    #: its record was seen in ZooKeeper
+    registered: bool = False
+    #: monotonic time since which it runs without its record in ZooKeeper, which it had: its session has ended
+    missing_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +175,15 @@ class StopDriver:
     reason: str
 
 
-Action = StartWorker | LetLeave | StopWorker | AskBack | GiveUp | StartDriver | StopDriver
+@dataclass(frozen=True, slots=True)
+class KillDriver:
+    """SIGKILL at once: the driver hangs."""
+
+    job: str
+    reason: str
+
+
+Action = StartWorker | LetLeave | StopWorker | AskBack | GiveUp | StartDriver | StopDriver | KillDriver
 
 _CLOSING = "the JobClient is stopping"
 #: for what is stopped when the spec, and with it its time-out, is gone
@@ -218,6 +232,15 @@ def outcome(exit_code: int, *, said_finished: bool, told_to_leave: bool, aborted
     if told_to_leave:
         return Outcome.LEFT
     return Outcome.ABORTED if aborted else Outcome.FAILED
+
+
+def driver_seen(driver: LocalDriver, registered: bool, now_s: float) -> LocalDriver:
+    """The running driver after a look at ZooKeeper: one that was there and is missing has lost its session."""
+    if registered:
+        return replace(driver, registered=True, missing_since_s=None)
+    if driver.registered and driver.missing_since_s is None:
+        return replace(driver, missing_since_s=now_s)
+    return driver
 
 
 def driver_died(driver: LocalDriver, *, lived_s: float, now_s: float) -> LocalDriver:
@@ -356,7 +379,10 @@ def _drivers(view: View, now_s: float, wakes: list[float]) -> list[Action]:
             why_not = None if busy and driver.running else _CLOSING
         if driver.running:
             why_not = of_another or why_not
-        if driver.running and why_not and not driver.stopping:
+        hung_at_s = None if driver.missing_since_s is None else driver.missing_since_s + HUNG_DRIVER_S
+        if driver.running and hung_at_s is not None and now_s >= hung_at_s:
+            actions.append(KillDriver(name, f"it has not been in ZooKeeper for {HUNG_DRIVER_S:g} s"))
+        elif driver.running and why_not and not driver.stopping:
             timeout_s = job.spec.stop_timeout_s if job.spec else DEFAULT_STOP_TIMEOUT_S
             actions.append(StopDriver(name, timeout_s, why_not))
         elif not driver.running and not why_not:
@@ -365,6 +391,8 @@ def _drivers(view: View, now_s: float, wakes: list[float]) -> list[Action]:
                 actions.append(StartDriver(name, f"the plan puts it here{again}"))
             else:
                 wakes.append(driver.not_before_s)
+        elif hung_at_s is not None:
+            wakes.append(hung_at_s)
     return actions
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edl_collective.coord.clock import Clock
-from jobclient.decide import LocalDriver, driver_died
+from edl_collective.coord.records import DriverRecord
+from jobclient.decide import LocalDriver, driver_died, driver_seen
 from jobclient.processes import Command, Process, exit_text, log_tail
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,13 @@ class Driver:
         except (OSError, ValueError) as error:  # ValueError: a variable that no process can have
             self._died(f"cannot be started: {error}")
             return
-        self.view = replace(self.view, running=True, stopping=False)
+        self.view = replace(self.view, running=True, stopping=False, registered=False, missing_since_s=None)
+
+    def seen(self, record: DriverRecord | None) -> None:
+        """`record`: who drives the job, as ZooKeeper has it now."""
+        if self._process is not None and self.view.running:
+            ours = record is not None and record.pid == self._process.pid
+            self.view = driver_seen(self.view, ours, self._clock.monotonic_s())
 
     def stop(self, timeout_s: float) -> None:
         """Begin the stop ladder."""

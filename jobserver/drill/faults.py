@@ -3,6 +3,7 @@
 A fault knows what it does, how to tell that it is over and what it may cost; the drill measures around it.
 """
 
+import os
 import random
 import signal
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from jobclient.decide import HUNG_DRIVER_S
 from jobserver.drill.cluster import SERVER, Cluster
 from jobserver.drill.verdict import HUNG_S, NO_STOP_S, NODE_LOST_S, REFORM_S, RESIZE_S, Limits
 from jobserver.drill.victim import Victim
@@ -119,6 +121,16 @@ def kill_driver(scene: Scene) -> float:
     return scene.resize()
 
 
+def hang_driver(scene: Scene) -> float:
+    """SIGSTOP: its session ends, and its JobClient, which lives, replaces it."""
+    victim = scene.victim
+    scene.until(victim.driver, "there is a driver to stop")
+    before = victim.driver()
+    os.kill(before["pid"], signal.SIGSTOP)
+    scene.until(lambda: victim.driver()["epoch"] > before["epoch"], "another driver has taken over")
+    return scene.resize()
+
+
 def kill_jobclient(scene: Scene, *, of_driver: bool) -> None:
     node, generation = scene.node(of_driver=of_driver), scene.victim.generation()
     scene.cluster.kill(node)
@@ -188,6 +200,10 @@ def _no_stop(session_timeout_s: float) -> Limits:
     return Limits(NO_STOP_S, RESIZE_S + session_timeout_s)
 
 
+def _driver_hung(session_timeout_s: float) -> Limits:
+    return Limits(NO_STOP_S, RESIZE_S + session_timeout_s + HUNG_DRIVER_S)
+
+
 def _lost(session_timeout_s: float) -> Limits:
     return Limits(NODE_LOST_S + session_timeout_s)
 
@@ -197,6 +213,7 @@ _ALL = (
     Fault("hang", "SIGSTOP to a worker, any rank, for good", hang, _hung),
     Fault("stop", "SIGTERM to a JobClient: its workers leave at a step boundary; then it comes back", stop, _reform),
     Fault("driver", "SIGKILL to the job's driver, then a resize", kill_driver, _no_stop),
+    Fault("driver-hang", "SIGSTOP to the job's driver, for good, then a resize", hang_driver, _driver_hung),
     Fault("leader", "SIGKILL to the leading JobServer, then a resize", kill_leader, _no_stop),
     Fault(
         "jobclient", "SIGKILL to a JobClient, and with it its workers", partial(kill_jobclient, of_driver=False), _lost

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from edl_collective import warm_up
 from edl_collective.batches import ElasticBatchSampler, RecordingDataset, StepInfo, iterate
 from edl_collective.loader_workers import LoaderWorkers
 from edl_collective.scaling import TotalBatch
@@ -82,6 +83,16 @@ def test_the_first_epoch_is_read_by_the_workers_that_are_there(num_workers: int)
     assert script.pids <= pids
     assert len(pids) == num_workers
     assert os.getpid() not in pids
+
+
+def test_a_large_model_on_the_cpu_shares_no_memory_with_workers_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_up, "MAX_SHARED_BYTES", 4)
+    script = Script()
+    script.rehearsal.run()
+    assert script.seen == [(0, 1)], "it is warmed all the same"
+    indices, pids = script.epoch()
+    assert indices == list(range(SAMPLES))
+    assert not script.pids & pids, "those of the rehearsal have ended"
 
 
 def test_without_worker_processes_the_model_is_warmed_all_the_same() -> None:
