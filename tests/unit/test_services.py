@@ -53,9 +53,11 @@ def test_a_service_that_a_job_serves_is_there_before_its_first_teacher() -> None
 def test_services_that_change_do_not_turn_the_loop() -> None:
     """All teachers and students write once a second: the JobServer decides about jobs, not about those."""
     server = Server()
+    fill(server)
     server.controller.step()
     server.controller._woken.clear()
     fill(server)
+    server.put(P.teacher("svc", "new"), teacher("new"))
     assert not server.controller._woken.is_set()
     server.node()
     assert server.controller._woken.is_set()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from distill.teacher.command import serve
 from edl_collective.coord.paths import check_name
 from edl_collective.coord.records import JobKind, JobSpec, NodeRecord, PlannedWorker
 from jobclient.worker_env import (
@@ -126,3 +127,14 @@ def test_zookeeper_is_the_one_of_the_jobclient() -> None:
     assert (got["EDL_ZOOKEEPER"], got["EDL_ZOOKEEPER_ROOT"]) == ("zk:2181", "/team")
     mine = job_environment(shared, JobSpec(job="j", command=("x",), env={"EDL_ZOOKEEPER": "other:1"}))
     assert mine["EDL_ZOOKEEPER"] == "other:1"
+
+
+def test_the_teacher_server_takes_what_the_jobclient_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = JobSpec(job="j", command=("x",), kind=JobKind.TEACHER, service="svc")
+    for name, value in env(spec).items():
+        if name.startswith("EDL_"):
+            monkeypatch.setenv(name, value)
+    taken = serve.make_context("serve", ["--model", "m.pt"]).params
+    assert (taken["service"], taken["teacher_id"], taken["port"]) == ("svc", "j-w7", 0)
+    assert (taken["host"], taken["gpu_ids"]) == ("10.0.0.1", "0")
+    assert serve.make_context("serve", ["--model", "m.pt", "--port", "8500"]).params["port"] == 8500
