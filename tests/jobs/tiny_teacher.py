@@ -7,7 +7,6 @@ import argparse
 import os
 import signal
 import socket
-import sys
 import threading
 from pathlib import Path
 
@@ -44,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,5 +1,7 @@
 """Jobs of teachers: no driver, no end, replaced one by one with a pause that grows, as many as students need."""
 
+from typing import Any
+
 import pytest
 from fleet_flow import student, teacher
 from job_world import World
@@ -11,7 +13,7 @@ from jobserver.changing import Changing, fill_in
 from jobserver.teacher_rule import HOLD_OFF_S, STEP_UP_S, ask, follows_students
 
 
-def serving(slots: int = 6, **fields: object) -> World:
+def serving(slots: int = 6, **fields: Any) -> World:
     world = World()
     world.join("a", slots)
     world.submit(kind=JobKind.TEACHER, service="svc", **fields)
