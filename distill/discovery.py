@@ -36,7 +36,8 @@ WRITE_EVERY_S, FIGURES_EVERY_S, MATERIAL = 1.0, 5.0, 0.1
 #: between two looks, and between two tries to reach ZooKeeper
 LOOK_EVERY_S, RETRY_S = 0.02, 1.0
 CONNECT_TIMEOUT_S = 5.0
-CLOSE_TIMEOUT_S = 10.0
+#: for the thread to end; a store that does not answer must not keep the IO process
+CLOSE_TIMEOUT_S = 2.0
 
 
 class Discovery:

@@ -19,6 +19,7 @@ from edl_collective.coord.records import (
     Rendezvous,
     WorkerRecord,
 )
+from jobclient.stop_times import DEFAULT_STOP_TIMEOUT_S, stop_timeout_s
 from jobclient.worker_env import gloo_timeout_s
 
 #: (job, when it was submitted): tells a job from one of the same name that was submitted after it was removed
@@ -186,8 +187,6 @@ class KillDriver:
 Action = StartWorker | LetLeave | StopWorker | AskBack | GiveUp | StartDriver | StopDriver | KillDriver
 
 _CLOSING = "the JobClient is stopping"
-#: for what is stopped when the spec, and with it its time-out, is gone
-DEFAULT_STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +277,7 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
         return None
     job = view.jobs.get(local.job)
     spec = job.spec if job else None
-    timeout_s = _stop_timeout_s(spec, view, now_s)
+    timeout_s = stop_timeout_s(spec, view.leave_by_s, now_s)
     why = _submitted_again(job, local.submitted_at) or _ended(job)
     if why is not None or job is None or spec is None:
         return StopWorker(local.job, local.worker, timeout_s, why or "the job was removed")
@@ -300,16 +299,6 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
         return StopWorker(local.job, local.worker, timeout_s, late)
     wakes.append(local.leave_by_s)
     return None
-
-
-def _stop_timeout_s(spec: JobSpec | None, view: View, now_s: float) -> float:
-    """From SIGTERM to SIGKILL. Teachers leave on SIGTERM: what they have to answer is given the time of a leave."""
-    if spec is None:
-        return DEFAULT_STOP_TIMEOUT_S
-    if spec.kind is not JobKind.TEACHER:
-        return spec.stop_timeout_s
-    left_s = spec.leave_timeout_s if view.leave_by_s is None else view.leave_by_s - now_s
-    return max(spec.stop_timeout_s, min(spec.leave_timeout_s, left_s))
 
 
 def _hangs(view: View, local: LocalWorker, now_s: float, wakes: list[float]) -> Action | None:
@@ -403,8 +392,6 @@ def _no_driver_here(view: View, job: JobView) -> str | None:
         return why or "the job was removed"
     if job.spec.kind is JobKind.EXTERNAL:
         return "horovodrun launches this job"
-    if job.spec.kind is JobKind.TEACHER:
-        return "teachers have no world"
     if job.plan is None or job.plan.driver_node is None:
         return "the plan has none"
     if job.plan.driver_node != view.node.node:

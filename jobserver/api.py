@@ -17,7 +17,6 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from distill.listing import Listing
 from edl_collective.coord.auth import same
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotFound, RecordTooLarge, VersionConflict
@@ -43,7 +42,7 @@ from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
-from jobserver.service_rows import service_detail, service_rows, serving_jobs
+from jobserver.service_rows import all_services, find_service
 from jobserver.snapshot import Job, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -181,18 +180,6 @@ class Service:
 
     def undrain(self, node: str) -> Json:
         return cancel_drain(self._store, self._paths, node)
-
-    def services(self) -> list[Json]:
-        snapshot = self.snapshot(services=True)
-        return service_rows(snapshot.services, serving_jobs(snapshot))
-
-    def service(self, name: str) -> Json:
-        """Raises ApiError 404 for a service without teachers, students and jobs."""
-        snapshot = self.snapshot(services=True)
-        jobs = serving_jobs(snapshot).get(name, [])
-        if name not in snapshot.services and not jobs:
-            raise ApiError(404, f"there is no service {name}", "service")
-        return service_detail(name, snapshot.services.get(name, Listing()), jobs)
 
     def health(self, trusted: bool) -> Json:
         """Never fails: it says how much is wrong, and to those with the token what."""
@@ -384,11 +371,11 @@ def _add_cluster(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/services")
     def services() -> Response:
-        return _json({"services": service.services()})
+        return _json({"services": all_services(service.snapshot(services=True))})
 
     @app.get("/api/v1/services/{name}")
     def one_service(name: str) -> Response:
-        return _json(service.service(name))
+        return _json(find_service(service.snapshot(services=True), name))
 
     @app.post("/api/v1/nodes/{node}/drain")
     def drain(node: str, body: Body) -> Response:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from distill.balance import known_rates
 from distill.listing import Listing
 from distill.records import to_dict
-from jobserver.api_models import Json
+from jobserver.api_models import ApiError, Json
 from jobserver.snapshot import Snapshot
 from jobserver.teacher_rule import starved_part
 
@@ -49,7 +49,20 @@ def service_detail(name: str, listing: Listing, jobs: Iterable[str] = ()) -> Jso
     }
 
 
-def serving_jobs(snapshot: Snapshot) -> dict[str, list[str]]:
+def all_services(snapshot: Snapshot) -> list[Json]:
+    """The services that have teachers, students or jobs."""
+    return service_rows(snapshot.services, _serving_jobs(snapshot))
+
+
+def find_service(snapshot: Snapshot, name: str) -> Json:
+    """One of them. Raises ApiError 404."""
+    jobs = _serving_jobs(snapshot).get(name, [])
+    if name not in snapshot.services and not jobs:
+        raise ApiError(404, f"there is no service {name}", "service")
+    return service_detail(name, snapshot.services.get(name, Listing()), jobs)
+
+
+def _serving_jobs(snapshot: Snapshot) -> dict[str, list[str]]:
     """Names of the jobs that serve and have not ended, by service."""
     found: dict[str, list[str]] = {}
     for job in snapshot.jobs.values():
