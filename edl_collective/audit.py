@@ -39,9 +39,7 @@ class StepLog:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._current: dict[str, int] | None = None
 
-    def take(
-        self, *, generation: int, epoch: int, step: int, rank: int, world_size: int, indices: Sequence[int]
-    ) -> None:
+    def take(self, generation: int, epoch: int, step: int, rank: int, world_size: int, indices: Sequence[int]) -> None:
         """Record, before the reduction, the dataset indices of this rank in a global step; [] for an empty chunk."""
         self._current = {"generation": generation, "step": step, "rank": rank}
         taken = {"epoch": epoch, "world_size": world_size, "indices": [int(index) for index in indices]}

@@ -331,7 +331,12 @@ class RecordingDataset(Dataset[Recorded[T]]):
 
 
 def unwrap(batch: Any) -> tuple[list[int], Any]:
-    """The indices of a batch of a RecordingDataset, and the batch as it would be without. Raises StepOrderError."""
+    """The indices of a batch of a RecordingDataset, and the batch as it would be without; None has no indices.
+
+    Raises StepOrderError for a batch of another dataset.
+    """
+    if batch is None:
+        return [], None
     if not isinstance(batch, Recorded):
         raise StepOrderError("step_log is set: wrap the dataset of the loader in RecordingDataset")
     recorded, item = tuple(batch)  # int64 [local batch] and the collated item

@@ -25,6 +25,7 @@ import logging
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ from typing import Any, NamedTuple, TypeVar
 from checkpoints import CheckpointError
 from checkpoints.tree import flatten
 from edl_collective.free_memory import free_bytes
-from edl_collective.state_file import read_state, size_of, write_state
+from edl_collective.state_file import read_state, reserve_file, size_of, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,21 @@ class Held:
         """
         if self._share:
             self._safely(lambda: self._hold(progress, make_state))
+
+    def reserve(self, state: Any) -> threading.Thread | None:
+        """Take the memory for a state of this size now, beside the training, so that no pause waits for its pages.
+
+        Returns the thread that does it, None if nothing can be held.
+        """
+        try:
+            size_bytes = size_of(flatten(state)[1])
+        except CheckpointError:
+            return None  # hold() will say so
+        if not self._share or not size_bytes:
+            return None
+        thread = threading.Thread(target=lambda: self._safely(lambda: self._reserve(size_bytes)), name="edl-held")
+        thread.start()
+        return thread
 
     def carry(self, generation: int) -> None:
         """This worker has a place in `generation`; call before Horovod's init()."""
@@ -162,6 +178,10 @@ class Held:
         for file in held:
             file.path.rename(self._scratch)
         logger.debug("hold step %d in memory: %.1f ms", progress.step, (time.monotonic() - began) * 1000)
+
+    def _reserve(self, size_bytes: int) -> None:
+        if not self._scratch.exists() and not self._files() and self._has_room(size_bytes):
+            reserve_file(self._scratch, size_bytes)
 
     def _carry(self) -> None:
         for file in self._files():

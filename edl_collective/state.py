@@ -95,6 +95,8 @@ class State:
         self._backward_done = False
         #: checkpoints of this run are newer than the one it began from, whatever their steps: see _save
         self._order_floor = 0
+        #: the node was told how large the state is that it may have to hold
+        self._reserved = False
         #: some rank voted, in the last step, to stop at this boundary
         self._stop = False
 
@@ -143,7 +145,9 @@ class State:
             reducer.open_step(self._worlds is not None and self._worlds.interrupted())
             self._open, self._backward_done = info, batch is None
             if self._step_log is not None:
-                batch = self._record(self._step_log, info, batch)
+                indices, batch = unwrap(batch)
+                place = (self.sampler.generation, epoch, info.index, self._reporter.rank, self._world_size)
+                self._step_log.take(*place, indices)
             if batch is None:
                 self.step()
             else:
@@ -177,6 +181,8 @@ class State:
         self._trained = True
         if self._step_log is not None:
             self._step_log.confirm()
+        if not self._reserved:
+            self._reserve()
         self._reporter.step_done(self.sampler, info.global_count)
 
     def report(self, **metrics: float) -> None:
@@ -231,6 +237,12 @@ class State:
         held = None if self._worlds is None else self._worlds.held
         if held is not None and self._whole():
             held.hold(Progress(self.global_step, self.epoch), self.state_dict)
+
+    def _reserve(self) -> None:
+        self._reserved = True
+        held = None if self._worlds is None else self._worlds.held
+        if held is not None:
+            held.reserve(self.state_dict())
 
     def _synchronize(self, offered: int | None, held: Held | None) -> int:
         """Take the state that is furthest, of a rank or held by its node; returns the generation that all agree on.
@@ -372,19 +384,6 @@ class State:
         order = self._order_floor + (self._worlds.driver_epoch if self._worlds is not None else 0)
         save_checkpoint(url, self.status(), state=self.state_dict(), driver_epoch=order, keep=self._keep)
         self._reporter.saved(epoch, time.monotonic() - began)
-
-    def _record(self, log: StepLog, info: StepInfo, batch: Any) -> Any:
-        """Write down what the dataset gave for this step; returns the batch without the record."""
-        indices, batch = ([], None) if batch is None else unwrap(batch)
-        log.take(
-            generation=self.sampler.generation,
-            epoch=self.epoch,
-            step=info.index,
-            rank=self._reporter.rank,
-            world_size=self._world_size,
-            indices=indices,
-        )
-        return batch
 
     def _check_stepped(self) -> None:
         if self._open is not None:

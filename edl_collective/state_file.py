@@ -39,6 +39,23 @@ def write_state(path: Path, tree: Any, tensors: Mapping[str, torch.Tensor]) -> N
         os.close(fd)
 
 
+def reserve_file(path: Path, size_bytes: int) -> None:
+    """Make `path` a file that has its memory, for write_state() to write over. Raises OSError; then there is none.
+
+    It is written to: what posix_fallocate() gives has its pages, which a virtual machine may not have yet.
+    """
+    zeros = memoryview(bytes(min(size_bytes, _WRITE_BYTES)))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        for begin in range(0, size_bytes, _WRITE_BYTES):
+            _write(fd, zeros[: size_bytes - begin])
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(fd)
+
+
 def read_state(path: Path) -> Any:
     """The state of the file at `path`, on the CPU. Raises OSError, or ValueError when it is not such a file."""
     with path.open("rb", buffering=0) as file:

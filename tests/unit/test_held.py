@@ -55,6 +55,39 @@ def test_one_that_is_further_replaces_it(tmp_path: Path, offered: Progress) -> N
     assert names(tmp_path) == [f"held-4-{offered.step}-{offered.epoch}", "scratch"]
 
 
+def reserve(folder: Path, share: float = 0.5) -> list[str]:
+    thread = worker(folder, 3, share).reserve({"x": torch.zeros(1000), "n": 1})
+    if thread is not None:
+        thread.join()
+    return names(folder)
+
+
+def test_the_memory_is_there_before_a_state_is_held(tmp_path: Path) -> None:
+    assert reserve(tmp_path) == ["scratch"]
+    scratch = (tmp_path / "scratch").stat()
+    assert (scratch.st_size, scratch.st_blocks * 512 >= 4000) == (4000, True)
+    worker(tmp_path, 3).hold(Progress(7, 1), lambda: {"x": torch.ones(10)})
+    held = tmp_path / "held-3-7-1"
+    assert held.stat().st_ino == scratch.st_ino, "written over"
+    assert torch.equal(worker(tmp_path, 4).take()["x"], torch.ones(10))
+
+
+def test_nothing_is_reserved_beside_a_held_state_nor_twice_nor_where_none_is_held(tmp_path: Path) -> None:
+    worker(tmp_path / "a", 3).hold(Progress(7, 1), lambda: {"x": 1})
+    assert reserve(tmp_path / "a") == ["held-3-7-1"]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "scratch").write_bytes(b"other worker's")
+    assert reserve(tmp_path / "b") == ["scratch"]
+    assert (tmp_path / "b" / "scratch").read_bytes() == b"other worker's"
+    (tmp_path / "c").mkdir()
+    assert reserve(tmp_path / "c", share=0.0) == []
+
+
+def test_a_state_that_has_no_room_is_not_reserved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert reserve(tmp_path, share=1e-12) == []
+    assert "EDL_HELD_SHARE" in caplog.text
+
+
 def test_it_lasts_over_generations_that_die_in_init_and_no_longer(tmp_path: Path) -> None:
     worker(tmp_path, 3).hold(Progress(7, 0), lambda: {"x": 1})
     assert worker(tmp_path, 4).newest() == Progress(7, 0)
