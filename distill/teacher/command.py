@@ -17,6 +17,7 @@ from distill.teacher.config import (
     parse_inputs,
     parse_normalisation,
 )
+from edl_collective.coord.errors import CoordError
 
 _EPILOG = """\b
 Examples:
@@ -127,9 +128,9 @@ def serve(**options: Any) -> None:
         from distill.teacher.run import serve as run  # torch is loaded for what can work
 
         run(config, click.echo)
-    except (DistillError, OSError) as error:
+    except (DistillError, OSError, CoordError) as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, CoordError) else 2)
 
 
 def build_config(options: dict[str, Any]) -> ServeConfig:

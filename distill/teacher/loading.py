@@ -126,12 +126,13 @@ def _declared(reference: str, program: torch.export.ExportedProgram) -> tuple[In
     for name, value in values:
         if not isinstance(value, torch.Tensor) or not value.dim():
             raise ModelError(f"{reference} takes something else than batches of tensors as {name!r}")
-        if isinstance(value.shape[0], int):
+        sizes: list[Any] = list(value.shape)  # int, or torch.SymInt for a size that is open
+        if isinstance(sizes[0], int):
             raise ModelError(
-                f"{reference} was exported for batches of exactly {value.shape[0]}: export it with dynamic_shapes "
+                f"{reference} was exported for batches of exactly {sizes[0]}: export it with dynamic_shapes "
                 "that leave the first size of each input open"
             )
-        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape[1:])
+        shape = tuple(size if isinstance(size, int) else -1 for size in sizes[1:])
         specs.append(InputSpec(name, datatype_of(str(value.dtype).removeprefix("torch.")), shape))
     return tuple(specs)
 

@@ -4,31 +4,42 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from distill import oip
 from distill.errors import ConfigError, ModelError
+from distill.records import TeacherRecord
 from distill.teacher.config import MB, ServeConfig
 from distill.teacher.engine import Engine
 from distill.teacher.fingerprint import model_hash
+from distill.teacher.listing import Listing, Place
 from distill.teacher.loading import Loaded, load_model
+from distill.teacher.registration import Registration
 from distill.teacher.replica import prepare, replicas
 from distill.teacher.server import BACKLOG, Limits, Server
 from distill.teacher.service import Identity, Service
 from distill.teacher.signature import InputSpec, Serving, check_normalisation
 from edl_collective.coord.clock import Clock, SystemClock
+from edl_collective.coord.paths import Paths
+from edl_collective.coord.zk_store import ZkStore
 
 logger = logging.getLogger(__name__)
 
 #: after the last answer, for a batch that nobody waits for
 STOP_TIMEOUT_S = 5.0
+#: a batch that runs for longer takes the teacher off the list: the model hangs, though the process lives
+STUCK_S = 60.0
 
 
 def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `say` gets the line with the URL. Raises ModelError, ConfigError, OSError."""
+    """Serve until SIGTERM or SIGINT; `say` gets the line with the URL.
+
+    Raises ModelError, ConfigError, CoordError (no ZooKeeper), OSError (the port is taken).
+    """
     clock = SystemClock()
     listener = socket.create_server((config.host, config.port), backlog=BACKLOG)  # before the model: it may be taken
     with listener:
@@ -36,13 +47,46 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
         limits = Limits(config.max_connections, config.max_memory_mb * MB, drain_timeout_s=config.drain_timeout_s)
         server = Server(listener, service, clock, limits, _tls(config))
         port = listener.getsockname()[1]
-        service.engine.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.leave())
-        say(f"teacher {service.identity.name} at {config.url(port)} ({service.identity.model_hash})")
-        server.run()
+        with _listed(config, service, port, clock) as wake:
+            service.engine.start()
+
+            def leave(*_: object) -> None:
+                server.leave()
+                server.post(wake)
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, leave)
+            say(f"teacher {service.identity.name} at {config.url(port)} ({service.identity.model_hash})")
+            server.run()
         if not service.engine.stop(STOP_TIMEOUT_S):
             logger.warning("a batch was still running")
+
+
+@contextmanager
+def _listed(config: ServeConfig, service: Service, port: int, clock: Clock) -> Iterator[Callable[[], None]]:
+    """Be listed in ZooKeeper, if the settings name it; yields what makes a change known at once."""
+    if config.zookeeper is None or config.service is None:
+        yield lambda: None
+        return
+    engine = service.engine
+    place = Place(config.own_id(port), config.url(port), config.job, config.worker, clock.wall_s())
+    listing = Listing(place, service.metadata(), engine.serving.normalisation, engine.replica_count)
+
+    def wanted() -> TeacherRecord | None:
+        if engine.stuck_s() > STUCK_S:
+            return None
+        return listing.record(engine.stats, engine.queue_length, draining=service.leaving)
+
+    store = ZkStore(config.zookeeper).start()
+    try:
+        registration = Registration(store, Paths(config.root), config.service, place.teacher, wanted)
+        registration.start()
+        try:
+            yield registration.wake
+        finally:
+            registration.close()
+    finally:
+        store.close()
 
 
 def build(config: ServeConfig, clock: Clock) -> Service:

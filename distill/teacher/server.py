@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import ssl
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -74,7 +75,9 @@ class Server:
         #: monotonic, since when it leaves; None while it serves
         self._leaving_since: float | None = None
         self._last_question_s = 0.0
+        self._bell_lock = threading.Lock()
         self._stopped = False
+        self._closed = False
         self._accepts_again_s: float | None = None
         service.connections = lambda: len(self._connections)
 
@@ -98,8 +101,10 @@ class Server:
 
     def post(self, call: Callable[[], None]) -> None:
         """Have `call` run on the server's thread."""
-        self._posted.append(call)
-        os.eventfd_write(self._bell, 1)
+        with self._bell_lock:  # a batch may end after the server has: its number may then be another file's
+            if not self._closed:
+                self._posted.append(call)
+                os.eventfd_write(self._bell, 1)
 
     def leave(self) -> None:
         """Answer what there is, refuse what comes after a moment, then let `run` end. Again: end at once."""
@@ -234,7 +239,9 @@ class Server:
             connection.close()
         self._listener.close()
         self._epoll.close()
-        os.close(self._bell)
+        with self._bell_lock:
+            self._closed = True
+            os.close(self._bell)
 
 
 def _cancel(job: Job) -> None:
