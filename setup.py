@@ -67,6 +67,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "ruff>=0.8",
         "safetensors>=0.4",
+        "tritonclient[http]>=2.40",
         *HDFS,
         *WEBHDFS,
         *EXAMPLE,

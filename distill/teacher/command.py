@@ -110,6 +110,14 @@ _SETTINGS: dict[str, Any] = {
 )
 @click.option("--zookeeper", metavar="HOSTS", envvar="EDL_ZOOKEEPER", help="list the teacher there; needs --service")
 @click.option("--root", default="/edl", show_default=True, envvar="EDL_ZOOKEEPER_ROOT", help="of EDL in ZooKeeper")
+@click.option(
+    "--session-timeout",
+    "session_timeout_s",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="seconds until a teacher that was killed or frozen is off the list",
+)
 @click.option("--service", help="name of the service that students ask for")
 @click.option("--teacher-id", help="its name in the service (default: the worker's, else host-pid-port)")
 @click.option("--advertise", metavar="URL", help="how students reach it (default: from --host and --port)")

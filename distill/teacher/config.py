@@ -48,6 +48,7 @@ class ServeConfig:
     max_connections: int = 1024
     drain_timeout_s: float = 30.0
     zookeeper: str | None = None
+    session_timeout_s: float = 10.0
     root: str = "/edl"
     service: str | None = None
     teacher_id: str | None = None
@@ -64,6 +65,7 @@ class ServeConfig:
             ("--max-connections", self.max_connections, 1),
             ("--batch-delay-ms", self.batch_delay_ms, 0),
             ("--drain-timeout", self.drain_timeout_s, 0),
+            ("--session-timeout", self.session_timeout_s, 1),
             ("--threads", self.threads or 1, 1),
         ):
             if not least <= value < math.inf:

@@ -4,6 +4,7 @@ Bodies never pass through the parser, which would copy them. Invariant: a Head s
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import httptools
 
@@ -56,8 +57,12 @@ class Head:
     expects_continue: bool = False
 
 
-def parse_head(text: bytes | memoryview) -> Head:
-    """Parse request line and headers, the empty line included. Raises HttpError, which always closes."""
+@lru_cache(256)
+def parse_head(text: bytes) -> Head:
+    """Parse request line and headers, the empty line included; the newest are kept, for clients repeat them.
+
+    Raises HttpError, which always closes.
+    """
     collected = _Collected()
     parser = httptools.HttpRequestParser(collected)
     try:
@@ -79,7 +84,7 @@ def parse_head(text: bytes | memoryview) -> Head:
         body_bytes,
         json_bytes,
         token.strip() if kind.lower() == "bearer" else None,
-        parser.should_keep_alive(),
+        _keeps_alive(headers.get(b"connection", b""), parser.get_http_version()),
         b"expect" in headers,
     )
 
@@ -91,6 +96,12 @@ def _refuse_encodings(headers: dict[bytes, bytes]) -> None:
         raise HttpError(415, "send the body without compression", closes=True)
     if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
         raise HttpError(417, "the only thing to expect is 100-continue", closes=True)
+
+
+def _keeps_alive(connection: bytes, version: str) -> bool:
+    """As the client asks. Not the parser's word: it forgets the header once a request without a body is complete."""
+    words = {word.strip() for word in connection.lower().split(b",")}
+    return b"close" not in words and (version == "1.1" or b"keep-alive" in words)
 
 
 def _size(text: bytes, name: str) -> int:

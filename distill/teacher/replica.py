@@ -34,7 +34,7 @@ def prepare(loaded: Loaded, precision: str, *, on_gpu: bool) -> nn.Module:
             module = module.to(PRECISIONS[precision])
         except RuntimeError as error:
             raise ModelError(f"the model cannot be cast to {precision}: {short(error)}") from error
-    return module.requires_grad_(False)
+    return module
 
 
 def _quantised(loaded: Loaded, on_gpu: bool) -> nn.Module:

@@ -77,7 +77,7 @@ def _listed(config: ServeConfig, service: Service, port: int, clock: Clock) -> I
             return None
         return listing.record(engine.stats, engine.queue_length, draining=service.leaving)
 
-    store = ZkStore(config.zookeeper).start()
+    store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s).start()
     try:
         registration = Registration(store, Paths(config.root), config.service, place.teacher, wanted)
         registration.start()

@@ -442,6 +442,6 @@ def test_a_teacher_leaves_on_sigterm_and_gets_the_time_of_a_leave(leave_by_s: fl
 
 
 def test_a_teacher_has_no_gate_to_be_late_for_and_no_driver() -> None:
-    job = JobView(TEACHERS, plan(W1, driver="a"))
+    job = JobView(TEACHERS, plan(W1, driver=None))
     view = View(NODE, {"j": job}, (local(cold=True, started_s=0.0),))
     assert decide(view, 1e6).actions == ()

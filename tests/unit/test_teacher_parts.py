@@ -101,8 +101,8 @@ def test_inputs_are_declared_by_name_dtype_and_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "image", "image:uint8", ":uint8:3", "x:uint8:3,a", "x:complex64:3", "x:uint32:3", "x:uint8:0", "x:uint8:-2",
-             "x:uint8:1,1,1,1,1,1,1,1"],
+    "text", ["", "image", "image:uint8", ":uint8:3", "x:uint8:3,a", "x:complex64:3", "x:uint32:3", "x:uint8:0",
+             "x:uint8:-2", "x:uint8:1,1,1,1,1,1,1,1"],
 )  # fmt: skip
 def test_inputs_that_cannot_be_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--input"):

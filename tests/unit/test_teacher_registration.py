@@ -30,7 +30,7 @@ def registration(store: MemoryStore, wanted: Callable[[], TeacherRecord | None] 
 
 def listed(store: MemoryStore) -> TeacherRecord | None:
     found = store.get(PATH)
-    return None if found is None else decode(TeacherRecord, PATH, found.data)
+    return None if found is None else decode(found.data, TeacherRecord, PATH)
 
 
 def test_what_is_wanted_comes_to_be_there() -> None:
@@ -82,6 +82,8 @@ def test_a_lost_session_is_followed_by_a_new_registration() -> None:
     own.start()
     wait_for(observer, record())
     store.expire()
+    wait_for(observer, None)
+    store.resume()
     wait_for(observer, record())
     wanted[0] = None
     own.wake()
