@@ -18,6 +18,8 @@ from distill.errors import ConfigError
 from distill.reader_options import BLOCK, CONFIG, HARD_LABELS, PREFIX
 from distill.source import parse_teachers
 
+#: the arguments, by their names in a Namespace
+NAMES = ("use_distill_service", "distill_teachers", "distill_service", "zookeeper", "on_no_teacher", "losses")
 #: what names teachers from outside of a script: see distill.reader_options
 _FROM_OUTSIDE = (CONFIG, f"{PREFIX}TEACHERS", f"{PREFIX}SERVICE", f"{PREFIX}NOP")
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -61,7 +63,7 @@ def add_arguments(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -
     add(
         "--distill_service",
         metavar="NAME",
-        help="or the teachers that ZooKeeper lists for a service, as they come and go",
+        help="or those that ZooKeeper lists for a service, as they come and go",
     )
     add("--zookeeper", metavar="HOSTS", help="where they are listed (default: EDL_ZOOKEEPER, then 127.0.0.1:2181)")
     add(

@@ -158,6 +158,11 @@ class DistillReader:
         """The loader's."""
         return getattr(self._loader, "batch_sampler", None)
 
+    @property
+    def num_workers(self) -> int:
+        """The loader's: a State(loader=) that rehearses with this reader asks for it."""
+        return int(getattr(self._loader, "num_workers", 0))
+
     def __len__(self) -> int:
         """Batches of an epoch, as the loader has them."""
         return len(self._loader)  # type: ignore[arg-type]

@@ -9,14 +9,24 @@ module that does; a loader without them is iterated anew.
 import contextlib
 import queue
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch.utils.data import DataLoader
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 #: what is used of torch's iterator over worker processes
 _PARTS = ("_reset", "_index_queues", "_shutdown")
+
+
+class Loader(Protocol[T_co]):
+    """A DataLoader, or what wraps one, such as a DistillReader."""
+
+    @property
+    def num_workers(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
 
 
 class LoaderWorkers:
@@ -28,7 +38,7 @@ class LoaderWorkers:
         self._epoch: int | None = None
         self._batches: Any = None
 
-    def prepare(self, loader: "DataLoader[T]") -> T:
+    def prepare(self, loader: Loader[T]) -> T:
         """Start the workers of `loader` for whichever epoch comes first; its first batch."""
         batches = iter(loader)
         self._keep(loader, None, batches)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
 
 from checkpoints import TrainStatus, load_checkpoint, preflight, save_checkpoint
 from edl_collective import collectives, local
@@ -19,7 +18,7 @@ from edl_collective.audit import StepLog
 from edl_collective.batches import ElasticBatchSampler, StepInfo, iterate, unwrap
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
 from edl_collective.held import Held, Progress
-from edl_collective.loader_workers import LoaderWorkers
+from edl_collective.loader_workers import Loader, LoaderWorkers
 from edl_collective.reducer import Reducer
 from edl_collective.reporter import Reporter
 from edl_collective.scaling import Schedule, set_rates
@@ -68,7 +67,7 @@ class State:
         checkpoint_url: str | None = None,
         keep: int = 3,
         user: dict[str, Any] | None = None,
-        loader: "DataLoader[Any] | None" = None,
+        loader: Loader[Any] | None = None,
         warm_up: LossOf | None = None,
         step_log: StepLog | None = None,
     ) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from edl_collective.batches import ElasticBatchSampler, unwrap
-from edl_collective.loader_workers import LoaderWorkers
+from edl_collective.loader_workers import Loader, LoaderWorkers
 
 #: The loss of a batch as the loader yields it: what the training loop gives to State.backward().
 LossOf = Callable[[Any], torch.Tensor]
@@ -34,7 +33,7 @@ class Rehearsal:
         model: torch.nn.Module,
         sampler: ElasticBatchSampler,
         workers: LoaderWorkers,
-        loader: "DataLoader[Any] | None",
+        loader: Loader[Any] | None,
         loss_of: LossOf | None,
         *,
         recorded: bool,

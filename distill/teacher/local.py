@@ -1,6 +1,6 @@
 """Teacher servers on this machine, for examples and tools: started together, and gone when their owner is.
 
-    with LocalTeachers("--model", "nets:teacher", "--checkpoint", "teacher.pt", "--input", "image:uint8:1,8,8") as found:
+    with LocalTeachers("--model", "nets:teacher", "--checkpoint", "t.pt", "--input", "image:uint8:1,8,8") as found:
         reader.set_fixed_teacher(found.addresses)
 
 Each is `python -m distill.teacher_server` on a free port of the loopback. Invariant: none outlives its owner, not even
@@ -74,7 +74,7 @@ class LocalTeachers:
         self._stack.close()
 
     def _start(self) -> tuple[subprocess.Popen[str], IO[str]]:
-        log = self._stack.enter_context(tempfile.TemporaryFile("w+"))
+        log = self._stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115  closed by the stack
         command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "distill.teacher_server", "--port", "0"]
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         # Out of the terminal's process group: Ctrl-C reaches the owner alone, which ends them in order.

@@ -1,7 +1,7 @@
 """scikit-learn's digits, 1,797 real images of handwriting, as uint8 pixels: what teacher and students learn from.
 
-Nothing is downloaded: the images come with scikit-learn. The split is fixed here, before any training, and is the same on
-every machine. Augmentation depends on the seed, the epoch and the index alone, so that all modes see the same pixels.
+Nothing is downloaded: the images come with scikit-learn. The split is fixed here, before any training, and is the same
+on every machine. Augmentation depends on the seed, the epoch and the index alone: all modes see the same pixels.
 """
 
 from typing import NamedTuple

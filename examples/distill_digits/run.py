@@ -1,6 +1,6 @@
 """Distil scikit-learn's digits in three ways and compare: no teacher, one in the trainer, one that is a service.
 
-The whole story in one command: it trains the teacher, serves it, trains the students, prints the table, ends the servers.
+The whole story in one command: it trains the teacher, serves it, trains the students and prints a table.
 """
 
 import argparse
@@ -187,7 +187,7 @@ class Comparison:
 
     def print_table(self) -> None:
         table = Table(box=None, header_style="bold")
-        for name in ("students", "test accuracy (%)", "images/s", "waited for teachers (ms a step)"):
+        for name in ("students", "test accuracy (%)", "images/s", "waited (ms a step)"):
             table.add_column(name, justify="left" if name == "students" else "right")
         accuracies: dict[str, list[float]] = {}
         for mode in self.modes:

@@ -1,7 +1,7 @@
 """From the students' outcomes to a table: means with 95 % intervals, and differences of students of one seed.
 
-An interval is Student's t of the values of the seeds. Differences are taken seed by seed, between students with the same
-images, order and first weights, so that what the seeds have in common cancels out.
+An interval is Student's t of the values of the seeds. Differences are taken seed by seed, between students with the
+same images, order and first weights, so that what the seeds have in common cancels out.
 """
 
 import statistics

@@ -7,10 +7,13 @@ here imports torch, so --help answers at once.
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
+
+from distill.arguments import DistillArguments, add_arguments, from_arguments
+from distill.errors import ConfigError
 
 DATA_VARIABLES = ("EDL_IMAGENET_PATH", "PADDLE_EDL_IMAGENET_PATH")
 CHECKPOINT_VARIABLES = ("EDL_CHECKPOINT_PATH", "PADDLE_EDL_FLEET_CHECKPOINT_PATH")
@@ -35,6 +38,9 @@ examples:
   python train.py --data /tmp/digits --model tiny --image_size 32 --augmentation shift_rotate --epochs 3
   python train.py --data /data/ImageNet --checkpoint hdfs://namenode:8020/runs/a \\
       --total_batch_size 1024 --lr 0.4 --lr_schedule cosine --warmup_epochs 5 --epochs 90 --label_smoothing 0.1
+
+  python train.py --data /data/ImageNet --model resnet50_vd --use_distill_service True \\
+      --distill_teachers 10.0.0.5:8500,10.0.0.6:8500                   # or --distill_service NAME
 
 environment, where the command line says nothing:
   EDL_IMAGENET_PATH, PADDLE_EDL_IMAGENET_PATH                  --data
@@ -69,6 +75,8 @@ class Options:
     precision: str
     evaluate_every: int
     seed: int
+    #: which teachers are asked, if any
+    distill: DistillArguments
 
 
 def parse_options(argv: Sequence[str], environ: Mapping[str, str], folder: Path) -> Options:
@@ -83,12 +91,18 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str], folder: Path)
     args.decay_epochs = tuple(args.decay_epochs or (args.epochs / 3, args.epochs * 2 / 3, args.epochs * 8 / 9))
     data = args.data or _first(environ, DATA_VARIABLES) or _link(folder, DATA_LINK)
     checkpoint = args.checkpoint or _first(environ, CHECKPOINT_VARIABLES) or _link(folder, CHECKPOINT_LINK)
-    problem = _problem(args)
+    try:
+        distill = from_arguments(args, environ)
+    except ConfigError as error:
+        parser.error(str(error))
+    problem = _problem(args) or _distill_problem(args, distill)
     if problem:
         parser.error(problem)
     if data is None:
         parser.error(f"no images: give --data FOLDER, or set {DATA_VARIABLES[0]}")
-    return Options(**(vars(args) | {"data": Path(data), "checkpoint": _as_url(checkpoint, folder)}))
+    found = {"data": Path(data), "checkpoint": _as_url(checkpoint, folder), "distill": distill}
+    names = {field.name for field in fields(Options)}
+    return Options(**{name: value for name, value in (vars(args) | found).items() if name in names})
 
 
 def _default_lr(args: argparse.Namespace) -> float:
@@ -105,6 +119,17 @@ def _problem(args: argparse.Namespace) -> str | None:
     if any(low >= high for low, high in pairwise(edges)):
         shown = " ".join(f"{epoch:g}" for epoch in args.decay_epochs)
         return f"--decay_epochs {shown} must rise and lie between 0 and --epochs {args.epochs}"
+    return None
+
+
+def _distill_problem(args: argparse.Namespace, distill: DistillArguments) -> str | None:
+    """What is wrong with the arguments about teachers, in one sentence."""
+    if distill.use and not distill.named:
+        return "--use_distill_service True needs --distill_teachers IP:PORT,... or --distill_service NAME"
+    if distill.losses is not None and not distill.losses.is_file():
+        return f"--losses {distill.losses} is not a file"
+    if distill.use and args.label_smoothing:
+        return "--label_smoothing goes into the file of --losses: {type = hard, label_smoothing = ...}"
     return None
 
 
@@ -136,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(parser.add_argument_group("data and checkpoints"))
     _add_model(parser.add_argument_group("model"))
     _add_recipe(parser.add_argument_group("recipe"))
+    add_arguments(parser.add_argument_group("service distillation"))
     return parser
 
 

@@ -7,14 +7,18 @@ machine alone; train() runs behind it and is entered again after each resize, wh
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import edl_collective as edl
-from data import Batch, DataError, Sample, Split, open_split, to_input
+from data import DataError, Sample, Split, open_split, to_input
+from distill.errors import DistillError
+from distill.losses import LossError
+from distilling import ChannelsFirst, Criterion, make_criterion, with_teachers
 from evaluation import ShareOfEvaluation, average_batch_norm, count_hits
 from models import build_model
 from options import Options, parse_options
@@ -31,8 +35,9 @@ def make_model(options: Options, classes: int, device: torch.device) -> nn.Modul
 
 def make_loader(options: Options, split: Split, sampler: edl.ElasticBatchSampler) -> "DataLoader[Sample]":
     """Batches of the training images in this rank's part of the global order."""
+    images: Dataset[Sample] = ChannelsFirst(split.train) if options.distill.use else split.train
     return DataLoader(
-        split.train,
+        images,
         batch_sampler=sampler,
         num_workers=options.workers,
         persistent_workers=options.workers > 0,
@@ -53,10 +58,11 @@ def train(options: Options) -> None:
     split = open_split(options.data, size=options.image_size, augmentation=options.augmentation, seed=options.seed)
     model = make_model(options, len(split.train.classes), device)
     optimizer = make_optimizer(model, options)
-    criterion = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
+    criterion: Criterion = make_criterion(options)
     policy = make_batch_policy(options, len(split.train))
     sampler = edl.ElasticBatchSampler(len(split.train), policy, seed=options.seed)
-    loader = make_loader(options, split, sampler)
+    # With a teacher service each batch has the teacher's logits behind its labels.
+    loader = with_teachers(options, make_loader(options, split, sampler), len(split.train.classes))
     held_out = make_evaluation_loader(options, split)
 
     def forward(pixels: Tensor) -> Tensor:
@@ -64,10 +70,10 @@ def train(options: Options) -> None:
             logits: Tensor = model(to_input(pixels, device))
         return logits.float()
 
-    def loss_of(batch: Batch) -> Tensor:
-        pixels, labels = batch
-        loss: Tensor = criterion(forward(pixels), labels.to(device, non_blocking=True))
-        return loss
+    def loss_of(batch: Sequence[Tensor]) -> Tensor:
+        pixels, labels, *answers = (part.to(device, non_blocking=True) for part in batch)
+        # Teachers are sent channels first, the network here takes channels last.
+        return criterion(forward(pixels.permute(0, 2, 3, 1) if options.distill.use else pixels), labels, answers)
 
     state = edl.State(
         model=model,
@@ -85,9 +91,11 @@ def train(options: Options) -> None:
         for epoch in state.epochs(options.epochs):
             split.train.set_epoch(epoch)
             model.train()
+            criterion.begin()
             for batch in state.batches(loader):
                 state.backward(loss_of(batch), len(batch[1]))
                 state.step()
+            state.report(**criterion.means(edl.sum_across))
             average_batch_norm(model, edl.size(), edl.sum_across)
             if (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs:
                 counts = edl.sum_across(count_hits(model, held_out, forward))
@@ -111,6 +119,9 @@ def main() -> int:
     except DataError as error:
         # From a DataLoader process the message is a traceback that ends with the error's name and sentence.
         print(f"train.py: {str(error).strip().rsplit('DataError: ', 1)[-1]}", file=sys.stderr)
+        return 2
+    except (DistillError, LossError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
         return 2
     return 0
 
