@@ -1,4 +1,4 @@
-"""Service distillation with an elastic student, live: a teacher job answers a student job that grows from 1 to 2 workers.
+"""Service distillation with an elastic student, live: a teacher job answers a student that grows from 1 to 2 workers.
 
 Writes digits as images, trains a teacher, starts a private ZooKeeper, a JobServer and a node with `edl up`, submits
 the teacher as a job of kind teacher and the student with --distill_service, and prints a table of the student's epochs.

@@ -19,7 +19,9 @@ from distill.errors import ConfigError, DistillError, Mismatch, NoTeacher, Teach
 from distill.reader import DistillReader
 from distill.records import Normalisation
 from edl_collective.batches import ElasticBatchSampler, RecordingDataset, iterate
+from edl_collective.loader_workers import LoaderWorkers
 from edl_collective.scaling import TotalBatch
+from edl_collective.warm_up import Rehearsal
 
 pytestmark = pytest.mark.integration
 
@@ -127,6 +129,25 @@ def test_mappings_records_and_what_is_no_tensor(pair: list[FaultTeacher]) -> Non
     with reader_of(pair, loader_of(RecordingDataset(Numbered()))) as reader:
         for batch in reader:
             assert batch.sample_index.tolist() == check(*batch.item)
+
+
+def test_a_standby_rehearses_with_a_reader(pair: list[FaultTeacher]) -> None:
+    sampler = ElasticBatchSampler(50, TotalBatch(8, min_local_batch=2), shuffle=True, seed=3)
+    loader = DataLoader(Numbered(50), batch_sampler=sampler, num_workers=1)
+    model = torch.nn.Linear(2, 1)
+    seen: list[int] = []
+
+    def loss_of(batch: Any) -> torch.Tensor:
+        seen.extend(check(*batch))
+        return torch.mean(model(batch[2]))
+
+    with reader_of(pair, loader) as reader:
+        Rehearsal(model, sampler, LoaderWorkers(), reader, loss_of, recorded=False).run()
+        assert seen == [0, 1], "a batch of the smallest size"
+        for step, batch in iterate(reader, sampler):
+            seen.extend(check(*batch))
+            sampler.advance(step.global_count)
+    assert sorted(seen[2:]) == list(range(50)), "each sample once, those of the rehearsal too"
 
 
 def test_an_elastic_epoch_goes_on_in_another_world(pair: list[FaultTeacher]) -> None:
