@@ -200,7 +200,9 @@ class Service:
         if not trusted:
             return public
         epoch, reason = self._controller.epoch, self._controller.reason
-        return {**public, "leading": epoch is not None, "epoch": epoch, "problems": problems, "reason": reason}
+        unsettled_s = round(self._controller.view.unsettled_s, 3)
+        ours: Json = {"leading": epoch is not None, "epoch": epoch, "problems": problems, "reason": reason}
+        return {**public, **ours, "unsettled_s": unsettled_s}
 
     def log(self, name: str, worker: str, offset: int, limit: int) -> Response:
         """Part of a worker's log, from the JobClient that has it. Raises ApiError."""

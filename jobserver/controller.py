@@ -62,6 +62,11 @@ class View:
         #: nodes whose record this process took away because their JobClient had died
         self.buried: frozenset[str] = frozenset()
 
+    @property
+    def unsettled_s(self) -> float:
+        """Seconds until a node that is not in the store is taken for lost; 0 if it is now."""
+        return self._sight.unsettled_s
+
     def load(self) -> Snapshot:
         """What the store holds now; reads and parses only after a change. Raises Disconnected."""
         with self._lock:  # a Mirror is refreshed by one thread at a time

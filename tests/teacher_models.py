@@ -75,7 +75,7 @@ class Zero(nn.Module):
         self.register_buffer("zeros", torch.zeros(most_rows, classes, dtype=torch.float16))
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.zeros[: len(image)]
+        return self.get_buffer("zeros")[: len(image)]
 
 
 def zero(**options: Any) -> nn.Module:

@@ -5,6 +5,7 @@ Invariant: arrays of a request are views of its buffer, aligned and writable, or
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from distill.teacher.batching import Outputs
 from distill.teacher.http_head import Answer
 from distill.teacher.signature import Serving, Wanted, match_inputs, match_outputs
 from distill.teacher_client import Array, from_data
+
+#: longer heads hold values and do not come again
+_MOST_KEPT_BYTES = 4096
+_KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +31,40 @@ class Question:
     wanted: tuple[Wanted, ...]
 
 
-def read_question(
-    body: memoryview, json_bytes: int | None, serving: Serving, outputs: Sequence[oip.TensorSpec]
-) -> Question:
-    """The question in a request's body. Raises ProtocolError."""
-    length = len(body) if json_bytes is None else json_bytes
-    request = oip.decode_request(body[:length], len(body) - length)
-    order, rows = match_inputs(request.inputs, serving.inputs, normalised=serving.normalisation is not None)
-    wanted = match_outputs(request.outputs, outputs, request.parameters)
-    places = oip.split(request.inputs)
-    arrays = tuple(_array(request.inputs[index], body, length, places[index]) for index in order)
-    return Question(request.id, arrays, rows, wanted)
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """All of a question but the bytes of its tensors."""
+
+    id: str
+    rows: int
+    wanted: tuple[Wanted, ...]
+    #: in the order of the model's inputs, with their places after the head
+    tensors: tuple[tuple[oip.TensorHead, tuple[int, int] | None], ...]
+
+
+class QuestionReader:
+    """Reads requests for one model. A client sends the same head again and again: what follows from it is kept."""
+
+    def __init__(self, serving: Serving, outputs: Sequence[oip.TensorSpec]) -> None:
+        self._serving = serving
+        self._outputs = outputs
+        self._kept_form = lru_cache(_KEPT)(self._form)
+
+    def read(self, body: memoryview, json_bytes: int | None) -> Question:
+        """The question in a request's body. Raises ProtocolError."""
+        length = len(body) if json_bytes is None else json_bytes
+        read_form = self._kept_form if length <= _MOST_KEPT_BYTES else self._form
+        form = read_form(bytes(body[:length]), len(body) - length)
+        arrays = tuple(_array(tensor, body, length, place) for tensor, place in form.tensors)
+        return Question(form.id, arrays, form.rows, form.wanted)
+
+    def _form(self, head: bytes, rest_bytes: int) -> _Form:
+        request = oip.decode_request(head, rest_bytes)
+        serving = self._serving
+        order, rows = match_inputs(request.inputs, serving.inputs, normalised=serving.normalisation is not None)
+        wanted = match_outputs(request.outputs, self._outputs, request.parameters)
+        places = oip.split(request.inputs)
+        return _Form(request.id, rows, wanted, tuple((request.inputs[index], places[index]) for index in order))
 
 
 def _array(tensor: oip.TensorHead, body: memoryview, begin: int, place: tuple[int, int] | None) -> Array:

@@ -9,6 +9,7 @@ import logging
 import select
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
@@ -66,17 +67,37 @@ class Host(Protocol):
 
     def closed(self, connection: "Connection") -> None: ...
 
+    def catch_up(self) -> None:
+        """Take over the answers that replicas have sent on their own."""
+
     def sent(self, status: int, size_bytes: int) -> None: ...
 
     def received(self, size_bytes: int) -> None: ...
 
 
 class Connection:
-    """A client's connection; all methods run on the server's thread."""
+    """A client's connection; all methods but `send_at_once` run on the server's thread."""
 
     __slots__ = (
-        "_body", "_buffer", "_closes", "_early", "_events", "_filled", "_head", "_host", "_out", "_size_bytes", "_sock",
-        "_status", "_tls", "_wake_bytes", "deadline_s", "doing", "number", "on_gone",
+        "_body",
+        "_buffer",
+        "_closes",
+        "_early",
+        "_events",
+        "_filled",
+        "_head",
+        "_host",
+        "_lock",
+        "_out",
+        "_size_bytes",
+        "_sock",
+        "_status",
+        "_tls",
+        "_wake_bytes",
+        "deadline_s",
+        "doing",
+        "number",
+        "on_gone",
     )  # fmt: skip
 
     def __init__(self, host: Host, sock: socket.socket) -> None:
@@ -97,16 +118,22 @@ class Connection:
         self._buffer: Buffer | None = None
         self._body = _NOTHING
         self._filled = 0
-        self._out: list[memoryview | bytes] = []
+        self._out: list[bytes | memoryview] = []
         self._status = 0
         self._size_bytes = 0
         self._closes = False
+        #: held while the socket is written to by a replica, or closed
+        self._lock = threading.Lock()
 
     def ready(self, events: int) -> None:
         """Something can be read or written, or the client left."""
         try:
             if self.doing is Doing.SENDING:
                 self._send()
+            if self.doing is Doing.WAITING:
+                with self._lock:
+                    pass  # a replica that is sending the answer just now has said so afterwards
+                self._host.catch_up()
             if self.doing is Doing.WAITING:
                 self._look_who_is_there(events)
             else:
@@ -115,13 +142,28 @@ class Connection:
             logger.debug("connection %s: %s", self.number, error)
             self.close()
 
-    def answer(self, answer: Answer) -> None:
-        """What `Host.handle` left open; nothing if the client is gone."""
+    def send_at_once(self, answer: Answer, then: Callable[[list[bytes | memoryview]], None]) -> None:
+        """From a replica's thread: send what the socket takes now, then say what is left.
+
+        It saves the server's thread a wake-up for each answer. `then` is to have `answer` called on that thread, which
+        need not be woken for an answer that has left.
+        """
+        out = [answer.head(self._head.keep_alive and not answer.closes), *answer.parts]
+        with self._lock:
+            if self.doing is Doing.WAITING and not self._tls:
+                try:
+                    _advance(out, self._sock.sendmsg(out[:_PARTS]))
+                except OSError as error:  # none taken, or the client is gone, which the server's thread will find
+                    logger.debug("connection %s: %s", self.number, error)
+            then(out)
+
+    def answer(self, answer: Answer, out: list[bytes | memoryview] | None = None) -> None:
+        """What `Host.handle` left open, of which `out` is still to be sent; nothing if the client is gone."""
         if self.doing is Doing.CLOSED:
             self._release()
             return
         try:
-            self._respond(answer)
+            self._respond(answer, out)
             if self._early or self._tls:
                 self._read()
         except OSError as error:
@@ -147,10 +189,11 @@ class Connection:
         """Close now; a request that is at the model goes on, and its buffer comes back with its answer."""
         if self.doing is Doing.CLOSED:
             return
-        waited = self.doing is Doing.WAITING
-        self.doing = Doing.CLOSED
-        self._host.closed(self)
-        self._sock.close()
+        with self._lock:
+            waited = self.doing is Doing.WAITING
+            self.doing = Doing.CLOSED
+            self._host.closed(self)
+            self._sock.close()
         if not waited:
             self._release()
         elif self.on_gone is not None:
@@ -287,11 +330,11 @@ class Connection:
 
     # ---- sending -------------------------------------------------------------------------------------------------
 
-    def _respond(self, answer: Answer) -> None:
+    def _respond(self, answer: Answer, out: list[bytes | memoryview] | None = None) -> None:
         self._closes = answer.closes or not self._head.keep_alive
-        self._out = [answer.head(not self._closes), *answer.parts]
+        self._out = [answer.head(not self._closes), *answer.parts] if out is None else out
         self._status = answer.status
-        self._size_bytes = sum(map(len, self._out))
+        self._size_bytes = sum(map(len, answer.parts))
         self.doing = Doing.SENDING
         self.deadline_s = self._host.now_s() + HEAD_TIMEOUT_S + self._size_bytes / SLOWEST_BYTES_PER_S
         self.on_gone = None
@@ -300,7 +343,8 @@ class Connection:
     def _send(self) -> None:
         try:
             while self._out:
-                self._advance(self._sock.send(self._out[0]) if self._tls else self._sock.sendmsg(self._out[:_PARTS]))
+                sent = self._sock.send(self._out[0]) if self._tls else self._sock.sendmsg(self._out[:_PARTS])
+                _advance(self._out, sent)
         except _AGAIN:
             self._watch(select.EPOLLOUT)
             return
@@ -317,12 +361,6 @@ class Connection:
             self.doing = Doing.HEAD
             self.deadline_s = self._host.now_s() + (HEAD_TIMEOUT_S if self._early else self._host.idle_timeout_s)
 
-    def _advance(self, size_bytes: int) -> None:
-        while self._out and size_bytes >= len(self._out[0]):
-            size_bytes -= len(self._out.pop(0))
-        if size_bytes:
-            self._out[0] = memoryview(self._out[0])[size_bytes:]
-
     def _watch(self, events: int) -> None:
         if events != self._events:
             self._events = events
@@ -337,3 +375,11 @@ class Connection:
 
 def _error(error: HttpError) -> Answer:
     return Answer(error.status, (encode(ErrorAnswer(error.text)),), closes=error.closes)
+
+
+def _advance(out: list[bytes | memoryview], size_bytes: int) -> None:
+    """Take from `out` what was sent."""
+    while out and size_bytes >= len(out[0]):
+        size_bytes -= len(out.pop(0))
+    if size_bytes:
+        out[0] = memoryview(out[0])[size_bytes:]

@@ -4,6 +4,7 @@ Bodies never pass through the parser, which would copy them. Invariant: a Head s
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import httptools
 
@@ -56,8 +57,12 @@ class Head:
     expects_continue: bool = False
 
 
-def parse_head(text: bytes | memoryview) -> Head:
-    """Parse request line and headers, the empty line included. Raises HttpError, which always closes."""
+@lru_cache(256)
+def parse_head(text: bytes) -> Head:
+    """Parse request line and headers, the empty line included; the newest are kept, for clients repeat them.
+
+    Raises HttpError, which always closes.
+    """
     collected = _Collected()
     parser = httptools.HttpRequestParser(collected)
     try:

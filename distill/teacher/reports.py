@@ -1,15 +1,17 @@
 """Statistics as the protocol's extension has them, and metrics as Prometheus reads them. [pure]"""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.oip import ModelMetadata
-from distill.teacher.stats import Stats, Totals
+
+if TYPE_CHECKING:
+    from distill.teacher.stats import Stats, Totals
 
 _NS = 1_000_000_000
 
 
-def statistics(metadata: ModelMetadata, stats: Stats, queue: int) -> dict[str, Any]:
+def statistics(metadata: ModelMetadata, stats: "Stats", queue: int) -> dict[str, Any]:
     """Answer to GET /v2/models/<name>/stats: Triton's fields, and ours under "edl"."""
     totals = stats.totals()
     return {
@@ -40,12 +42,12 @@ def _duration(count: int, seconds: float) -> dict[str, int]:
     return {"count": count, "ns": int(seconds * _NS)}
 
 
-def metrics(metadata: ModelMetadata, stats: Stats, queue: int, connections: int) -> str:
+def metrics(metadata: ModelMetadata, stats: "Stats", queue: int, connections: int) -> str:
     """Answer to GET /metrics."""
     return "\n".join(_lines(metadata, stats, stats.totals(), queue, connections)) + "\n"
 
 
-def _lines(metadata: ModelMetadata, stats: Stats, totals: Totals, queue: int, connections: int) -> Iterator[str]:
+def _lines(metadata: ModelMetadata, stats: "Stats", totals: "Totals", queue: int, connections: int) -> Iterator[str]:
     label = f'model="{_escaped(metadata.name)}"'
     yield from _metric("answers_total", "counter", "answers of any kind, by HTTP status",
                        [(f'{label},status="{status}"', n) for status, n in stats.statuses().items()])  # fmt: skip
@@ -67,7 +69,7 @@ def _lines(metadata: ModelMetadata, stats: Stats, totals: Totals, queue: int, co
                        [(f'{label},model_hash="{metadata.parameters.get("model_hash", "")}"', 1)])  # fmt: skip
 
 
-def _latency(label: str, stats: Stats, totals: Totals) -> Iterator[str]:
+def _latency(label: str, stats: "Stats", totals: "Totals") -> Iterator[str]:
     name = "edl_teacher_latency_seconds"
     yield f"# HELP {name} from the arrival of a request to its answer; quantiles of the newest"
     yield f"# TYPE {name} summary"

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 #: after the last answer, for a batch that nobody waits for
 STOP_TIMEOUT_S = 5.0
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 #: a batch that runs for longer takes the teacher off the list: the model hangs, though the process lives
 STUCK_S = 60.0
 
@@ -56,6 +57,8 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
 
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, leave)
+            if config.token is None and config.host not in LOOPBACK:
+                logger.warning("everybody who reaches %s may ask: set EDL_TEACHER_TOKEN", config.url(port))
             say(f"teacher {service.identity.name} at {config.url(port)} ({service.identity.model_hash})")
             server.run()
         if not service.engine.stop(STOP_TIMEOUT_S):

@@ -90,7 +90,9 @@ class Server:
         try:
             while not self._stopped:
                 sweep_s = SWEEP_S if self._leaving_since is None else LEAVING_SWEEP_S
-                for number, events in self._epoll.poll(sweep_s):
+                ready = self._epoll.poll(sweep_s)
+                self.catch_up()
+                for number, events in ready:
                     self._dispatch(number, events)
                 now = self._clock.monotonic_s()
                 if now >= next_sweep_s:
@@ -99,12 +101,13 @@ class Server:
         finally:
             self._close()
 
-    def post(self, call: Callable[[], None]) -> None:
-        """Have `call` run on the server's thread."""
+    def post(self, call: Callable[[], None], *, ring: bool = True) -> None:
+        """Have `call` run on the server's thread; without `ring`, when it wakes up anyway."""
         with self._bell_lock:  # a batch may end after the server has: its number may then be another file's
             if not self._closed:
                 self._posted.append(call)
-                os.eventfd_write(self._bell, 1)
+                if ring:
+                    os.eventfd_write(self._bell, 1)
 
     def leave(self) -> None:
         """Answer what there is, refuse what comes after a moment, then let `run` end. Again: end at once."""
@@ -130,7 +133,10 @@ class Server:
         self._last_question_s = self._clock.monotonic_s()
 
         def done(answer: Answer) -> None:
-            self.post(lambda: connection.answer(self._marked(answer)))
+            answer = self._marked(answer)
+            connection.send_at_once(
+                answer, lambda out: self.post(lambda: connection.answer(answer, out), ring=bool(out))
+            )
 
         outcome = self._service.handle(head, body, done)
         if isinstance(outcome, Answer):
@@ -145,6 +151,10 @@ class Server:
         self._connections.pop(connection.number, None)
         self._epoll.unregister(connection.number)
 
+    def catch_up(self) -> None:
+        while self._posted:
+            self._posted.popleft()()
+
     def sent(self, status: int, size_bytes: int) -> None:
         self._service.engine.stats.sent(status, size_bytes)
 
@@ -156,8 +166,6 @@ class Server:
     def _dispatch(self, number: int, events: int) -> None:
         if number == self._bell:
             os.eventfd_read(self._bell)
-            while self._posted:
-                self._posted.popleft()()
         elif number == self._listener.fileno():
             self._accept()
         elif number in self._connections:

@@ -14,7 +14,7 @@ import msgspec
 from distill import oip
 from distill.errors import ModelError, ProtocolError
 from distill.teacher.batching import Job, Outputs
-from distill.teacher.codec import Question, read_question, write_answer
+from distill.teacher.codec import Question, QuestionReader, write_answer
 from distill.teacher.engine import Engine
 from distill.teacher.http_head import Answer, Head, HttpError
 from distill.teacher.reports import metrics, statistics
@@ -57,6 +57,7 @@ class Service:
         self._clock = clock
         self._token = token
         self._max_body_bytes = max_body_bytes
+        self._reader = QuestionReader(engine.serving, engine.outputs)
         model = f"/v2/models/{identity.name}"
         getters: dict[str, Callable[[], Answer]] = {
             "/v2": self._server_metadata,
@@ -106,7 +107,7 @@ class Service:
         if path not in self._infer_paths:
             return self._getters[path]()
         try:
-            question = read_question(body, head.json_bytes, self.engine.serving, self.engine.outputs)
+            question = self._reader.read(body, head.json_bytes)
         except ProtocolError as error:
             return error_answer(400, str(error))
         job = self._job(question, done)

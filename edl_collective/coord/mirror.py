@@ -56,6 +56,8 @@ class Mirror:
             self._forget(path)
             return set()
         names = self._store.children(path, self._changed)
+        if value is None and self._store.get(path, self._changed) is not None:
+            return self._look(path)  # created since: its children are watched now, but not its data
         found = {f"{path}/{name}" for name in names}
         known = self._children.get(path, set())
         for gone in known - found:

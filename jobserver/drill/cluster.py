@@ -126,6 +126,10 @@ class Cluster:
             command = self.network.inside(node, [*command, "--address", address])
         self._spawn(node, command)
 
+    def wait_until_settled(self) -> None:
+        """Until the JobServer, which began not long ago, takes a node that is missing for lost."""
+        self.wait(lambda: self.get("/health")["unsettled_s"] == 0, 60, "the JobServer has seen ZooKeeper long enough")
+
     def wait_for_node(self, node: str) -> None:
         self.wait(lambda: node in {n["node"] for n in self.get("/nodes")["nodes"]}, 20, f"node {node} is registered")
 

@@ -151,6 +151,7 @@ def kill_zookeeper(scene: Scene) -> float:
 
 def expire(scene: Scene) -> None:
     """A JobClient that stands still for longer than its session lives, and wakes up."""
+    scene.cluster.wait_until_settled()
     node, generation = scene.node(of_driver=False), scene.victim.generation()
     scene.cluster.kill(node, signal.SIGSTOP)
     try:
@@ -164,6 +165,7 @@ def expire(scene: Scene) -> None:
 def cut(scene: Scene, *, of_driver: bool) -> None:
     network = scene.cluster.network
     assert network is not None, "the drill does this only where there is one"
+    scene.cluster.wait_until_settled()
     node, generation = scene.node(of_driver=of_driver), scene.victim.generation()
     network.cut(node)
     try:

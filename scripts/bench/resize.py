@@ -106,6 +106,8 @@ def measure(system: System, case: Case) -> dict[str, float]:
     """Do what the case says and wait for what follows. SystemFailed when it does not follow."""
     if case.act in (Act.COORDINATOR, Act.DRIVER):
         return _measure_without(system, case)
+    if case.act is Act.NODE:
+        system.prepare_node_loss()
     event_s = time.monotonic()
     if case.act is Act.RESIZE:
         assert case.to is not None

@@ -25,7 +25,7 @@ from edl_collective.coord.records import (
     decode,
     encode,
 )
-from edl_collective.coord.store import Wake
+from edl_collective.coord.store import Versioned, Wake
 
 NAMES = st.from_regex(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,20}[A-Za-z0-9])?", fullmatch=True)
 
@@ -151,6 +151,28 @@ def test_mirror_sees_a_path_that_was_deleted_and_created_again_before_its_parent
     writer.create("/edl/jobs/a/spec", b"2")
     store.tell()
     assert [value.data for value in mirror.refresh().values()] == [b"2"]
+
+
+class BornBetween(MemoryStore):
+    """A store in which a path is created just after somebody has read that it is not there."""
+
+    def __init__(self, tree: MemoryTree, path: str) -> None:
+        super().__init__(tree)
+        self._path: str | None = path
+
+    def get(self, path: str, wake: Wake | None = None) -> Versioned | None:
+        found = super().get(path, wake)
+        if path == self._path:
+            self._path = None
+            self.create(path, b"born")
+        return found
+
+
+def test_mirror_sees_a_root_that_is_created_while_it_looks() -> None:
+    store = BornBetween(MemoryTree(), "/edl/jobs/a/plan")
+    mirror = Mirror(store, "/edl/jobs/a/plan", lambda: None)
+    mirror.refresh()
+    assert [value.data for value in mirror.refresh().values()] == [b"born"]
 
 
 def test_a_suspended_leader_does_not_lead_and_takes_up_its_epoch_again() -> None:

@@ -82,7 +82,8 @@ def test_a_top_k_is_the_largest_values_with_their_places() -> None:
     with served(answer="fp32") as teacher:
         outputs, _ = ask(teacher, PIXELS, outputs=["output"], parameters={"output": {"top_k": 3}})
     values, indices = outputs["output"], outputs["output_indices"]
-    assert (values.shape, indices.dtype) == ((5, 3), np.int32)
+    assert values.shape == (5, 3)
+    assert indices.dtype == np.int32
     np.testing.assert_array_equal(indices, np.argsort(-expected(), axis=1)[:, :3])
     np.testing.assert_allclose(values, -np.sort(-expected(), axis=1)[:, :3], atol=1e-5)
 
@@ -159,7 +160,9 @@ def test_an_exported_program_says_what_it_takes(tmp_path: Path) -> None:
 
 def test_torchscript_is_served(tmp_path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):
-        script = torch.jit.trace(teacher_models.small().eval(), torch.zeros(2, 3, 8, 8))
+        script = torch.jit.trace(  # type: ignore[no-untyped-call]
+            teacher_models.small().eval(), torch.zeros(2, 3, 8, 8)
+        )
         torch.jit.save(script, f"{tmp_path}/net.ts")
     with served(f"{tmp_path}/net.ts", answer="fp32") as teacher:
         outputs, _ = ask(teacher, PIXELS)

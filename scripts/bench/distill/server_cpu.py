@@ -21,24 +21,30 @@ from distill.teacher_client import TeacherClient
 
 CASE, SYSTEM = "server-cpu", "edl"
 SHAPE = (32, 3, 224, 224)
-CONNECTIONS = 2
+#: one connection is what a request costs; with several, clients and server compete for caches and cores
+CONNECTIONS = (1, 4)
 
 
 def measure(*, runs: int = 5, requests: int = 400) -> list[dict[str, Any]]:
-    """Rows: CPU milliseconds of the server per request, and requests a second."""
-    cpu_ms, rate = [], []
+    """Rows: CPU milliseconds of the server per request with one connection and with four, and requests a second."""
+    cpu_ms: dict[int, list[float]] = {count: [] for count in CONNECTIONS}
+    rate: dict[int, list[float]] = {count: [] for count in CONNECTIONS}
     with TeacherProcess("teacher_models:zero", "--max-batch", "32", input="image:uint8:3,224,224") as teacher:
-        _ask(teacher, requests // 4)  # the buffers' first pages, and what is imported late
-        for _ in range(runs):
-            used_s, took_s = _ask(teacher, requests)
-            cpu_ms.append(used_s / requests * 1000)
-            rate.append(requests / took_s)
-    return [_row("cpu_ms", "ms", cpu_ms), _row("requests_per_s", "1/s", rate)]
+        for _ in range(runs + 1):
+            for count in CONNECTIONS:
+                used_s, took_s = _ask(teacher, requests, count)
+                cpu_ms[count].append(used_s / requests * 1000)
+                rate[count].append(requests / took_s)
+    rows = []
+    for count in CONNECTIONS:
+        suffix = "" if count == 1 else f"_{count}_connections"  # the first run warms up
+        rows += [_row("cpu_ms" + suffix, "ms", cpu_ms[count][1:]), _row("rate" + suffix, "1/s", rate[count][1:])]
+    return rows
 
 
-def _ask(teacher: TeacherProcess, requests: int) -> tuple[float, float]:
+def _ask(teacher: TeacherProcess, requests: int, connections: int) -> tuple[float, float]:
     """CPU seconds of the server, and seconds, for so many requests over some connections."""
-    threads = [threading.Thread(target=_send, args=(teacher, requests // CONNECTIONS)) for _ in range(CONNECTIONS)]
+    threads = [threading.Thread(target=_send, args=(teacher, requests // connections)) for _ in range(connections)]
     process = psutil.Process(teacher.pid)
     before_s, begin_s = _cpu_s(process), time.monotonic()
     for thread in threads:

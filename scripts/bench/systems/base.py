@@ -78,6 +78,10 @@ class System(ABC):
     def kill_coordinator(self) -> None:
         """SIGKILL to the process that decides about the job's size."""
 
+    def prepare_node_loss(self) -> None:
+        """Wait until the system has been up long enough to judge a lost node as it usually would."""
+        return
+
     @abstractmethod
     def kill_driver(self) -> None:
         """SIGKILL to the process that forms the worlds. NotApplicable where there is none of its own."""

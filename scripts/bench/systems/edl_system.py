@@ -66,6 +66,10 @@ class Edl(System):
             pid = self.cluster.job(JOB)["driver"]["pid"]
         os.kill(pid, signal.SIGKILL)
 
+    def prepare_node_loss(self) -> None:
+        with _failures():
+            self.cluster.wait_until_settled()
+
     def lose_node(self) -> None:
         """Freeze the JobClient of the node without the driver and all that it started."""
         with _failures():
