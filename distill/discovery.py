@@ -16,7 +16,7 @@ from msgspec import structs
 from distill.balance import Share, balance
 from distill.errors import ConfigError
 from distill.listing import Listing, listings
-from distill.records import StudentRecord, TeacherRecord
+from distill.records import MATERIAL, StudentRecord, TeacherRecord, settled
 from distill.source import StudentReport, Teacher
 from edl_collective.coord.clock import Clock, SystemClock
 from edl_collective.coord.errors import CoordError, Exists, NotFound, VersionConflict
@@ -31,12 +31,13 @@ logger = logging.getLogger(__name__)
 #: the listing has to be quiet for so long before a student that has teachers takes others, and not much longer than
 #: the second if it never is: several students that answer the same change then read the same records
 SETTLE_S, LONGEST_SETTLE_S = 0.1, 0.5
-#: between two writes of the record; between two when only figures changed, and by how much they have to
-WRITE_EVERY_S, FIGURES_EVERY_S, MATERIAL = 1.0, 5.0, 0.1
+#: between two writes of the record, and between two when no more than figures changed, and these a little
+WRITE_EVERY_S, FIGURES_EVERY_S = 1.0, 5.0
 #: between two looks, and between two tries to reach ZooKeeper
 LOOK_EVERY_S, RETRY_S = 0.02, 1.0
 CONNECT_TIMEOUT_S = 5.0
-CLOSE_TIMEOUT_S = 10.0
+#: for the thread to end; a store that does not answer must not keep the IO process
+CLOSE_TIMEOUT_S = 2.0
 
 
 class Discovery:
@@ -207,7 +208,8 @@ class Discovery:
             new = structs.asdict(self._record) | {
                 field: getattr(self._report, field) for field in self._report.__dataclass_fields__
             }
-            self._record = StudentRecord(**new)
+            demand = settled(self._report.demand, self._record.demand)
+            self._record = StudentRecord(**{**new, "demand": demand})
         name = self._record.student
         there = self._listing.students.get(name)
         lost = there is None or self._written is None
@@ -303,7 +305,7 @@ def _differs(new: tuple[Teacher, ...], old: tuple[Teacher, ...]) -> bool:
     for a, b in zip(new, old, strict=True):
         if (a.teacher, a.url, a.model, a.model_hash) != (b.teacher, b.url, b.model, b.model_hash):
             return True
-        if _far(a.rate, b.rate):
+        if settled(a.rate, b.rate) != b.rate:
             return True
     return False
 
@@ -312,14 +314,8 @@ def _material(new: StudentRecord, old: StudentRecord | None) -> bool:
     if old is None:
         return True
     said = [(r.teachers, r.shared, r.waiting_for) for r in (new, old)]
-    figures = _far(new.demand, old.demand) or _far(new.rate, old.rate)
+    figures = new.demand != old.demand or settled(new.rate, old.rate) != old.rate
     return said[0] != said[1] or figures or abs(new.starved - old.starved) > MATERIAL
-
-
-def _far(a: float | None, b: float | None) -> bool:
-    if a is None or b is None:
-        return a is not b
-    return abs(a - b) > MATERIAL * max(abs(a), abs(b))
 
 
 def _why_none(service: str, listing: Listing) -> str:

@@ -12,6 +12,9 @@ import msgspec
 from distill.oip import TensorSpec
 from edl_collective.coord.records import Record
 
+#: rates and demands are written again when they have changed by more than this part
+MATERIAL = 0.1
+
 
 class Normalisation(msgspec.Struct, frozen=True):
     """What a teacher does to uint8 pixels before its model sees them: (pixel / scale - mean) / std, per channel."""
@@ -71,6 +74,16 @@ class StudentRecord(Record, frozen=True, kw_only=True):
     job: str | None = None
     worker: str | None = None
     started_at: float = 0.0
+
+
+def settled(new: float | None, written: float | None) -> float | None:
+    """What a record says next: `written`, unless `new` is more than MATERIAL away from it.
+
+    Noise must not move teachers: all students answer each figure that changes.
+    """
+    if new is None or written is None:
+        return new
+    return new if abs(new - written) > MATERIAL * max(abs(new), abs(written)) else written
 
 
 def to_dict(record: TeacherRecord | StudentRecord) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from edl_collective.coord.clock import Clock, SystemClock
 from edl_collective.coord.errors import CoordError
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import JobSpec, NodeRecord
+from edl_collective.coord.records import JobKind, JobSpec, NodeRecord
 from edl_collective.coord.store import Session, Store
 from edl_collective.messages import Abort, AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
 from jobclient.config import Config
@@ -255,8 +255,10 @@ class Agent:
 
     async def _start_worker(self, action: StartWorker) -> None:
         spec = self._spec_of(action.job)
-        await self._open_proxy(action.job)
-        held_dir = await asyncio.to_thread(self._held.folder, spec.job, spec.submitted_at)
+        held_dir = None
+        if spec.kind is not JobKind.TEACHER:  # which has no world, and no state to hold
+            await self._open_proxy(action.job)
+            held_dir = await asyncio.to_thread(self._held.folder, spec.job, spec.submitted_at)
         if self._closing:
             return  # meanwhile; `close` could not stop what was not there
         launch = self._launcher.worker(spec, action.planned, held_dir)

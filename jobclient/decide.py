@@ -19,6 +19,7 @@ from edl_collective.coord.records import (
     Rendezvous,
     WorkerRecord,
 )
+from jobclient.stop_times import DEFAULT_STOP_TIMEOUT_S, stop_timeout_s
 from jobclient.worker_env import gloo_timeout_s
 
 #: (job, when it was submitted): tells a job from one of the same name that was submitted after it was removed
@@ -186,8 +187,6 @@ class KillDriver:
 Action = StartWorker | LetLeave | StopWorker | AskBack | GiveUp | StartDriver | StopDriver | KillDriver
 
 _CLOSING = "the JobClient is stopping"
-#: for what is stopped when the spec, and with it its time-out, is gone
-DEFAULT_STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +277,7 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
         return None
     job = view.jobs.get(local.job)
     spec = job.spec if job else None
-    timeout_s = spec.stop_timeout_s if spec else DEFAULT_STOP_TIMEOUT_S
+    timeout_s = stop_timeout_s(spec, view.leave_by_s, now_s)
     why = _submitted_again(job, local.submitted_at) or _ended(job)
     if why is not None or job is None or spec is None:
         return StopWorker(local.job, local.worker, timeout_s, why or "the job was removed")
@@ -305,10 +304,11 @@ def _keep_or_stop(view: View, local: LocalWorker, now_s: float, wakes: list[floa
 def _hangs(view: View, local: LocalWorker, now_s: float, wakes: list[float]) -> Action | None:
     """Give up a worker that does not get warm, or does not come back from an aborted generation.
 
-    Nothing else has a time-out: a step, an evaluation or a checkpoint may take as long as it takes.
+    Nothing else has a time-out: a step, an evaluation or a checkpoint may take as long as it takes. Nor has a teacher:
+    one that hangs loses its place in its service, and its students.
     """
     job = view.jobs.get(local.job)
-    if local.exited or local.stopping or job is None or job.spec is None:
+    if local.exited or local.stopping or job is None or job.spec is None or job.spec.kind is JobKind.TEACHER:
         return None
     spec = job.spec
     deadlines: list[tuple[float, str]] = []

@@ -36,6 +36,8 @@ class Launcher:
             agent_socket=agent_socket,
             interface=config.interface,
             threads_per_slot=config.threads_per_slot,
+            zookeeper=config.zookeeper,
+            zookeeper_root=config.zookeeper_root,
         )
 
     def worker(self, spec: JobSpec, planned: PlannedWorker, held_dir: Path | None) -> Launch:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from edl_collective.coord.records import JobSpec, NodeRecord, PlannedWorker, WorkerRecord, WorkerState
+from edl_collective.coord.records import JobKind, JobSpec, NodeRecord, PlannedWorker, WorkerRecord, WorkerState
 from edl_collective.messages import (
     Abort,
     AgentMessage,
@@ -68,6 +68,8 @@ class Worker:
         self.rank: int | None = None
         #: neither started nor stopped
         self.fresh = True
+        #: it runs from its start on: there is no gate for it
+        self._is_teacher = spec.kind is JobKind.TEACHER
         #: nothing of it is left on this node
         self.gone = False
         self._cold = True
@@ -248,7 +250,7 @@ class Worker:
         if process.exited.done() and self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._finish(process))
         elif process.pid is not None and self.record.pid is None:
-            self._update(pid=process.pid)
+            self._update(pid=process.pid, **({"state": WorkerState.RUNNING} if self._is_teacher else {}))
 
     async def _finish(self, process: Process) -> None:
         """The exit may be known before the last words are: Finished decides how others take it."""

@@ -22,7 +22,7 @@ WITHHELD = frozenset({"EDL_KEY_FILE", "CUDA_VISIBLE_DEVICES"})
 
 #: variables that the spec may not set: they say who the worker is and where its world is found
 RESERVED = re.compile(
-    r"EDL_(JOB|WORKER|NODE|SLOT|WORKER_TOKEN|AGENT_SOCKET|HELD_DIR|CHECKPOINT_URL)"
+    r"EDL_(JOB|WORKER|NODE|SLOT|WORKER_TOKEN|AGENT_SOCKET|HELD_DIR|CHECKPOINT_URL)|EDL_TEACHER_(SERVICE|TEACHER_ID)"
     r"|HOROVOD_(ELASTIC|CONTROLLER|CPU_OPERATIONS|HOSTNAME|GLOO_RENDEZVOUS_\w+|RANK|SIZE|(LOCAL|CROSS)_(RANK|SIZE))"
 )
 
@@ -43,6 +43,9 @@ class NodeEnvironment:
     #: network interface of the node's address; None: gloo and NCCL choose
     interface: str | None
     threads_per_slot: int
+    #: where students find their services, and teachers list themselves
+    zookeeper: str = ""
+    zookeeper_root: str = ""
 
 
 def inherited(base: Mapping[str, str]) -> dict[str, str]:
@@ -55,6 +58,8 @@ def job_environment(shared: NodeEnvironment, spec: JobSpec) -> dict[str, str]:
     env = inherited(shared.base)
     env["PATH"] = f"{shared.python_dir}:{env['PATH']}" if env.get("PATH") else shared.python_dir
     env["PYTHONUNBUFFERED"] = "1"
+    if shared.zookeeper:  # the JobClient's own, wherever it has it from
+        env |= {"EDL_ZOOKEEPER": shared.zookeeper, "EDL_ZOOKEEPER_ROOT": shared.zookeeper_root}
     env.update({name: value for name, value in spec.env.items() if not RESERVED.fullmatch(name)})
     return env
 
@@ -80,6 +85,8 @@ def worker_environment(
     defaults["HOROVOD_CACHE_CAPACITY"] = "0"
     # on a node of CPU slots the GPUs that it may have are hidden
     defaults["CUDA_VISIBLE_DEVICES"] = str(node.gpus[planned.slot]) if node.gpus else ""
+    if spec.service is not None:
+        defaults |= _teacher_defaults(node)
     if shared.interface:
         defaults["HOROVOD_GLOO_IFACE"] = defaults["NCCL_SOCKET_IFNAME"] = shared.interface
     identity = {
@@ -94,11 +101,25 @@ def worker_environment(
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
     }
+    if spec.service is not None:
+        identity["EDL_TEACHER_SERVICE"] = spec.service
+        identity["EDL_TEACHER_TEACHER_ID"] = teacher_name(spec.job, planned.worker)
     if spec.checkpoint_url is not None:
         identity["EDL_CHECKPOINT_URL"] = spec.checkpoint_url
     if held_dir is not None:
         identity["EDL_HELD_DIR"] = held_dir
     return defaults | job_environment(shared, spec) | identity
+
+
+def _teacher_defaults(node: NodeRecord) -> dict[str, str]:
+    """Options of `edl teacher serve` that follow from the slot; a command that names them wins."""
+    found = {"EDL_TEACHER_HOST": node.address, "EDL_TEACHER_PORT": "0"}
+    return found | {"EDL_TEACHER_GPU_IDS": "0"} if node.gpus else found  # the one that it sees
+
+
+def teacher_name(job: str, worker: str) -> str:
+    """Unique in a service that several jobs serve, and at most 63 characters."""
+    return f"{job[: 62 - len(worker)].rstrip('._-')}-{worker}"
 
 
 def gloo_timeout_s(spec: JobSpec) -> float:

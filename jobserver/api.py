@@ -42,6 +42,7 @@ from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
+from jobserver.service_rows import all_services, find_service
 from jobserver.snapshot import Job, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -70,14 +71,14 @@ class Service:
         store.on_session(self._session_changed)
         self._session_changed(store.session)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, services: bool = False) -> Snapshot:
         """The newest; one that the end of a session cut short is taken again in the next. Raises Disconnected."""
         try:
-            return self._controller.view.load()
+            return self._controller.view.load(services=services)
         except Disconnected:
             if not self._connected.wait(PATIENCE_S):
                 raise
-            return self._controller.view.load()
+            return self._controller.view.load(services=services)
 
     def _session_changed(self, session: Session) -> None:
         if session is Session.CONNECTED:
@@ -369,6 +370,14 @@ def _add_cluster(app: FastAPI, service: Service) -> None:
     def nodes() -> Response:
         snapshot = service.snapshot()
         return _json({"nodes": [node_row(node, snapshot) for _, node in sorted(snapshot.nodes.items())]})
+
+    @app.get("/api/v1/services")
+    def services() -> Response:
+        return _json({"services": all_services(service.snapshot(services=True))})
+
+    @app.get("/api/v1/services/{name}")
+    def one_service(name: str) -> Response:
+        return _json(find_service(service.snapshot(services=True), name))
 
     @app.post("/api/v1/nodes/{node}/drain")
     def drain(node: str, body: Body) -> Response:

@@ -1,13 +1,14 @@
 """The changing script of the start script: a rule for jobs that say neither how many workers they want nor when. [pure]
 
-Invariant: a job that says np or schedule, or that has begun, is never touched; filling in twice changes nothing.
+Invariant: a job of teachers, or one that says np or schedule or has begun, is never touched; filling in twice changes
+nothing.
 """
 
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from edl_collective.coord.records import ChangeRule, JobSpec, Schedule
+from edl_collective.coord.records import ChangeRule, JobKind, JobSpec, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Changing:
 
 def fill_in(spec: JobSpec, changing: Changing | None) -> JobSpec:
     """`spec` with the rule as its schedule and at most the described slots, if it leaves its size open."""
-    if changing is None or spec.np is not None or spec.schedule is not None:
+    if changing is None or spec.np is not None or spec.schedule is not None or spec.kind is JobKind.TEACHER:
         return spec
     max_np = min(spec.max_np, max(spec.min_np, changing.max_np))
     return replace(spec, schedule=Schedule(change=changing.rule), max_np=max_np)

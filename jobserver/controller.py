@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from distill.listing import Listing, listings
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import (
     CoordError,
@@ -40,20 +41,29 @@ from jobserver.reconcile import (
     reconcile,
 )
 from jobserver.sight import Sight
-from jobserver.snapshot import Snapshot, build, excuse
+from jobserver.snapshot import Snapshot, build, excuse, with_services
 
 logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.01
 LAST_RETRY_S = 5.0
 STOP_TIMEOUT_S = 10.0
+SERVICES_EVERY_S = 0.5
 
 
 class View:
-    """The newest snapshot, shared by the loop and the API; any thread may load it."""
+    """The newest snapshot, shared by the loop and the API; any thread may load it.
 
-    def __init__(self, mirror: Mirror, paths: Paths, sight: Sight) -> None:
+    Services are looked at once in SERVICES_EVERY_S: all their teachers and students write that often, and nothing that
+    is decided about them is urgent.
+    """
+
+    def __init__(self, mirror: Mirror, services: Mirror, paths: Paths, sight: Sight, clock: Clock) -> None:
         self._mirror = mirror
+        self._services_mirror = services
+        self._clock = clock
+        self._looked_s = -SERVICES_EVERY_S
+        self._services: Mapping[str, Listing] = {}
         self._paths = paths
         self._sight = sight
         self._lock = threading.Lock()
@@ -67,14 +77,30 @@ class View:
         """Seconds until a node that is not in the store is taken for lost; 0 if it is now."""
         return self._sight.unsettled_s
 
-    def load(self) -> Snapshot:
-        """What the store holds now; reads and parses only after a change. Raises Disconnected."""
+    def load(self, *, services: bool = False) -> Snapshot:
+        """What the store holds now; reads and parses only after a change. Raises Disconnected.
+
+        services: the caller needs them, whether or not a job of teachers does.
+        """
         with self._lock:  # a Mirror is refreshed by one thread at a time
             values = self._mirror.refresh()
-            if values != self._values:
+            changed = values != self._values
+            if changed:
                 self._snapshot = build(values, self._paths)
                 self._values = values
+            serving = services or any(job.spec.value.service for job in self._snapshot.jobs.values())
+            if (serving and self._look_at_services()) or changed:
+                self._snapshot = with_services(self._snapshot, self._services)
             return excuse(self._snapshot, self.buried) if self._sight.unsettled_s else self._snapshot
+
+    def _look_at_services(self) -> bool:
+        """Whether they were looked at."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._looked_s < SERVICES_EVERY_S:
+            return False
+        self._services = listings(self._services_mirror.refresh(), self._paths)
+        self._looked_s = now_s
+        return True
 
 
 class Controller:
@@ -100,7 +126,8 @@ class Controller:
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._sight = Sight(store, clock, config.absence_timeout_s)
-        self._mirror = Mirror(store, paths.root, self._woken.set)
+        self._mirror = Mirror(store, paths.root, self._woken.set, frozenset({paths.services}))
+        self._services = Mirror(store, paths.services, _asleep)
         self._thread = threading.Thread(target=self.run, name="edl-controller", daemon=True)
         self._watch = DeathWatch(self._woken.set)
         self._retry_s = FIRST_RETRY_S
@@ -108,7 +135,7 @@ class Controller:
         self._awaited: frozenset[str] = frozenset()
         self._session_timeout_s = session_timeout_s
         self._shorter: frozenset[str] = frozenset()
-        self.view = View(self._mirror, paths, self._sight)
+        self.view = View(self._mirror, self._services, paths, self._sight, clock)
         #: why the last decision is as it is; "" while this server does not lead
         self.reason = ""
         #: what went wrong in the last turn of the loop, None if nothing did
@@ -129,6 +156,7 @@ class Controller:
         if self._thread.ident is not None:
             self._thread.join(STOP_TIMEOUT_S)
         self._mirror.close()
+        self._services.close()
         self._sight.close()
         self._watch.close()
         if self._store.session is not Session.CONNECTED:
@@ -302,6 +330,10 @@ def _watched(snapshot: Snapshot, epoch: int | None) -> dict[Hashable, Endpoint]:
         return {}
     url = urlsplit(snapshot.leader.api_url)
     return {snapshot.leader: Endpoint(url.hostname, url.port)} if url.hostname and url.port else {}
+
+
+def _asleep() -> None:
+    """Services change all the time; who decides about them looks by the clock."""
 
 
 def _write(path: str, record: Record, version: int | None) -> Op:

@@ -17,6 +17,9 @@ from edl_collective.coord.records import (
 )
 from jobserver.snapshot import Job, Slot, Snapshot
 
+#: kinds of jobs that have no driver and no world of ours
+WORLDLESS = frozenset({JobKind.EXTERNAL, JobKind.TEACHER})
+
 _ENDS = {Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED}
 
 #: which phases may follow a phase; staying is always allowed, a terminal phase is left by nothing
@@ -46,7 +49,7 @@ class Death:
     #: counts as a failure of the job's own; a node that went away does not
     counts: bool
     log_tail: str = ""
-    #: it failed before it had a place in a world, beside a world that goes on
+    #: it failed before it had a place in a world, beside a world that goes on; or it was a teacher, which has no world
     standby: bool = False
 
 
@@ -78,7 +81,7 @@ def crew_of(job: Job, snapshot: Snapshot) -> Crew:
         at = job.workers.get(worker.worker)
         record = None if at is None else at.value
         ended = record is not None and record.state is WorkerState.EXITED
-        if ended and record is not None and record.outcome is Outcome.FINISHED and worker not in waiting:
+        if ended and record is not None and record.outcome is Outcome.FINISHED and _can_finish(worker, job, waiting):
             finished.append(worker)
             continue
         death = _death(worker, record, snapshot)
@@ -92,9 +95,11 @@ def crew_of(job: Job, snapshot: Snapshot) -> Crew:
         for name, at in job.workers.items()
         if name not in names and not is_over(at.value, snapshot)
     }
-    if any(w.worker in members for w in living):
+    if job.spec.value.kind is JobKind.TEACHER:
+        dead = [replace(death, standby=death.counts) for death in dead]
+    elif any(w.worker in members for w in living):
         dead = [_beside_a_world(job, death) for death in dead]
-    warm = frozenset(name for name, at in job.workers.items() if at.value.state is not WorkerState.STARTING)
+    warm = _warm(job)
     return Crew(
         living=tuple(w for w in living if w not in waiting),
         finished=tuple(finished),
@@ -104,6 +109,19 @@ def crew_of(job: Job, snapshot: Snapshot) -> Crew:
         lost_spares=tuple(death for death in dead if death.worker in waiting),
         warm=warm,
     )
+
+
+def _can_finish(worker: PlannedWorker, job: Job, waiting: tuple[PlannedWorker, ...]) -> bool:
+    """A standby has nothing that could be finished, and a teacher serves until it is told to leave."""
+    return worker not in waiting and job.spec.value.kind is not JobKind.TEACHER
+
+
+def _warm(job: Job) -> frozenset[str]:
+    """Who has been at the gate; of teachers, who is listed in the service: those have answered."""
+    if job.spec.value.kind is JobKind.TEACHER:
+        listed = {t.worker for t in job.fleet.teachers.values() if t.job == job.name and t.worker is not None}
+        return frozenset(listed & job.workers.keys())
+    return frozenset(name for name, at in job.workers.items() if at.value.state is not WorkerState.STARTING)
 
 
 def _beside_a_world(job: Job, death: Death) -> Death:
@@ -161,7 +179,7 @@ def is_new_attempt(job: Job, crew: Crew) -> bool:
     transaction that counts takes the dead out of the plan.
     """
     planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
-    if not planned or job.spec.value.kind is JobKind.EXTERNAL:
+    if not planned or job.spec.value.kind in WORLDLESS:
         return False
     carriers = {m.worker for m in job.rendezvous.members} & _everybody(job) or planned
     return not carriers & {w.worker for w in (*crew.living, *crew.finished)}
@@ -170,12 +188,12 @@ def is_new_attempt(job: Job, crew: Crew) -> bool:
 def is_whole(job: Job, crew: Crew) -> bool:
     """True when the plan is the running world: its workers, and no others, live and run in the newest generation.
 
-    Nobody tells the world of an external job: its plan is taken for it.
+    Nobody tells the world of an external job, and teachers have none: their plan is taken for it.
     """
     planned = {w.worker for w in job.plan.value.workers} if job.plan else set()
     if not planned or crew.leaving or {w.worker for w in crew.living} != planned:
         return False
-    if job.spec.value.kind is JobKind.EXTERNAL:
+    if job.spec.value.kind in WORLDLESS:
         return True
     world, running = job.rendezvous, (WorkerState.RUNNING, job.rendezvous.generation)
     records = [job.workers[name].value for name in planned if name in job.workers]

@@ -21,6 +21,8 @@ from jobserver.job_state import (
 )
 from jobserver.schedule import Wanted, change_due_at, wanted
 from jobserver.snapshot import Job, Slot
+from jobserver.teacher_rule import ask, follows_students
+from jobserver.teacher_rule import wanted as teachers_wanted
 
 MAX_TAIL_CHARS = 2000
 MAX_NEWS = 8
@@ -126,6 +128,8 @@ def _count(case: Case, now_s: float) -> Case:
     if epoch > status.epoch_seen:
         failures = restarts = 0
     failures += sum(death.counts for death in crew.dead)
+    if job.spec.value.kind is JobKind.TEACHER:  # those in a row: one that gets to serve shows that its command can
+        failures = status.standby_deaths
     news = [death.text for death in (*crew.dead, *crew.lost_spares)]
     if crew.dead and is_new_attempt(job, case.crew):
         attempt, restarts = attempt + 1, restarts + 1
@@ -137,7 +141,8 @@ def _count(case: Case, now_s: float) -> Case:
 def _count_standbys(case: Case, now_s: float) -> JobStatus:
     """Standbys that die cost the job nothing: they are not its failures, but the next ones come ever later.
 
-    One that gets to the gate shows that the fault is gone, if it started later than the last that died.
+    One that gets to the gate shows that the fault is gone, if it started later than the last that died. So it is with
+    teachers, and with getting into the listing of their service.
     """
     status, crew = case.status, case.crew
     died = [worker_number(death.worker.worker) for death in (*crew.dead, *crew.lost_spares) if death.standby]
@@ -159,7 +164,10 @@ def _exhausted(case: Case) -> str | None:
     """Why no more tries are made, or None."""
     spec, status = case.job.spec.value, case.status
     if status.failures > spec.max_failures:
-        why = f"{status.failures} worker failures since the last completed epoch; max_failures is {spec.max_failures}"
+        what = "worker failures since the last completed epoch"
+        if spec.kind is JobKind.TEACHER:
+            what = "teachers failed in a row before one served"
+        why = f"{status.failures} {what}; max_failures is {spec.max_failures}"
     elif status.restarts > spec.max_restarts:
         why = f"all workers died {status.restarts} times since the last completed epoch; "
         why += f"max_restarts is {spec.max_restarts}"
@@ -232,11 +240,12 @@ def _ask(case: Case, now_s: float) -> Case:
         status = with_(counted, counts=(began, counted.failures, counted.restarts, counted.epoch_seen))
         return replace(enter(replace(case, status=status), Phase.FAILED, why, now_s), clear=True)
     spec, status = case.job.spec.value, case.status
-    if status.phase is Phase.HOLDING and now_s >= status.since + spec.hold_timeout_s:
+    bounded = spec.kind is not JobKind.TEACHER
+    if bounded and status.phase is Phase.HOLDING and now_s >= status.since + spec.hold_timeout_s:
         why = f"held below min_np {spec.min_np} for hold_timeout_s {spec.hold_timeout_s:g}"
         if len(case.crew.living) < spec.min_np:
             return replace(enter(case, Phase.FAILED, why, now_s), clear=True)
-    case = _next_change(case, now_s)
+    case = _ask_students(_next_change(case, now_s), now_s)
     want = _wanted(case, now_s)
     due_at = _standby_due_at(case.status)
     back = due_at if now_s < due_at else None
@@ -255,6 +264,13 @@ def _next_change(case: Case, now_s: float) -> Case:
     return replace(case, status=structs.replace(status, changes=status.changes + 1, changed_at=None))
 
 
+def _ask_students(case: Case, now_s: float) -> Case:
+    """Teachers whose number is left to their students: how many it is now."""
+    spec, status = case.job.spec.value, case.status
+    asked = ask(spec, case.job.fleet, now_s, status.asked) if follows_students(spec) else None
+    return replace(case, status=structs.replace(status, asked=asked))
+
+
 def note_effect(case: Case, now_s: float) -> Case:
     """To be called when the plan stays: from now on the interval of the job's rule counts, if the plan is the world."""
     spec, status = case.job.spec.value, case.status
@@ -269,6 +285,8 @@ def note_effect(case: Case, now_s: float) -> Case:
 def _wanted(case: Case, now_s: float) -> Wanted:
     """The schedule's answer; near the end of training the present size, so that only losses are replaced."""
     spec = case.job.spec.value
+    if case.status.asked is not None:
+        return teachers_wanted(case.status.asked, now_s)
     want = wanted(spec, case.job.progress, case.status.started_at, now_s, case.status.changes)
     if not near_end(case):
         return want

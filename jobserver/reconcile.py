@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from edl_collective.coord.records import Event, JobKind, JobSpec, JobStatus, Phase, Plan, PlannedWorker
 from jobserver.allocate import Grant, Request, Room, allocate, worker_number
 from jobserver.changing import Changing, fill_in
-from jobserver.job_state import crew_of, is_over
+from jobserver.job_state import WORLDLESS, crew_of, is_over
 from jobserver.judge import Case, enter, judge, near_end, note_effect, some, with_
 from jobserver.snapshot import At, Job, Slot, Snapshot
 
@@ -143,6 +143,8 @@ def _request(case: Case) -> Request:
     if near_end(case):  # it gives nothing to others
         least, spares = min(max(least, len(living)), want), min(spares, len(standing))
     if case.held_back_until is not None:  # what lives may have a place, nobody new
+        if spec.kind is JobKind.TEACHER:  # no training stands still for the lack of one
+            least = min(least, len(living))
         want, spares = max(least, min(want, len(living) + len(standing))), min(spares, len(standing))
     members = frozenset(m.worker for m in case.job.rendezvous.members)
     started = case.status.started_at is not None
@@ -244,9 +246,13 @@ def _phase(case: Case, workers: tuple[PlannedWorker, ...], missing: int, snapsho
         started = with_(status, started_at=now_s) if status.started_at is None else status
         return enter(replace(case, status=started), Phase.RUNNING, reason, now_s)
     lack = _lack(spec.min_np, missing, snapshot)
+    if case.held_back_until is not None and not missing:
+        lack = f"min_np is {spec.min_np}: the next start {_when(case)}"
     if status.started_at is None:
         return enter(case, Phase.PENDING, lack, now_s)
     held = enter(case, Phase.HOLDING, lack, now_s)
+    if spec.kind is JobKind.TEACHER:  # students wait for as long as they like
+        return held
     deadline = held.status.since + spec.hold_timeout_s
     return replace(held, wake_at=min(deadline, case.wake_at or deadline))
 
@@ -254,7 +260,8 @@ def _phase(case: Case, workers: tuple[PlannedWorker, ...], missing: int, snapsho
 def _when(case: Case) -> str:
     if case.held_back_until is None:
         return "when slots become free"
-    return f"after a pause, because {case.status.standby_deaths} standbys in a row have died"
+    who = "teachers" if case.job.spec.value.kind is JobKind.TEACHER else "standbys"
+    return f"after a pause, because {case.status.standby_deaths} {who} in a row have died"
 
 
 def _lack(min_np: int, missing: int, snapshot: Snapshot) -> str:
@@ -309,7 +316,7 @@ def _plan(
 
 def _driver_node(case: Case, workers: tuple[PlannedWorker, ...], snapshot: Snapshot) -> str | None:
     """Stay while the node lives: moving the driver costs more than a driver away from its workers does."""
-    if not workers or case.job.spec.value.kind is JobKind.EXTERNAL:
+    if not workers or case.job.spec.value.kind in WORLDLESS:
         return None
     usable = {name for name, node in snapshot.nodes.items() if not node.draining} | snapshot.unknown_nodes
     old = case.job.plan.value.driver_node if case.job.plan else None

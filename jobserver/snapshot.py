@@ -10,6 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from msgspec import structs
 
+from distill.listing import Listing
 from edl_collective.coord.errors import RecordError
 from edl_collective.coord.paths import Key, Paths
 from edl_collective.coord.records import (
@@ -68,6 +69,8 @@ class Job:
     workers: Mapping[str, At[WorkerRecord]] = field(default_factory=dict)
     #: oldest first
     events: tuple[StoredEvent, ...] = ()
+    #: of a job of teachers: the service that they serve, as last looked at
+    fleet: Listing = field(default_factory=Listing)
 
     @property
     def name(self) -> str:
@@ -99,11 +102,22 @@ class Snapshot:
     drains: Mapping[str, At[DrainRecord]] = field(default_factory=dict)
     #: nodes that are not there, but may only not have come back yet since ZooKeeper was out of our sight (`excuse`)
     awaited_nodes: frozenset[str] = frozenset()
+    #: services by name, as last looked at (`with_services`)
+    services: Mapping[str, Listing] = field(default_factory=dict)
 
     @property
     def unknown_nodes(self) -> frozenset[str]:
         """Nodes of which nothing can be said: they keep who they have and get nobody."""
         return self.unreadable_nodes | self.awaited_nodes
+
+
+def with_services(snapshot: Snapshot, services: Mapping[str, Listing]) -> Snapshot:
+    """`snapshot` with what its jobs of teachers serve."""
+    jobs = {
+        name: replace(job, fleet=services.get(job.spec.value.service, Listing())) if job.spec.value.service else job
+        for name, job in snapshot.jobs.items()
+    }
+    return replace(snapshot, jobs=jobs, services=services)
 
 
 def excuse(snapshot: Snapshot, but: Set[str] = frozenset()) -> Snapshot:

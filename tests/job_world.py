@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from distill.listing import Listing
 from edl_collective.coord.records import (
     JobSpec,
     JobStatus,
@@ -33,7 +34,7 @@ from jobserver.reconcile import (
     UpdateJob,
     reconcile,
 )
-from jobserver.snapshot import At, Job, Slot, Snapshot, StoredEvent
+from jobserver.snapshot import At, Job, Slot, Snapshot, StoredEvent, with_services
 
 CONFIG = ReconcileConfig(finish_timeout_s=60.0, save_timeout_s=300.0, leader_epoch=7)
 
@@ -47,18 +48,20 @@ class World:
         self.nodes: dict[str, NodeRecord] = {}
         self.jobs: dict[str, Job] = {}
         self.unreadable_nodes: frozenset[str] = frozenset()
+        self.services: dict[str, Listing] = {}
         self.unreadable_jobs: dict[str, frozenset[Slot]] = {}
         #: (job, worker id) -> placement, for all plans ever written
         self.history: dict[tuple[str, str], Slot] = {}
         self._incarnations = itertools.count(1)
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(
+        found = Snapshot(
             dict(self.nodes),
             dict(self.jobs),
             unreadable_nodes=self.unreadable_nodes,
             unreadable_jobs=dict(self.unreadable_jobs),
         )
+        return with_services(found, dict(self.services))
 
     # ---- facts
 

@@ -48,7 +48,15 @@ def read_token(file: Path | None) -> str | None:
     return token
 
 
-@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    # a JobClient says in the environment what follows from the slot (EDL_TEACHER_HOST, _PORT, _SERVICE, ...)
+    "auto_envvar_prefix": "EDL_TEACHER",
+}
+
+
+@click.command(epilog=_EPILOG, context_settings=_SETTINGS)
 @click.option("--model", required=True, help="FILE.pt2 (torch.export), FILE.pt (TorchScript), or module:function")
 @click.option("--name", help="name of the model in URLs (default: of the file or function)")
 @click.option("--model-args", metavar="JSON", help="keyword arguments of module:function")

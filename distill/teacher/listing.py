@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import msgspec
 
 from distill.oip import ModelMetadata
-from distill.records import Normalisation, TeacherRecord
+from distill.records import Normalisation, TeacherRecord, settled
 from distill.teacher.stats import Stats, Totals, measured_rate
 
 #: figures have so many significant digits: noise must not be written again every second
@@ -34,6 +34,7 @@ class Listing:
     ) -> None:
         self._replicas = replicas
         self._seen: deque[Totals] = deque()
+        self._rate: float | None = None
         parameters = metadata.parameters
         self._record = TeacherRecord(
             teacher=place.teacher,
@@ -57,11 +58,12 @@ class Listing:
             self._seen.popleft()
         before = self._seen[0]
         stats.rate = measured_rate(self._seen[-2] if len(self._seen) > 1 else before, now, self._replicas, stats.rate)
+        self._rate = settled(rounded(stats.rate), self._rate)
         window_s = now.at_s - before.at_s
         answered_rate = (now.samples - before.samples) / window_s if window_s > 0 else 0.0
         return msgspec.structs.replace(
             self._record,
-            rate=rounded(stats.rate),
+            rate=self._rate,
             answered_rate=rounded(answered_rate) or 0.0,
             latency_p50_s=rounded(stats.latency_s(0.5)),
             latency_p99_s=rounded(stats.latency_s(0.99)),

@@ -5,19 +5,23 @@ nothing is forgotten: the next refresh reads what this one could not.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from types import MappingProxyType
 
 from edl_collective.coord.store import Session, Store, Versioned
 
 
 class Mirror:
-    """The records at and below `root`; `wake` is called from a thread of the store when a refresh has work to do."""
+    """The records at and below `root`; `wake` is called from a thread of the store when a refresh has work to do.
 
-    def __init__(self, store: Store, root: str, wake: Callable[[], None]) -> None:
+    but: paths that are left out, with all below them.
+    """
+
+    def __init__(self, store: Store, root: str, wake: Callable[[], None], but: Set[str] = frozenset()) -> None:
         self._store = store
         self._root = root
         self._wake = wake
+        self._but = but
         self._lock = threading.Lock()
         self._dirty: set[str] = {root}
         self._values: dict[str, Versioned] = {}
@@ -58,7 +62,7 @@ class Mirror:
         names = self._store.children(path, self._changed)
         if value is None and self._store.get(path, self._changed) is not None:
             return self._look(path)  # created since: its children are watched now, but not its data
-        found = {f"{path}/{name}" for name in names}
+        found = {f"{path}/{name}" for name in names} - self._but
         known = self._children.get(path, set())
         for gone in known - found:
             self._forget(gone)

@@ -97,6 +97,8 @@ class JobKind(StrEnum):
     ELASTIC = "elastic"
     #: planned here, launched by horovodrun with scripts/discover_hosts.sh
     EXTERNAL = "external"
+    #: workers that know nothing of each other and never finish: inference servers for distillation
+    TEACHER = "teacher"
 
 
 #: fields of a JobSpec that are times in seconds
@@ -116,6 +118,8 @@ class JobSpec(Record, frozen=True, kw_only=True):
     spares: int = 0
     schedule: Schedule | None = None
     kind: JobKind = JobKind.ELASTIC
+    #: of teachers: the service that they serve
+    service: str | None = None
     #: directory in which the package hook runs and, without `pod_path`, the command too
     work_dir: str = "."
     #: run as `<package_hook> -pod_id <worker>` in work_dir before each worker starts
@@ -155,6 +159,12 @@ class JobSpec(Record, frozen=True, kw_only=True):
             raise ValueError(f"spares is {self.spares}: it must be at least 0")
         if self.spares and self.kind is JobKind.EXTERNAL:
             raise ValueError(f"spares is {self.spares}: horovodrun, which launches an external job, knows no spares")
+        if self.spares and self.kind is JobKind.TEACHER:
+            raise ValueError(f"spares is {self.spares}: teachers have no world in which a standby could take a place")
+        if (self.service is not None) != (self.kind is JobKind.TEACHER):
+            raise ValueError(f"service is {self.service}: a job of kind teacher names one, and no other job does")
+        if self.service is not None:
+            check_name("service", self.service)
         for name in TIMEOUTS:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
@@ -217,6 +227,17 @@ class Phase(StrEnum):
         return self in (Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED)
 
 
+class TeachersAsked(msgspec.Struct, frozen=True):
+    """How many teachers the students of a service need, as the leader saw it."""
+
+    np: int
+    #: wall time since which it is `np`, and the sentence that said why
+    since: float
+    why: str
+    #: wall time since which fewer would do; None while they would not
+    fewer_since: float | None = None
+
+
 class JobStatus(Record, frozen=True, kw_only=True):
     """The leader's view of a job."""
 
@@ -243,6 +264,8 @@ class JobStatus(Record, frozen=True, kw_only=True):
     standby_deaths: int = 0
     standby_newest: int = 0
     standby_died_at: float = 0.0
+    #: of teachers whose number follows their students
+    asked: TeachersAsked | None = None
 
 
 class WorkerState(StrEnum):

@@ -43,7 +43,7 @@ def default_name(command: tuple[str, ...]) -> str:
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.option("--name", default=None, help="name of the job (default: that of its script)")
+@click.option("--name", default=None, help="name of the job (default: of its service or script)")
 @click.option("--min-np", type=int, default=None, help="fewest workers it may run with (default: 1)")
 @click.option("--max-np", type=int, default=None, help="most workers it may have (default: --np, else --min-np)")
 @click.option("--np", type=int, default=None, help="wanted workers (default: as many as fit, or the schedule)")
@@ -54,7 +54,13 @@ def default_name(command: tuple[str, ...]) -> str:
 @click.option("--env", "pairs", multiple=True, metavar="NAME=VALUE", help="environment of the workers; repeatable")
 @click.option("--package-sh", default=None, help="run as FILE -pod_id WORKER before each worker")
 @click.option("--pod-path", default=None, help="each worker runs in DIR/<worker>")
-@click.option("--kind", type=click.Choice(["elastic", "external"]), default=None, help="external: run by horovodrun")
+@click.option(
+    "--kind",
+    type=click.Choice(["elastic", "external", "teacher"]),
+    default=None,
+    help="external: run by horovodrun; teacher: workers that serve a model, each for itself",
+)
+@click.option("--service", default=None, help="of teachers: the service that they serve; implies --kind teacher")
 @click.option("--max-restarts", type=int, default=None, help="new attempts after all workers died (default: 3)")
 @click.option("--max-failures", type=int, default=None, help="worker failures between two epochs (default: 10)")
 @click.option("--hold-timeout", type=float, default=None, help="seconds below --min-np until it fails (default: 600)")
@@ -72,11 +78,17 @@ def submit(
     pairs: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Submit a job: edl submit [OPTIONS] -- python train.py ARGS."""
+    """Submit a job: edl submit [OPTIONS] -- python train.py ARGS.
+
+    Teachers: edl submit --service NAME --max-np 8 -- edl teacher serve --model FILE. Without --np their number follows
+    what the students of the service need, between --min-np and --max-np.
+    """
     if not command:
         raise BadInput("the command is missing: edl submit [OPTIONS] -- python train.py")
+    if options["service"] is not None and options["kind"] is None:
+        options["kind"] = "teacher"
     body = _spec(options)
-    body |= {"job": name or default_name(command), "command": command}
+    body |= {"job": name or options["service"] or default_name(command), "command": command}
     body["work_dir"] = str(Path(work_dir or ".").absolute())
     if schedule is not None:
         try:

@@ -425,3 +425,23 @@ def test_nothing_is_decided_twice(node: SimulatedNode) -> None:
 def test_closing_ends_with_nothing_running(node: SimulatedNode) -> None:
     node.closing = True
     assert node.settle(None) == ([], [])
+
+
+TEACHERS = replace(SPEC, kind=JobKind.TEACHER, service="svc")
+
+
+@pytest.mark.parametrize(
+    ("leave_by_s", "timeout_s"),
+    [(None, 30.0), (115.0, 15.0), (101.0, 10.0), (500.0, 30.0)],
+)
+def test_a_teacher_leaves_on_sigterm_and_gets_the_time_of_a_leave(leave_by_s: float | None, timeout_s: float) -> None:
+    view = View(NODE, {"j": JobView(TEACHERS, plan())}, (local(cold=True, started_s=0.0),), leave_by_s=leave_by_s)
+    [stop] = decide(view, 100.0).actions
+    assert isinstance(stop, StopWorker)
+    assert stop.timeout_s == timeout_s
+
+
+def test_a_teacher_has_no_gate_to_be_late_for_and_no_driver() -> None:
+    job = JobView(TEACHERS, plan(W1, driver=None))
+    view = View(NODE, {"j": job}, (local(cold=True, started_s=0.0),))
+    assert decide(view, 1e6).actions == ()

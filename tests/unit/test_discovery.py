@@ -5,7 +5,7 @@ from fleet_flow import teacher
 
 from distill.discovery import FIGURES_EVERY_S, SETTLE_S, Discovery
 from distill.errors import ConfigError
-from distill.records import StudentRecord, TeacherRecord
+from distill.records import StudentRecord, TeacherRecord, settled
 from distill.source import StudentReport
 from edl_collective.coord.clock import ManualClock
 from edl_collective.coord.errors import Disconnected
@@ -194,7 +194,7 @@ def test_the_record_is_written_once_a_second_at_most(fleet: Fleet) -> None:
     fleet.clock.advance(1.0)
     fleet.students["s"].step()
     now = version()
-    fleet.students["s"].report(report(demand=2.0**29 * 1.01, starved=0.5))
+    fleet.students["s"].report(report(demand=2.0**29, starved=0.52))
     fleet.clock.advance(2.0)
     assert fleet.students["s"].step() == pytest.approx(FIGURES_EVERY_S - 2.0)
     assert version() == now
@@ -202,7 +202,7 @@ def test_the_record_is_written_once_a_second_at_most(fleet: Fleet) -> None:
     fleet.students["s"].step()
     written = fleet.record("s")
     assert written is not None
-    assert (written.starved, written.starved_s) == (0.5, 1.5)
+    assert (written.starved, written.starved_s) == (0.52, 1.5)
 
 
 def test_a_process_that_takes_the_place_of_a_dead_one_replaces_its_record(fleet: Fleet) -> None:
@@ -241,3 +241,29 @@ def test_a_record_with_an_url_that_cannot_be_is_left_out(fleet: Fleet) -> None:
 def test_names_and_limits_that_cannot_be(fleet: Fleet, student: str, most: int | None) -> None:
     with pytest.raises(ConfigError):
         fleet.join(student, most)
+
+
+def test_a_demand_that_is_only_measured_again_moves_nobody(fleet: Fleet) -> None:
+    fleet.serve(teacher("a"))
+    fleet.join("s")
+    for demand in (100.0, 104.0, 95.0, 109.0):
+        fleet.students["s"].report(report(demand=demand))
+        fleet.turn(FIGURES_EVERY_S + 1)
+        written = fleet.record("s")
+        assert written is not None
+        assert written.demand == 100.0
+    fleet.students["s"].report(report(demand=120.0))
+    fleet.turn(2.0)
+    written = fleet.record("s")
+    assert written is not None
+    assert written.demand == 120.0
+
+
+@pytest.mark.parametrize(
+    ("new", "written", "said"),
+    [(None, 5.0, None), (5.0, None, 5.0), (109.0, 100.0, 100.0), (112.0, 100.0, 112.0), (80.0, 100.0, 80.0)],
+)
+def test_figures_stay_as_they_were_written_until_they_are_a_tenth_off(
+    new: float | None, written: float | None, said: float | None
+) -> None:
+    assert settled(new, written) == said

@@ -2,13 +2,16 @@
 
 import pytest
 
-from edl_collective.coord.records import JobSpec, NodeRecord, PlannedWorker
+from distill.teacher.command import serve
+from edl_collective.coord.paths import check_name
+from edl_collective.coord.records import JobKind, JobSpec, NodeRecord, PlannedWorker
 from jobclient.worker_env import (
     RESERVED,
     NodeEnvironment,
     hook_command,
     inherited,
     job_environment,
+    teacher_name,
     worker_directory,
     worker_environment,
 )
@@ -101,3 +104,37 @@ def test_a_worker_knows_where_its_state_is_held_and_a_job_may_not_say_it() -> No
     got = worker_environment(SHARED, node(), PLANNED, spec, "token", "/dev/shm/x")
     assert (got["EDL_HELD_DIR"], got["EDL_HELD_SHARE"]) == ("/dev/shm/x", "0.1")
     assert "EDL_HELD_DIR" not in env(spec)
+
+
+def test_a_teacher_knows_its_service_its_name_and_what_follows_from_its_slot() -> None:
+    spec = JobSpec(job="big-teacher", command=("x",), kind=JobKind.TEACHER, service="svc")
+    got = env(spec)
+    assert (got["EDL_TEACHER_SERVICE"], got["EDL_TEACHER_TEACHER_ID"]) == ("svc", "big-teacher-w7")
+    assert (got["EDL_TEACHER_HOST"], got["EDL_TEACHER_PORT"], got["EDL_TEACHER_GPU_IDS"]) == ("10.0.0.1", "0", "0")
+    assert got["CUDA_VISIBLE_DEVICES"] == "6"
+    assert "EDL_TEACHER_GPU_IDS" not in env(spec, gpus=())
+    assert "EDL_TEACHER_SERVICE" not in env()
+
+
+def test_names_of_teachers_are_names() -> None:
+    for job in ("j", "x" * 63, "x" * 59 + ".y"):
+        assert check_name("teacher", teacher_name(job, "w12")).endswith("-w12")
+
+
+def test_zookeeper_is_the_one_of_the_jobclient() -> None:
+    shared = NodeEnvironment({"EDL_ZOOKEEPER": "old:1"}, "/v", "/s", None, 1, "zk:2181", "/team")
+    got = job_environment(shared, JobSpec(job="j", command=("x",)))
+    assert (got["EDL_ZOOKEEPER"], got["EDL_ZOOKEEPER_ROOT"]) == ("zk:2181", "/team")
+    mine = job_environment(shared, JobSpec(job="j", command=("x",), env={"EDL_ZOOKEEPER": "other:1"}))
+    assert mine["EDL_ZOOKEEPER"] == "other:1"
+
+
+def test_the_teacher_server_takes_what_the_jobclient_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = JobSpec(job="j", command=("x",), kind=JobKind.TEACHER, service="svc")
+    for name, value in env(spec).items():
+        if name.startswith("EDL_"):
+            monkeypatch.setenv(name, value)
+    taken = serve.make_context("serve", ["--model", "m.pt"]).params
+    assert (taken["service"], taken["teacher_id"], taken["port"]) == ("svc", "j-w7", 0)
+    assert (taken["host"], taken["gpu_ids"]) == ("10.0.0.1", "0")
+    assert serve.make_context("serve", ["--model", "m.pt", "--port", "8500"]).params["port"] == 8500

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from bench.rows import Row
 from distill.balance import Share, balance
-from distill.records import StudentRecord, TeacherRecord
+from distill.records import MATERIAL, StudentRecord, TeacherRecord
 
 CASE = "balance-sim"
 STUDENTS, TEACHERS = 8, 40
@@ -24,8 +24,8 @@ STUDENTS, TEACHERS = 8, 40
 SLOWEST, FASTEST = 50.0, 400.0
 #: simulated: length of a run, mean time between two changes, and from a change to the next assignment
 LENGTH_S, BETWEEN_S, REACTION_S = 1800.0, 15.0, 1.0
-#: of the rates and demands that records tell
-ERROR = 0.05
+#: of the rates and demands that records tell: they are written again when they are further off
+ERROR = MATERIAL
 #: every so many changes concern a student, the others a teacher
 STUDENT_CHANGES = 5
 _ROUNDS = 30
