@@ -41,6 +41,8 @@ class LoaderWorkers:
         The iteration before must not be used any more. Raises RuntimeError when one of the workers has died.
         """
         kept = self._batches if self._loader is loader and self._epoch in (epoch, None) else None
+        if kept is None and not getattr(self._batches, "_persistent_workers", True):
+            self.end()  # also if somebody still refers to that iteration
         self.forget()
         if kept is None or kept._shutdown:
             kept = iter(loader)
@@ -56,6 +58,13 @@ class LoaderWorkers:
     def forget(self) -> None:
         """Let the workers end as soon as nobody iterates over them."""
         self._loader, self._batches = None, None
+
+    def end(self) -> None:
+        """End the workers now; nothing of theirs runs any more on return."""
+        batches = self._batches
+        self.forget()
+        if batches is not None:
+            batches._shutdown_workers()
 
 
 def _restart(batches: Any, loader: object) -> None:

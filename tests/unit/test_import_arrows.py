@@ -62,6 +62,7 @@ UNLOADED = {
     "edl_collective.coord": {"torch", "horovod", "fastapi"},
     "checkpoints": {"torch", "horovod", "fastapi", "kazoo", "jobserver", "jobclient", "edl_collective"},
     "distill": {"torch", "horovod", "fastapi", "kazoo"},
+    "distill.io_process": {"torch", "horovod", "fastapi", "kazoo", "edl_collective.batches"},
     "distill.balance": {"torch", "horovod", "fastapi", "kazoo"},
     "distill.discovery": {"torch", "horovod", "fastapi"},
     "distill.teacher_client": {"torch", "horovod", "fastapi", "kazoo"},

@@ -1,0 +1,167 @@
+"""What reading through teachers costs a student, and how long one that dies or freezes holds it up.
+
+    PYTHONPATH=.:scripts:tests python -m bench.distill.students [client-cpu-tcp|handover|teacher-kill|teacher-stop ...]
+
+client-cpu-tcp: CPU of the process that sends, per request of 32 uint8 images of 224 x 224, to a real teacher server
+whose model costs nothing, as fast as all go. handover: CPU of the trainer's thread in next(), without what the
+DataLoader's own next() takes. teacher-kill, teacher-stop: two teachers, each fast enough alone; the longest time
+between two batches beyond the step itself, in the seconds after one was killed with SIGKILL, or stopped with SIGSTOP.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+from teachers import TeacherProcess, started
+from torch.utils.data import dataloader
+
+from bench.distill.student_data import INPUT, ROWS, SIZE, compute, images, io_pid, process_cpu_s, reader_of, row, steps
+from bench.rows import Row
+
+#: of a student's step in these cases: slower than the teachers, so that nothing ever waits for them
+STEP_S = 0.012
+WARM_UP = 40
+
+
+def zero_teacher() -> TeacherProcess:
+    """A teacher whose answers lie ready."""
+    return TeacherProcess("teacher_models:zero", "--max-batch", str(ROWS), input=INPUT)
+
+
+def client_cpu(runs: int = 5, requests: int = 300) -> list[Row]:
+    """Rows for this project and for Triton's HTTP client, which runs in the same process as its caller."""
+    ours, theirs = [], []
+    with started(zero_teacher()) as (teacher,):
+        with reader_of(images(WARM_UP + runs * requests + 100), [teacher]) as reader:
+            batches = iter(reader)
+            steps(batches, WARM_UP, 0.0)
+            for _ in range(runs):
+                before_s = process_cpu_s(io_pid(reader))
+                steps(batches, requests, 0.0)
+                ours.append((process_cpu_s(io_pid(reader)) - before_s) / requests * 1e3)
+        for _ in range(runs):
+            theirs.append(_triton_ms(teacher, requests // 3))
+    return [
+        row("client-cpu-tcp", "edl", "cpu_ms", "ms", ours),
+        row("client-cpu-tcp", "tritonclient-http", "cpu_ms", "ms", theirs),
+    ]
+
+
+def _triton_ms(teacher: TeacherProcess, requests: int) -> float:
+    """CPU milliseconds of this process per request of tritonclient.http."""
+    import tritonclient.http as triton
+
+    client = triton.InferenceServerClient(teacher.url.removeprefix("http://"))
+    pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 3, SIZE, SIZE), np.uint8)
+    try:
+        for request in range(requests + 5):
+            if request == 5:
+                before_s = time.process_time()
+            image = triton.InferInput("image", list(pixels.shape), "UINT8")
+            image.set_data_from_numpy(pixels)
+            client.infer(teacher.model, [image]).as_numpy("output")
+        return (time.process_time() - before_s) / requests * 1e3
+    finally:
+        client.close()
+
+
+@contextmanager
+def _loader_time() -> Iterator[Callable[[], float]]:
+    """Adds up the thread's CPU seconds inside of the DataLoader's own next()."""
+    total_s = 0.0
+    own = dataloader._BaseDataLoaderIter.__next__
+
+    def timed(iterator: dataloader._BaseDataLoaderIter) -> object:
+        nonlocal total_s
+        began_s = time.thread_time()
+        try:
+            return own(iterator)
+        finally:
+            total_s += time.thread_time() - began_s
+
+    dataloader._BaseDataLoaderIter.__next__ = timed  # type: ignore[assignment, method-assign]
+    try:
+        yield lambda: total_s
+    finally:
+        dataloader._BaseDataLoaderIter.__next__ = own  # type: ignore[method-assign]
+
+
+def handover(runs: int = 5, batches: int = 100) -> list[Row]:
+    """Rows: over the loader's own next(), and next() as a whole here and in the stock DataLoader."""
+    over, whole, stock = [], [], []
+    with started(zero_teacher()) as (teacher,), reader_of(images(WARM_UP + batches), [teacher]) as reader:
+        for _ in range(runs):
+            with _loader_time() as inside_s:
+                left = iter(reader)
+                _next_s(left, WARM_UP)
+                own_s, all_s = inside_s(), _next_s(left, batches)
+                over.append((all_s - (inside_s() - own_s)) / batches * 1e3)
+                whole.append(all_s / batches * 1e3)
+                del left
+            plain = iter(images(WARM_UP + batches))
+            _next_s(plain, WARM_UP)
+            stock.append(_next_s(plain, batches) / batches * 1e3)
+            del plain
+    return [
+        row("handover", "edl", "cpu_ms", "ms", over),
+        row("handover", "edl-next", "cpu_ms", "ms", whole),
+        row("handover", "dataloader-next", "cpu_ms", "ms", stock),
+    ]
+
+
+def _next_s(batches: Iterator[object], count: int) -> float:
+    """CPU seconds of this thread in `count` calls of next()."""
+    used_s = 0.0
+    for _ in range(count):
+        began_s = time.thread_time()
+        next(batches)
+        used_s += time.thread_time() - began_s
+        compute(STEP_S)
+    return used_s
+
+
+def teacher_kill(runs: int = 5) -> list[Row]:
+    return [row("teacher-kill", "edl", "gap_s", "s", _gaps(lambda teacher: teacher.process.kill(), runs, 1.0))]
+
+
+def teacher_stop(runs: int = 5) -> list[Row]:
+    return [row("teacher-stop", "edl", "gap_s", "s", _gaps(TeacherProcess.freeze, runs, 4.0))]
+
+
+def _gaps(fault: Callable[[TeacherProcess], None], runs: int, watch_s: float) -> list[float]:
+    """The longest gap beyond the step in each run, of a student whose step takes as long as a teacher's answer."""
+    step_s = 0.03
+    gaps = []
+    for run in range(runs):
+        pair = [TeacherProcess("teacher_models:identity", delay_s=step_s, input="image:uint8:3,32,32") for _ in "ab"]
+        with started(*pair), reader_of(images(1000, size=32), pair) as reader:
+            left = iter(reader)
+            steps(left, 60, step_s)
+            victim = max(pair, key=lambda t: (reader.stats.by_teacher or {}).get(t.url.removeprefix("http://"), 0))
+            fault(victim if run % 2 == 0 else pair[run // 2 % 2])
+            times = steps(left, round(watch_s / step_s), step_s)
+            gaps.append(max(b - a for a, b in pairwise(times)) - step_s)
+    return gaps
+
+
+CASES: dict[str, Callable[[], list[Row]]] = {
+    "client-cpu-tcp": client_cpu,
+    "handover": handover,
+    "teacher-kill": teacher_kill,
+    "teacher-stop": teacher_stop,
+}
+
+
+def main(names: list[str]) -> int:
+    for name in names or CASES:
+        for found in CASES[name]():
+            print(json.dumps(found), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

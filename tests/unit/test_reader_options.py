@@ -1,0 +1,59 @@
+"""Options of a DistillReader: a file over the script, the environment over the file, and nothing that cannot be."""
+
+import pytest
+
+from distill.errors import ConfigError
+from distill.reader_options import ReaderOptions, override
+
+
+def test_the_environment_wins_over_the_file_over_the_script() -> None:
+    script = ReaderOptions(teachers="a:1", window=4, slot_mb=64)
+    file = 'teachers = "b:1"\nwindow = 5\nno_teacher_timeout_s = 7\n'
+    options = override(script, file, {"EDL_DISTILL_WINDOW": "6", "EDL_DISTILL_NOP": "yes", "EDL_JOB": "j"})
+    assert options == ReaderOptions(teachers="b:1", window=6, slot_mb=64, no_teacher_timeout_s=7.0, nop=True)
+    options.check()
+
+
+def test_teachers_named_outside_replace_the_scripts_service_and_the_reverse() -> None:
+    assert override(ReaderOptions(service="s"), None, {"EDL_DISTILL_TEACHERS": "a:1"}).service is None
+    assert override(ReaderOptions(teachers="a:1"), None, {"EDL_DISTILL_SERVICE": "s"}).teachers is None
+
+
+def test_the_token_of_the_teachers_serves_unless_another_is_named() -> None:
+    environ = {"EDL_TEACHER_TOKEN": "t"}
+    assert override(ReaderOptions(), None, environ).token == "t"
+    assert override(ReaderOptions(token="own"), None, environ).token == "own"
+    assert override(ReaderOptions(), None, environ | {"EDL_DISTILL_TOKEN": "x"}).token == "x"
+
+
+@pytest.mark.parametrize(
+    ("file", "environ", "says"),
+    [
+        ("window = ", {}, "not TOML"),
+        ("colour = 1", {}, "unknown options of a DistillReader: colour"),
+        (None, {"EDL_DISTILL_COLOUR": "1"}, "unknown options of a DistillReader: colour"),
+        ('window = "many"', {}, "EDL_DISTILL_WINDOW='many' is no int"),
+        ("window = true", {}, "window must be a int"),
+        (None, {"EDL_DISTILL_NOP": "maybe"}, "is no bool"),
+    ],
+)
+def test_what_cannot_be_read_is_named(file: str | None, environ: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        override(ReaderOptions(), file, environ)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "needs teachers"),
+        ({"teachers": "a:1", "service": "s"}, "one of them"),
+        ({"teachers": "a"}, "must be host:port"),
+        ({"teachers": "a:1", "teacher_batch_size": 0}, "teacher_batch_size must be at least 1"),
+        ({"service": "s", "max_teachers": 0}, "max_teachers must be at least 1"),
+        ({"teachers": "a:1", "on_no_teacher": "cry"}, "on_no_teacher must be"),
+        ({"teachers": "a:1", "no_teacher_timeout_s": -1.0}, "must not be negative"),
+    ],
+)
+def test_what_cannot_work_is_named(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ReaderOptions(**options).check()  # type: ignore[arg-type]

@@ -1,0 +1,77 @@
+"""Slots of the ring: their memory is given out again when the last tensor in it is gone, and not before."""
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+
+from distill.errors import ConfigError
+from distill.io_messages import NO_SLOT, Part, Post, decode_request, encode
+from distill.ring import Control, Ring, Slots
+from distill.slot_batches import Filling, SlotFull, map_nest, parts_of, restore
+
+
+def restored(memory: memoryview, nest: Any) -> Any:
+    return map_nest(lambda leaf: restore(memory, leaf), nest)
+
+
+def test_a_slot_is_free_when_the_last_view_of_it_is_gone() -> None:
+    ring = Ring(1, 1 << 16)
+    slots = Slots(ring)
+    slot = slots.take()
+    memory = ring.slot(slot)
+    nest = Filling(memory).store((torch.arange(6.0).reshape(2, 3), "name", [torch.tensor([1, 2])]))
+    batch = restored(memory, nest)
+    slots.lend(slot, memory)
+    del memory
+    assert slots.take() == NO_SLOT
+    row = batch[0][1]  # a view of a view
+    numbers = batch[2][0].numpy()
+    assert batch[1] == "name"
+    del batch
+    gc.collect()
+    assert slots.free == 0
+    assert row.tolist() == [3.0, 4.0, 5.0]
+    del row
+    assert slots.free == 0
+    del numbers
+    assert slots.take() == slot
+    ring.close()
+
+
+def test_what_was_announced_is_there_until_it_is_cleared() -> None:
+    ring = Ring(2, 1 << 16)
+    post = Post(7, 1, 2, 8192, (Part("x", "UINT8", (2, 3), 4096),))
+    ring.announce(1, 7, encode(post))
+    seq, message = ring.announced(1)
+    assert (seq, decode_request(message)) == (7, post)
+    assert ring.announced(0) == (0, b"")
+    ring.clear(1)
+    assert ring.announced(1) == (0, b"")
+    control = Control(ring)
+    control.write(320, 1.5, 99.25)
+    assert Control(ring).read() == (320, 1.5, 99.25)
+    ring.close()
+
+
+def test_a_batch_beyond_the_slot_is_refused_before_it_is_written() -> None:
+    ring = Ring(1, 1 << 14)
+    with pytest.raises(SlotFull):
+        Filling(ring.slot(0)).store(torch.zeros(1 << 14))
+    ring.close()
+
+
+def test_stacked_samples_lie_in_the_slot_once() -> None:
+    ring = Ring(1, 1 << 16)
+    filling = Filling(ring.slot(0))
+    stacked = filling.stack([torch.tensor([1, 2]), torch.tensor([3, 4])])
+    end = filling.end
+    nest = filling.store((stacked, torch.tensor([5, 6])))
+    assert filling.end > end
+    rows, (part,) = parts_of(nest, ["x"])
+    assert (rows, part.shape, part.datatype) == (2, (2, 2), "INT64")
+    assert torch.equal(restore(ring.slot(0), nest[0]), torch.tensor([[1, 2], [3, 4]]))
+    with pytest.raises(ConfigError, match="shapes"):
+        filling.stack([torch.zeros(2), torch.zeros(3)])
+    ring.close()
