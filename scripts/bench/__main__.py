@@ -23,11 +23,12 @@ from bench.cases import (
     interleaved,
     selected,
 )
+from bench.distill import command as distillation
 from bench.errors import NotInstalled
 from bench.resize import machine, run_rendezvous, run_trials, system_class
 from bench.rows import table
 
-PACKAGES = ("edl-elastic", "horovod", "torch", "torchft-nightly", "kazoo")
+PACKAGES = ("edl-elastic", "horovod", "torch", "torchft-nightly", "tritonclient", "kazoo")
 
 _DESCRIPTION = """\
 Does the same things to the same small job under this project and its peers, in turn, and prints what each cost:
@@ -63,9 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     resize.add_argument("--runs", type=int, help="runs of each case (default: 5, with --quick 3)")
     resize.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: all")
     resize.add_argument("--cases", nargs="+", metavar="CASE", help="default: all")
+    distill = commands.add_parser(
+        "distill",
+        help="service distillation, beside peers and plain training",
+        description=distillation.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    distillation.add_arguments(distill)
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error(f"--runs is {options.runs}: it must be at least 1")
+    if options.what == "distill":
+        try:
+            distillation.run(options, start_report())
+        except ValueError as error:
+            parser.error(str(error))
+        return 0
     names = options.cases or (QUICK_CASES if options.quick else [*(case.name for case in CASES), *RENDEZVOUS])
     try:
         cases = selected(names)
@@ -86,17 +100,10 @@ def run_resize(
     cases: Sequence[Case], rendezvous_sizes: Sequence[int], systems: Sequence[str], runs: int, to: Path | None
 ) -> None:
     """Run, print and write."""
-    report: dict[str, Any] = {
-        "versions": versions(),
-        "config": {system: configuration(system) for system in systems},
-        "machine": machine(),
-        "began": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "load": [os.getloadavg()],
-    }
-    print("versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    report = start_report()
+    report["config"] = {system: configuration(system) for system in systems}
     for system, config in report["config"].items():
-        print(f"{system}: {config}")
-    print("machine: " + ", ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
+        print(f"{system}: {config}", flush=True)
     rows = run_trials(list(interleaved(cases, systems, runs)), say)
     for size in rendezvous_sizes:
         run_rendezvous(size, runs, rows, say)
@@ -105,6 +112,19 @@ def run_resize(
     print("\n".join(table(rows, cases, systems)))
     if to is not None:
         to.write_text(json.dumps({**report, "rows": rows.as_json()}, indent=1) + "\n")
+
+
+def start_report() -> dict[str, Any]:
+    """Versions, machine, time and load, printed and to be written."""
+    report = {
+        "versions": versions(),
+        "machine": machine(),
+        "began": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "load": [os.getloadavg()],
+    }
+    print("versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    print("machine: " + ", ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
+    return report
 
 
 def versions() -> dict[str, str]:

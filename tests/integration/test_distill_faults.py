@@ -104,7 +104,7 @@ def test_what_all_refuse_reaches_the_student() -> None:
 
 
 def test_without_teachers_the_hard_labels_go_on() -> None:
-    options = {"on_no_teacher": "hard_labels", "hard_labels_after_s": 0.2}
+    options: dict[str, Any] = {"on_no_teacher": "hard_labels", "hard_labels_after_s": 0.2}
     with teachers(()) as running, reader_of(running, **options) as reader:
         batches = iter(reader)
         numbers = []

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from distill_students import WIDTH, FaultTeacher, Numbered, check, free_port, named, numbered, reader_options, teachers
 from teacher_models import ids_of, with_ids
-from teachers import TeacherProcess
+from teachers import TeacherProcess, started
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from distill.errors import ConfigError, DistillError, Mismatch, NoTeacher, TeacherRefused
@@ -83,7 +84,7 @@ def test_predictions_may_be_in_half_precision() -> None:
     loader = DataLoader(TensorDataset(pixels, ids), batch_size=8, num_workers=1)
     with TeacherProcess("teacher_models:identity", "--mean", "0,0,0", "--std", "1,1,1", "--scale", "1") as teacher:
         for as_float32 in (False, True):
-            options = {"teachers": teacher.url, "as_float32": as_float32}
+            options: dict[str, Any] = {"teachers": teacher.url, "as_float32": as_float32}
             with DistillReader(loader, ins=["image"], predicts=["output"], **options) as reader:
                 for images, labels, outputs in reader:
                     assert outputs.dtype is (torch.float32 if as_float32 else torch.float16)
@@ -217,7 +218,7 @@ def test_generators_of_samples_lists_and_batches(pair: list[FaultTeacher]) -> No
 def test_an_exception_in_the_dataset_reaches_the_consumer(pair: list[FaultTeacher]) -> None:
     for workers in (0, 2):
         with reader_of(pair, loader_of(Numbered(fail_at=20), workers=workers)) as reader:
-            numbers = []
+            numbers: list[int] = []
             with pytest.raises(LookupError, match="sample 20 is not to be had") as caught:
                 numbers.extend(n for batch in reader for n in check(*batch))
             assert numbers == list(range(16))
@@ -266,6 +267,32 @@ def test_batches_that_cannot_be_asked_for(
         pytest.raises(ConfigError, match=says),
     ):
         next(iter(reader))
+
+
+def test_the_teachers_of_a_service_come_and_go(zookeeper: str) -> None:
+    def member(service: str) -> TeacherProcess:
+        return TeacherProcess("teacher_models:identity", "--zookeeper", zookeeper, "--service", service)
+
+    ids = torch.arange(4000)
+    pixels = torch.from_numpy(with_ids(np.zeros((4000, 3, 8, 8), np.uint8), ids.numpy()))
+    loader = DataLoader(TensorDataset(pixels, ids), batch_size=8, num_workers=1)
+    reader = DistillReader(loader, ins=["image"], predicts=["output"], no_teacher_timeout_s=30)
+    reader.set_dynamic_teacher("ids", zookeeper=zookeeper)
+    with reader, started(member("ids"), member("ids")) as (one, two):
+        asked = False
+        seen: list[int] = []
+        for _, labels, outputs in reader:
+            assert ids_of(outputs) == labels.tolist()
+            seen += labels.tolist()
+            by_teacher = reader.stats.by_teacher or {}
+            if len(by_teacher) == 2 and not asked:
+                one.leave()  # a second time would end it at once
+                asked = True
+            time.sleep(0.002)
+        assert seen == list(range(4000))
+        assert len(by_teacher) == 2
+        assert one.wait() == 0
+        assert two.process.poll() is None
 
 
 def test_settings_that_cannot_be(pair: list[FaultTeacher]) -> None:

@@ -83,11 +83,11 @@ def _loader_time() -> Iterator[Callable[[], float]]:
         finally:
             total_s += time.thread_time() - began_s
 
-    dataloader._BaseDataLoaderIter.__next__ = timed
+    dataloader._BaseDataLoaderIter.__next__ = timed  # type: ignore[assignment, method-assign]
     try:
         yield lambda: total_s
     finally:
-        dataloader._BaseDataLoaderIter.__next__ = own
+        dataloader._BaseDataLoaderIter.__next__ = own  # type: ignore[method-assign]
 
 
 def handover(runs: int = 5, batches: int = 100) -> list[Row]:
