@@ -146,7 +146,7 @@ class Comparison:
         options = [*SERVE_OPTIONS, "--checkpoint", str(folder / "teacher.pt")]
         servers = stack.enter_context(LocalTeachers(*options, count=self.args.teachers, folder=FOLDER))
         self.say(f"teacher servers at {servers.addresses}")
-        return teacher, {"teachers": servers.addresses}
+        return teacher, {**self.distill.reader_options(), "teachers": servers.addresses}
 
     def _teacher(self) -> nn.Module:
         path = self.args.teacher_checkpoint
