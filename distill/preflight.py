@@ -205,7 +205,7 @@ def _check_normalisation(
 ) -> None:
     """What the teacher says of its normalisation is what the student wants, and what it does."""
     declared = _normalisation(metadata)
-    if demand.normalisation is not None and declared != demand.normalisation:
+    if demand.normalisation is not None and not demand.normalisation.same_as(declared):
         raise Mismatch(f"{name} normalises pixels by {declared} and the student wants {demand.normalisation}")
     pixels = [key for key, array in sent.items() if array.dtype == np.uint8 and array.ndim >= 2]
     if declared is None or not pixels:

@@ -5,6 +5,7 @@ write again when what they say has changed, at most once a second. All that stud
 follows from these records alone, never from a clock or from the order of a listing.
 """
 
+import math
 from typing import Any
 
 import msgspec
@@ -16,12 +17,27 @@ from edl_collective.coord.records import Record
 MATERIAL = 0.1
 
 
+def _close(a: tuple[float, ...], a_scale: float, b: tuple[float, ...], b_scale: float) -> bool:
+    channels = max(len(a), len(b))
+    wide = [values * channels if len(values) == 1 else values for values in (a, b)]
+    if len(wide[0]) != len(wide[1]):
+        return False
+    return all(math.isclose(x * a_scale, y * b_scale, rel_tol=1e-6) for x, y in zip(*wide, strict=True))
+
+
 class Normalisation(msgspec.Struct, frozen=True):
     """What a teacher does to uint8 pixels before its model sees them: (pixel / scale - mean) / std, per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: float = 255.0
+
+    def same_as(self, other: "Normalisation | None") -> bool:
+        """Whether both do the same but for rounding: 57.12 of 255 is 0.224, and one value stands for each channel."""
+        if other is None:
+            return False
+        pairs = zip((self.mean, self.std), (other.mean, other.std), strict=True)
+        return all(_close(a, self.scale, b, other.scale) for a, b in pairs)
 
 
 class TeacherRecord(Record, frozen=True, kw_only=True):

@@ -175,7 +175,7 @@ def _cpu_s(process: "psutil.Process | None") -> float:
 
 def print_table(rows: Sequence[Figures], console: Console) -> None:
     table = Table(box=None, header_style="bold")
-    names = ("batch", "connections", "requests/s", "samples/s", "p50 ms", "p99 ms", "client CPU ms", "server CPU ms")
+    names = ("batch", "depth", "requests/s", "samples/s", "p50 ms", "p99 ms", "client ms", "server ms")
     for name in names:
         table.add_column(name, justify="right")
     for row in rows:

@@ -38,7 +38,7 @@ class Setting:
     width: int = 32
     epochs: int = 40
     batch_size: int = 32
-    lr: float = 0.1
+    lr: float = 0.03
     #: DataLoader processes
     workers: int = 1
 

@@ -135,7 +135,7 @@ def test_mappings_records_and_what_is_no_tensor(pair: list[FaultTeacher]) -> Non
 def test_a_standby_rehearses_with_a_reader(pair: list[FaultTeacher]) -> None:
     sampler = ElasticBatchSampler(50, TotalBatch(8, min_local_batch=2), shuffle=True, seed=3)
     loader = DataLoader(Numbered(50), batch_sampler=sampler, num_workers=1)
-    model = torch.nn.Linear(2, 1)
+    model = torch.nn.Linear(4, 1)
     seen: list[int] = []
 
     def loss_of(batch: Any) -> torch.Tensor:

@@ -8,6 +8,7 @@ import pytest
 
 from distill.arguments import DistillArguments, add_arguments, from_arguments, read_losses
 from distill.errors import ConfigError
+from distill.records import Normalisation
 
 
 def parse(*argv: str, **environ: str) -> DistillArguments:
@@ -64,3 +65,23 @@ def test_losses_are_read_from_a_file(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match=sentence):
             read_losses(file)
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (Normalisation((0.5,), (57.12 / 255,)), True),
+        (Normalisation((0.5, 0.5, 0.5), (0.224, 0.224, 0.224)), True),
+        (Normalisation((127.5,), (57.12,), 1.0), True),
+        (Normalisation((0.5,), (0.2241,)), False),
+        (Normalisation((0.5, 0.5, 0.4), (0.224,)), False),
+        (Normalisation((0.5,), (0.224,), 1.0), False),
+        (None, False),
+    ],
+)
+def test_the_same_normalisation_may_be_written_otherwise(other: Normalisation | None, same: bool) -> None:
+    assert Normalisation((0.5,), (0.224,)).same_as(other) is same
+
+
+def test_normalisations_of_other_channels_differ() -> None:
+    assert not Normalisation((0.5, 0.5), (1.0,)).same_as(Normalisation((0.5, 0.5, 0.5), (1.0,)))
