@@ -146,6 +146,7 @@ def test_a_standby_rehearses_with_a_reader(pair: list[FaultTeacher]) -> None:
         Rehearsal(model, sampler, LoaderWorkers(), reader, loss_of, recorded=False).run()
         assert seen == [0, 1], "a batch of the smallest size"
         for step, batch in iterate(reader, sampler):
+            assert batch is not None
             seen.extend(check(*batch))
             sampler.advance(step.global_count)
     assert sorted(seen[2:]) == list(range(50)), "each sample once, those of the rehearsal too"
