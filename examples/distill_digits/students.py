@@ -53,7 +53,7 @@ class Outcome:
     accuracy: float
     #: from the second epoch on
     images_per_s: float
-    #: that a step waited for teachers, milliseconds
+    #: that a step waited for teachers, milliseconds, from the second epoch on
     waited_ms: float
     #: mean of each loss over the last epoch, by name, unweighted
     losses: Mapping[str, float]
@@ -118,9 +118,9 @@ def train_student(
     torch.manual_seed(seed)
     model = nets.student(setting.width)
     with _source(mode, loader, teacher, reader_options or {}) as batches:
-        speed, means = _learn(model, shifted, batches, objective(HARD_ONLY if mode == PLAIN else losses), setting)
-        stats = batches.stats if isinstance(batches, DistillReader) else None
-        waited_ms = stats.starved * 1000 if stats else 0.0
+        speed, waited_ms, means = _learn(
+            model, shifted, batches, objective(HARD_ONLY if mode == PLAIN else losses), setting
+        )
     return Outcome(mode, seed, accuracy(model, data[1]), speed, waited_ms, means)
 
 
@@ -148,15 +148,15 @@ def _source(
 
 def _learn(
     model: nn.Module, images: Shifted, batches: Iterable[Any], total: Objective, setting: Setting
-) -> tuple[float, dict[str, float]]:
-    """Train; images a second from the second epoch on, and the mean of each loss over the last one."""
+) -> tuple[float, float, dict[str, float]]:
+    """Train; images/s and milliseconds that a step waited from the second epoch on, and the last one's mean losses."""
     steps = setting.epochs * -(-len(images) // setting.batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=setting.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setting.lr, total_steps=steps)
-    begin_s = time.monotonic()
+    begin_s, waited_s = time.monotonic(), 0.0
     for epoch in range(setting.epochs):
         if epoch == 1:  # processes start in the first one
-            begin_s = time.monotonic()
+            begin_s, waited_s = time.monotonic(), _waited_s(batches)
         images.set_epoch(epoch)
         sums: dict[str, float] = {}
         for pixels, labels, *answers in batches:
@@ -168,8 +168,15 @@ def _learn(
             schedule.step()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(labels)
-    timed = max(1, setting.epochs - 1) * len(images)
-    return timed / (time.monotonic() - begin_s), {name: value / len(images) for name, value in sums.items()}
+    took_s, waited_s = time.monotonic() - begin_s, _waited_s(batches) - waited_s
+    share = max(1, setting.epochs - 1) / setting.epochs  # of the steps that are timed
+    means = {name: value / len(images) for name, value in sums.items()}
+    return share * setting.epochs * len(images) / took_s, waited_s / (share * steps) * 1000, means
+
+
+def _waited_s(batches: Iterable[Any]) -> float:
+    """How long the student has waited for teachers until now."""
+    return batches.stats.waited_s if isinstance(batches, DistillReader) else 0.0
 
 
 def _batch(logits: Tensor, labels: Tensor, answers: Sequence[Tensor]) -> Batch:

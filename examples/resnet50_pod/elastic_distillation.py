@@ -151,7 +151,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="distill.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=5, help="of the student, at least 3 (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=16, help="of the student, at least 3 (default: %(default)s)")
     parser.add_argument("--teacher_epochs", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write epochs and resizes there")
     args = parser.parse_args()
@@ -181,6 +181,9 @@ def main() -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     story.print_table(result)
+    if not result["resizes"]:
+        console.print("distill.sh: the student ended before its second worker came: give more --epochs", style="red")
+        return 1
     return 0
 
 
