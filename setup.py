@@ -65,6 +65,7 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-asyncio>=0.24",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.8",
         "safetensors>=0.4",
         "tritonclient[http]>=2.40",

@@ -10,4 +10,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/setup.sh --extras test,hdfs,webhdfs,example
 scripts/lint.sh
-exec .venv/bin/python -m pytest "$@"
+if [[ $# -gt 0 ]]; then
+  exec .venv/bin/python -m pytest "$@"
+fi
+# Unit tests share nothing, so they run side by side; the others start clusters of their own, one at a time.
+.venv/bin/python -m pytest tests/unit -n auto
+exec .venv/bin/python -m pytest tests --ignore tests/unit
