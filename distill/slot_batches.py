@@ -38,6 +38,11 @@ class InSlot(NamedTuple):
     array: bool = False
 
 
+#: stand alone in a nest; exact types are looked up first, as that is cheaper for every batch
+_LEAF_BASES = (Tensor, str, int, float)
+_LEAVES = frozenset({InSlot, *_LEAF_BASES, type(None)})
+
+
 class Samples(NamedTuple):
     """Samples of a generator, of which the arrays for teachers stand together."""
 
@@ -118,7 +123,12 @@ def restore(memory: memoryview, leaf: Any) -> Any:
 
 def map_nest(function: Callable[[Any], Any], nest: Any) -> Any:
     """The nest with function(leaf) for each leaf."""
-    if isinstance(nest, InSlot | Tensor | str | int | float) or nest is None:
+    kind = type(nest)
+    if kind in _LEAVES:
+        return function(nest)
+    if kind is list:
+        return [map_nest(function, value) for value in nest]
+    if isinstance(nest, _LEAF_BASES):
         return function(nest)
     if isinstance(nest, Mapping):
         return _same_mapping(nest, {key: map_nest(function, value) for key, value in nest.items()})
