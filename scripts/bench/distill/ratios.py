@@ -25,7 +25,7 @@ import psutil
 import torch
 from teachers import TeacherProcess, started
 
-from bench.distill.student_data import images, process_cpu_s, reader_of, row
+from bench.distill.student_data import ROWS, images, process_cpu_s, reader_of, row
 from bench.rows import Row
 
 Step = Callable[[], None]
@@ -93,15 +93,18 @@ def _measure(batches: Iterable[object], step: Step, running: Sequence[TeacherPro
 
 
 def _processes(running: Sequence[TeacherProcess]) -> dict[str, list[int]]:
-    """Process ids of the student and its teachers by kind; loader workers are what else the trainer has started."""
+    """Process ids by kind: the trainer, what it started, and these teachers, if the loop asks any."""
     found: dict[str, list[int]] = {"trainer": [os.getpid()], "loader-workers": [], "io-process": []}
-    if running:
-        found["teachers"] = [teacher.pid for teacher in running]
     for child in psutil.Process().children():
-        if child.pid not in found.get("teachers", ()):
-            asks = "distill.io_process" in child.cmdline()
-            found["io-process" if asks else "loader-workers"].append(child.pid)
-    return {kind: pids for kind, pids in found.items() if pids}
+        words = child.cmdline()
+        if "distill.io_process" in words:
+            found["io-process"].append(child.pid)
+        elif "distill.teacher_server" not in words:
+            found["loader-workers"].append(child.pid)
+    if not running:
+        del found["io-process"]  # it is there and idle
+        return found
+    return {**found, "teachers": [teacher.pid for teacher in running]}
 
 
 def _cpu_s(pids: Mapping[str, Sequence[int]]) -> Counter[str]:
@@ -109,8 +112,10 @@ def _cpu_s(pids: Mapping[str, Sequence[int]]) -> Counter[str]:
 
 
 def _teachers(count: int, delay_s: float) -> list[TeacherProcess]:
+    """Teachers that take `delay_s` for each request: what waits must not share a batch, and so the time."""
+    options = ("teacher_models:identity", "--max-batch", str(ROWS))
     image = f"image:uint8:3,{SIZE},{SIZE}"
-    return [TeacherProcess("teacher_models:identity", delay_s=delay_s, input=image) for _ in range(count)]
+    return [TeacherProcess(*options, delay_s=delay_s, input=image) for _ in range(count)]
 
 
 def _loader() -> Any:

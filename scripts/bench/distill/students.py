@@ -146,6 +146,7 @@ def _gap_rows(case: str, fault: Callable[[TeacherProcess], None], runs: int, wat
     return [row(case, "edl", "gap_s", "s", ahead), row(case, "edl", "gap_s_no_read_ahead", "s", alone)]
 
 
+@contextmanager
 def _pair(loader: object, **options: object) -> Iterator[tuple[list[TeacherProcess], DistillReader]]:
     """Two teachers that answer as fast as the student steps, and a reader that uses them."""
     pair = [TeacherProcess("teacher_models:identity", delay_s=GAP_STEP_S, input="image:uint8:3,32,32") for _ in "ab"]
