@@ -61,6 +61,8 @@ class IoLink:
         )
         self._answers: dict[int, Done | GaveUp | Abandoned] = {}
         self._cancelled = 0
+        #: the message that is being read
+        self._message = memoryview(bytearray(_MESSAGE_BYTES))
         #: batches outside of slots, to be posted again: message and descriptors
         self._loose: dict[int, tuple[bytes, list[int]]] = {}
         self._deaths = 0
@@ -124,7 +126,7 @@ class IoLink:
         """The answer to a batch, None while there is none. Does not wait."""
         answer = self._answers.pop(seq, None)
         if answer is None:
-            self._receive()
+            self._receive(seq)
             answer = self._answers.pop(seq, None)
         if answer is not None:
             self._loose.pop(seq, None)
@@ -138,13 +140,14 @@ class IoLink:
         else:
             self._receive()
 
-    def _receive(self) -> None:
-        while True:
+    def _receive(self, until: int | None = None) -> None:
+        """Take what has come; with `until`, only up to the answer of that batch."""
+        while until not in self._answers:
             try:
-                data = self.socket.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
+                size = self.socket.recv_into(self._message, _MESSAGE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
-            answer = decode_answer(data)
+            answer = decode_answer(self._message[:size])
             if isinstance(answer, Status):
                 self.status = answer
             elif isinstance(answer, Cancelled):

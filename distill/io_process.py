@@ -11,6 +11,7 @@ Imports no torch. One thread; discovery may have threads of its own and wakes th
 
 import contextlib
 import logging
+import math
 import os
 import random
 import select
@@ -77,6 +78,9 @@ class IoProcess:
         self._named: tuple[Teacher, ...] = ()
         self._status: Status | None = None
         self._reports = _Reports(Control(ring), time.monotonic())
+        #: the flight was told something since its next tick was computed
+        self._moved = True
+        self._tick_s = self._ticked_s = 0.0
         self._go: Go | None = None
         self._watch(trainer.fileno(), select.EPOLLIN, self._from_trainer)
         self._watch(os.pidfd_open(settings.trainer_pid), select.EPOLLIN, self._stop)
@@ -91,7 +95,7 @@ class IoProcess:
                 handler = self._handlers.get(fd)
                 if handler is not None:  # not closed by an event of the same round
                     handler(events)
-            self._do(self._flight.tick(time.monotonic()))
+            self._tick()
             self._once_a_second()
         self._source.close()
         if self._timeline is not None:
@@ -114,10 +118,24 @@ class IoProcess:
         self._stopped = True
 
     def _sleep_s(self) -> float:
+        if self._moved:
+            self._plan_tick()
+        return min(_MOST_S, max(0.0, self._tick_s - time.monotonic()))
+
+    def _tick(self) -> None:
+        """Tell the flight that time has passed, when that may mean something to it; most rounds only send."""
+        now_s = time.monotonic()
+        if self._moved:
+            self._plan_tick()
+        if now_s >= self._tick_s:
+            self._ticked_s = now_s
+            self._do(self._flight.tick(now_s))
+            self._plan_tick()
+
+    def _plan_tick(self) -> None:
+        self._moved = False
         wake_s = self._flight.wake_at()
-        if wake_s is None:
-            return _MOST_S
-        return min(_MOST_S, max(_LEAST_S, wake_s - time.monotonic()))
+        self._tick_s = math.inf if wake_s is None else max(wake_s, self._ticked_s + _LEAST_S)
 
     def _make_source(self) -> TeacherSource:
         dynamic = self._settings.dynamic
@@ -137,10 +155,12 @@ class IoProcess:
 
     def _follow_source(self) -> None:
         teachers = self._source.teachers()
-        if teachers != self._named:
+        changed = teachers is not self._named and teachers != self._named
+        if changed:
             self._named = teachers
             self._do(self._flight.teachers_changed(teachers, time.monotonic()))
-        self._tell_status()
+        if changed or self._status is None or self._status.why_none is not None or not self._flight.usable:
+            self._tell_status()
 
     def _tell_status(self) -> None:
         """Tell the trainer who serves, when that has changed."""
@@ -231,6 +251,7 @@ class IoProcess:
 
     def _do(self, actions: Iterable[Action], outcome: Outcome | None = None) -> None:
         """Carry out actions, and those that follow from them; `outcome` is what a Deliver delivers."""
+        self._moved = True
         todo = deque(actions)
         while todo:
             todo.extend(self._do_one(todo.popleft(), outcome))

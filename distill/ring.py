@@ -72,7 +72,7 @@ class Ring:
 
     def clear(self, index: int) -> None:
         """Nothing is to be posted again of this slot."""
-        _HEADER.pack_into(self.slot(index), 0, 0, 0)
+        _HEADER.pack_into(self._memory, PAGE_BYTES + index * self.slot_bytes, 0, 0)
 
     def close(self) -> None:
         """Close the descriptor; the memory goes with the last tensor in it."""

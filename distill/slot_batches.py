@@ -7,6 +7,7 @@ tuple or list as further items and to a mapping under their names; the batch of 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,11 @@ class InSlot(NamedTuple):
     offset: int
     #: it was a numpy array
     array: bool = False
+
+
+#: stand alone in a nest; exact types are looked up first, as that is cheaper for every batch
+_LEAF_BASES = (Tensor, str, int, float)
+_LEAVES = frozenset({InSlot, *_LEAF_BASES, type(None)})
 
 
 class Samples(NamedTuple):
@@ -108,17 +114,26 @@ def view(memory: memoryview, place: InSlot) -> Tensor:
     return torch.frombuffer(memory, dtype=place.dtype, count=count, offset=place.offset).view(place.shape)
 
 
-def restore(memory: memoryview, leaf: Any) -> Any:
-    """What stood where there is an InSlot now."""
-    if not isinstance(leaf, InSlot):
-        return leaf
-    tensor = view(memory, leaf)
-    return tensor.numpy() if leaf.array else tensor
+def restore(memory: memoryview, nest: Any) -> Any:
+    """The nest with tensors that lie in `memory` where there are InSlots."""
+    if type(nest) is list:  # what the default collate makes: straight on, since each batch comes through here
+        return [_restored(memory, leaf) if type(leaf) is InSlot else restore(memory, leaf) for leaf in nest]
+    return map_nest(lambda leaf: _restored(memory, leaf) if isinstance(leaf, InSlot) else leaf, nest)
+
+
+def _restored(memory: memoryview, place: InSlot) -> Any:
+    tensor = view(memory, place)
+    return tensor.numpy() if place.array else tensor
 
 
 def map_nest(function: Callable[[Any], Any], nest: Any) -> Any:
     """The nest with function(leaf) for each leaf."""
-    if isinstance(nest, InSlot | Tensor | str | int | float) or nest is None:
+    kind = type(nest)
+    if kind in _LEAVES:
+        return function(nest)
+    if kind is list:
+        return [map_nest(function, value) for value in nest]
+    if isinstance(nest, _LEAF_BASES):
         return function(nest)
     if isinstance(nest, Mapping):
         return _same_mapping(nest, {key: map_nest(function, value) for key, value in nest.items()})
@@ -167,9 +182,15 @@ def parts_of(nest: Any, ins: Sequence[str | None]) -> tuple[int, tuple[Part, ...
 
 def prediction(memory: memoryview, part: Part, as_float32: bool) -> Tensor:
     """The tensor of a teacher's output [batch, ...]."""
-    dtype = getattr(torch, oip.DATATYPES[part.datatype][1])
+    dtype = _dtype(part.datatype)
     tensor = view(memory, InSlot(dtype, part.shape, part.offset))
     return tensor.float() if as_float32 and dtype is torch.float16 else tensor
+
+
+@cache
+def _dtype(datatype: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, oip.DATATYPES[datatype][1])
+    return found
 
 
 def append(nest: Any, names: Sequence[str], extra: Sequence[Any]) -> Any:

@@ -208,7 +208,7 @@ class StudentSession:
             memory, nest = parcel.memory, parcel.nest
         else:
             memory = self.ring.slot(token.slot)
-            nest = slot_batches.map_nest(lambda leaf: slot_batches.restore(memory, leaf), token.nest)
+            nest = slot_batches.restore(memory, token.nest)
         answer = self._wait(token, nest)
         if token.slot == NO_SLOT:
             self._parcels.pop(token.seq).close()

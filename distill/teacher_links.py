@@ -151,10 +151,12 @@ class TeacherLinks:
         return self._context
 
     def _request(self, link: _Link, buffers: connection.Buffers) -> None:
+        before = link.connection.interest
         link.connection.request(buffers)
         if link.connection.receiving:
             link.times.append(time.monotonic())
-        self._listen(link)
+        if link.connection.interest != before:
+            self._listen(link)
 
     def _listen(self, link: _Link) -> None:
         self._watch(link.fd, link.connection.interest, lambda _: self._ready(link))

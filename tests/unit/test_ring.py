@@ -9,11 +9,11 @@ import torch
 from distill.errors import ConfigError
 from distill.io_messages import NO_SLOT, Part, Post, decode_request, encode
 from distill.ring import Control, Ring, Slots
-from distill.slot_batches import Filling, SlotFull, map_nest, parts_of, restore
+from distill.slot_batches import Filling, SlotFull, parts_of, restore
 
 
 def restored(memory: memoryview, nest: Any) -> Any:
-    return map_nest(lambda leaf: restore(memory, leaf), nest)
+    return restore(memory, nest)
 
 
 def test_a_slot_is_free_when_the_last_view_of_it_is_gone() -> None:

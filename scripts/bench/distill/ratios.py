@@ -7,18 +7,25 @@ which are fast enough, divided by those of the same loop over the stock DataLoad
 tiny operations) or by computing (large matrix products). student-vs-inprocess: against a loop that runs the teacher
 itself before each step, t_teacher = 1.5 x t_student; the service's teachers sleep for that time instead of computing,
 since the cores are shared. The ceiling is 1 + t_teacher / t_student. Runs alternate, so that what else the machine
-does hits both.
+does hits both. cpu_ms_*: CPU of each kind of process per batch.
 """
 
 import json
+import math
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 from teachers import TeacherProcess, started
 
-from bench.distill.student_data import images, reader_of, row
+from bench.distill.student_data import ROWS, images, process_cpu_s, reader_of, row
 from bench.rows import Row
 
 Step = Callable[[], None]
@@ -64,60 +71,110 @@ def _timed(step: Step, target_s: float) -> Callable[[], None]:
     return repeated
 
 
-def _rate(batches: Iterable[object], step: Step) -> float:
-    """Batches a second of a loop over `batches`, after a warm-up."""
-    began_s = 0.0
+class Measured(NamedTuple):
+    """One loop: batches a second, and CPU milliseconds per batch of each kind of process."""
+
+    rate: float
+    cpu_ms: dict[str, float]
+
+
+def _measure(batches: Iterable[object], step: Step, running: Sequence[TeacherProcess] = ()) -> Measured:
+    """A loop over `batches`, after a warm-up."""
+    began_s, before = 0.0, Counter[str]()
     for number, _ in enumerate(batches):
         if number == WARM_UP:
-            began_s = time.perf_counter()
+            pids = _processes(running)
+            began_s, before = time.perf_counter(), _cpu_s(pids)
         if number == WARM_UP + STEPS:
-            return STEPS / (time.perf_counter() - began_s)
+            took_s, after = time.perf_counter() - began_s, _cpu_s(pids)
+            return Measured(STEPS / took_s, {kind: (after[kind] - before[kind]) / STEPS * 1e3 for kind in pids})
         step()
     raise AssertionError("the loader is too short")
 
 
+def _processes(running: Sequence[TeacherProcess]) -> dict[str, list[int]]:
+    """Process ids by kind: the trainer, what it started, and these teachers, if the loop asks any."""
+    found: dict[str, list[int]] = {"trainer": [os.getpid()], "loader-workers": [], "io-process": []}
+    for child in psutil.Process().children():
+        words = child.cmdline()
+        if "distill.io_process" in words:
+            found["io-process"].append(child.pid)
+        elif "distill.teacher_server" not in words:
+            found["loader-workers"].append(child.pid)
+    if not running:
+        del found["io-process"]  # it is there and idle
+        return found
+    return {**found, "teachers": [teacher.pid for teacher in running]}
+
+
+def _cpu_s(pids: Mapping[str, Sequence[int]]) -> Counter[str]:
+    return Counter({kind: sum(process_cpu_s(pid) for pid in of_kind) for kind, of_kind in pids.items()})
+
+
 def _teachers(count: int, delay_s: float) -> list[TeacherProcess]:
+    """Teachers that take `delay_s` for each request: what waits must not share a batch, and so the time."""
+    options = ("teacher_models:identity", "--max-batch", str(ROWS))
     image = f"image:uint8:3,{SIZE},{SIZE}"
-    return [TeacherProcess("teacher_models:identity", delay_s=delay_s, input=image) for _ in range(count)]
+    return [TeacherProcess(*options, delay_s=delay_s, input=image) for _ in range(count)]
 
 
-def vs_plain(case: str, runs: int = 3) -> list[Row]:
-    """Rows: the ratio, and both rates."""
+def _loader() -> Any:
+    return images(WARM_UP + STEPS + 20, size=SIZE)
+
+
+def _in_turns(loops: Mapping[str, Callable[[], Measured]], runs: int) -> dict[str, list[Measured]]:
+    """Each loop once unmeasured, then `runs` rounds of all, every other one backwards: a drift hits all alike."""
+    for loop in loops.values():
+        loop()
+    measured: dict[str, list[Measured]] = {name: [] for name in loops}
+    for number in range(runs):
+        for name in list(loops)[:: 1 if number % 2 == 0 else -1]:
+            measured[name].append(loops[name]())
+    return measured
+
+
+def vs_plain(case: str, runs: int = 5) -> list[Row]:
+    """Rows: the ratio, both rates, and what each process used."""
     torch.set_num_threads(1)
     step = _timed({"python": python_step, "compute": compute_step}[PLAIN_CASES[case]](), 0.02)
-    service, plain = [], []
     pair = _teachers(2, 0.01)
-    with started(*pair), reader_of(images(WARM_UP + STEPS + 20, size=SIZE), pair) as reader:
-        for _ in range(runs):
-            plain.append(_rate(images(WARM_UP + STEPS + 20, size=SIZE), step))
-            service.append(_rate(reader, step))
-    ratios = [a / b for a, b in zip(service, plain, strict=True)]
-    return _rows(case, ratios, {"edl": service, "plain": plain})
+    with started(*pair), reader_of(_loader(), pair) as reader:
+        loops = {"edl": lambda: _measure(reader, step, pair), "plain": lambda: _measure(_loader(), step)}
+        measured = _in_turns(loops, runs)
+    return [row(case, "edl", "ratio", "1", _ratios(measured, "edl", "plain")), *_rows(case, measured)]
 
 
-def vs_inprocess(runs: int = 3) -> list[Row]:
-    """Rows: how many times the in-process rate, as a part of the ceiling as well."""
+def vs_inprocess(runs: int = 5) -> list[Row]:
+    """Rows: how many times the in-process rate, as a part of the ceiling as well, and the same for fewer teachers.
+
+    `edl` has one teacher more than it needs; `edl-N-teachers` has N.
+    """
     torch.set_num_threads(1)
     student = _timed(compute_step(), 0.02)
     teacher = _timed(compute_step(), 0.03)
     t_student, t_teacher = (_seconds(step) for step in (student, teacher))
-    service, inside = [], []
-    needed = 1 + round(t_teacher / t_student + 0.5)
-    running = _teachers(needed, t_teacher)
+    needed = math.ceil(t_teacher / t_student)
+    case, ceiling = "student-vs-inprocess", 1 + t_teacher / t_student
 
     def both() -> None:
         teacher()
         student()
 
-    with started(*running), reader_of(images(WARM_UP + STEPS + 20, size=SIZE), running) as reader:
-        for _ in range(runs):
-            inside.append(_rate(images(WARM_UP + STEPS + 20, size=SIZE), both))
-            service.append(_rate(reader, student))
-    ratios = [a / b for a, b in zip(service, inside, strict=True)]
-    ceiling = 1 + t_teacher / t_student
-    case = "student-vs-inprocess"
-    rows = _rows(case, ratios, {"edl": service, "inprocess": inside})
-    return [*rows, row(case, "edl", "ratio_of_ceiling", "1", [ratio / ceiling for ratio in ratios])]
+    with started(*_teachers(needed + 1, t_teacher)) as running, ExitStack() as stack:
+        loops = {"inprocess": lambda: _measure(_loader(), both)}
+        for count in range(1, needed + 2):
+            some = running[:count]
+            reader = stack.enter_context(reader_of(_loader(), some))
+            name = "edl" if count == needed + 1 else f"edl-{count}-teachers"
+            loops[name] = partial(_measure, reader, student, some)
+        measured = _in_turns(loops, runs)
+    rows = []
+    for name in loops:
+        if name != "inprocess":
+            ratios = _ratios(measured, name, "inprocess")
+            rows.append(row(case, name, "ratio", "1", ratios))
+            rows.append(row(case, name, "ratio_of_ceiling", "1", [ratio / ceiling for ratio in ratios]))
+    return [*rows, *_rows(case, measured)]
 
 
 def _seconds(step: Step, times: int = 20) -> float:
@@ -127,9 +184,17 @@ def _seconds(step: Step, times: int = 20) -> float:
     return (time.perf_counter() - began_s) / times
 
 
-def _rows(case: str, ratios: Sequence[float], rates: dict[str, list[float]]) -> list[Row]:
-    found = [row(case, system, "batches_per_s", "1/s", values) for system, values in rates.items()]
-    return [row(case, "edl", "ratio", "1", ratios), *found]
+def _ratios(measured: Mapping[str, Sequence[Measured]], ours: str, theirs: str) -> list[float]:
+    return [a.rate / b.rate for a, b in zip(measured[ours], measured[theirs], strict=True)]
+
+
+def _rows(case: str, measured: Mapping[str, Sequence[Measured]]) -> list[Row]:
+    rows = []
+    for system, runs in measured.items():
+        rows.append(row(case, system, "batches_per_s", "1/s", [run.rate for run in runs]))
+        for kind in runs[0].cpu_ms:
+            rows.append(row(case, system, f"cpu_ms_{kind}", "ms", [run.cpu_ms[kind] for run in runs]))
+    return rows
 
 
 CASES: dict[str, Callable[[], list[Row]]] = {

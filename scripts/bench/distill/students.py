@@ -6,12 +6,15 @@ client-cpu-tcp: CPU of the process that sends, per request of 32 uint8 images of
 whose model costs nothing, as fast as all go. handover: CPU of the trainer's thread in next(), without what the
 DataLoader's own next() takes. teacher-kill, teacher-stop: two teachers, each fast enough alone; the longest time
 between two batches beyond the step itself, in the seconds after one was killed with SIGKILL, or stopped with SIGSTOP.
+`gap_s` is what a student sees whose loader reads ahead, `gap_s_no_read_ahead` that of one which asks for a batch only
+while it works on the one before, and whose teacher fails with its request in hand.
 """
 
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -21,10 +24,13 @@ from torch.utils.data import dataloader
 
 from bench.distill.student_data import INPUT, ROWS, SIZE, compute, images, io_pid, process_cpu_s, reader_of, row, steps
 from bench.rows import Row
+from distill.reader import DistillReader
 
 #: of a student's step in these cases: slower than the teachers, so that nothing ever waits for them
 STEP_S = 0.012
 WARM_UP = 40
+#: of a student, and of a teacher's answer, where gaps are measured
+GAP_STEP_S = 0.03
 
 
 def zero_teacher() -> TeacherProcess:
@@ -34,19 +40,21 @@ def zero_teacher() -> TeacherProcess:
 
 def client_cpu(runs: int = 5, requests: int = 300) -> list[Row]:
     """Rows for this project and for Triton's HTTP client, which runs in the same process as its caller."""
-    ours, theirs = [], []
+    ours, theirs, server = [], [], []
     with started(zero_teacher()) as (teacher,):
         with reader_of(images(WARM_UP + runs * requests + 100), [teacher]) as reader:
             batches = iter(reader)
             steps(batches, WARM_UP, 0.0)
             for _ in range(runs):
-                before_s = process_cpu_s(io_pid(reader))
+                before_s, server_s = process_cpu_s(io_pid(reader)), process_cpu_s(teacher.pid)
                 steps(batches, requests, 0.0)
                 ours.append((process_cpu_s(io_pid(reader)) - before_s) / requests * 1e3)
+                server.append((process_cpu_s(teacher.pid) - server_s) / requests * 1e3)
         for _ in range(runs):
             theirs.append(_triton_ms(teacher, requests // 3))
     return [
         row("client-cpu-tcp", "edl", "cpu_ms", "ms", ours),
+        row("client-cpu-tcp", "edl", "cpu_ms_teachers", "ms", server),
         row("client-cpu-tcp", "tritonclient-http", "cpu_ms", "ms", theirs),
     ]
 
@@ -125,27 +133,67 @@ def _next_s(batches: Iterator[object], count: int) -> float:
 
 
 def teacher_kill(runs: int = 5) -> list[Row]:
-    return [row("teacher-kill", "edl", "gap_s", "s", _gaps(lambda teacher: teacher.process.kill(), runs, 1.0))]
+    return _gap_rows("teacher-kill", TeacherProcess.kill, runs, 1.0)
 
 
 def teacher_stop(runs: int = 5) -> list[Row]:
-    return [row("teacher-stop", "edl", "gap_s", "s", _gaps(TeacherProcess.freeze, runs, 4.0))]
+    return _gap_rows("teacher-stop", TeacherProcess.freeze, runs, 4.0)
 
 
-def _gaps(fault: Callable[[TeacherProcess], None], runs: int, watch_s: float) -> list[float]:
-    """The longest gap beyond the step in each run, of a student whose step takes as long as a teacher's answer."""
-    step_s = 0.03
-    gaps = []
-    for run in range(runs):
-        pair = [TeacherProcess("teacher_models:identity", delay_s=step_s, input="image:uint8:3,32,32") for _ in "ab"]
-        with started(*pair), reader_of(images(1000, size=32), pair) as reader:
-            left = iter(reader)
-            steps(left, 60, step_s)
-            victim = max(pair, key=lambda t: (reader.stats.by_teacher or {}).get(t.url.removeprefix("http://"), 0))
-            fault(victim if run % 2 == 0 else pair[run // 2 % 2])
-            times = steps(left, round(watch_s / step_s), step_s)
-            gaps.append(max(b - a for a, b in pairwise(times)) - step_s)
-    return gaps
+def _gap_rows(case: str, fault: Callable[[TeacherProcess], None], runs: int, watch_s: float) -> list[Row]:
+    ahead = [_gap(fault, watch_s, run) for run in range(runs)]
+    alone = [_gap_alone(fault, watch_s) for _ in range(runs)]
+    return [row(case, "edl", "gap_s", "s", ahead), row(case, "edl", "gap_s_no_read_ahead", "s", alone)]
+
+
+@contextmanager
+def _pair(loader: object, **options: object) -> Iterator[tuple[list[TeacherProcess], DistillReader]]:
+    """Two teachers that answer as fast as the student steps, and a reader that uses them."""
+    pair = [TeacherProcess("teacher_models:identity", delay_s=GAP_STEP_S, input="image:uint8:3,32,32") for _ in "ab"]
+    with started(*pair), reader_of(loader, pair, **options) as reader:
+        yield pair, reader
+
+
+def _busiest(pair: list[TeacherProcess], reader: DistillReader) -> TeacherProcess:
+    return max(pair, key=lambda t: (reader.stats.by_teacher or {}).get(_name(t), 0))
+
+
+def _longest(times: Sequence[float]) -> float:
+    return max(b - a for a, b in pairwise(times))
+
+
+def _gap(fault: Callable[[TeacherProcess], None], watch_s: float, run: int) -> float:
+    """The longest gap beyond the step of a student whose step takes as long as a teacher's answer."""
+    with _pair(images(1000, size=32)) as (pair, reader):
+        left = iter(reader)
+        steps(left, 60, GAP_STEP_S)
+        fault(_busiest(pair, reader) if run % 2 == 0 else pair[run // 2 % 2])
+        return _longest(steps(left, round(watch_s / GAP_STEP_S), GAP_STEP_S)) - GAP_STEP_S
+
+
+def _gap_alone(fault: Callable[[TeacherProcess], None], watch_s: float) -> float:
+    """The same with one batch on its way at a time, beyond the median time between two batches before the fault.
+
+    The fault hits the teacher that has it: the one that answered most lately, while the student is in its step.
+    """
+    with _pair(images(1000, size=32, prefetch_factor=1), window=1) as (pair, reader):
+        left = iter(reader)
+        steps(left, 30, GAP_STEP_S)
+        usual_s = statistics.median(b - a for a, b in pairwise(steps(left, 30, GAP_STEP_S)))
+        counts = dict(reader.stats.by_teacher or {})
+        steps(left, 4, GAP_STEP_S)
+        now = reader.stats.by_teacher or {}
+        victim = max(pair, key=lambda t: now.get(_name(t), 0) - counts.get(_name(t), 0))
+        next(left)
+        before_s = time.monotonic()
+        time.sleep(GAP_STEP_S / 3)
+        fault(victim)
+        time.sleep(GAP_STEP_S * 2 / 3)
+        return _longest([before_s, *steps(left, round(watch_s / GAP_STEP_S), GAP_STEP_S)]) - usual_s
+
+
+def _name(teacher: TeacherProcess) -> str:
+    return teacher.url.removeprefix("http://")
 
 
 CASES: dict[str, Callable[[], list[Row]]] = {
