@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,10 +27,21 @@ class Pixels(Dataset[tuple[torch.Tensor, int, int]]):
         return SAMPLES
 
 
+@pytest.fixture(autouse=True)
+def _workers_end() -> Iterator[None]:
+    """End the workers of each script here and now, not when its memory is collected."""
+    yield
+    while Script.made:
+        Script.made.pop().workers.end()
+
+
 class Script:
     """A model with running statistics and dropout, and what its rehearsal saw."""
 
+    made: ClassVar[list["Script"]] = []
+
     def __init__(self, num_workers: int = 2, *, recorded: bool = False) -> None:
+        Script.made.append(self)
         self.model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5))
         self.sampler = ElasticBatchSampler(SAMPLES, TotalBatch(8, min_local_batch=2), shuffle=False)
         dataset: Any = RecordingDataset(Pixels()) if recorded else Pixels()
