@@ -253,7 +253,8 @@ def iterate(
     world or the state changed since the first step, when a step was not advanced, and when the loader yields fewer or
     more batches than planned.
     """
-    if isinstance(loader, DataLoader) and loader.batch_sampler is not sampler:
+    own = getattr(loader, "batch_sampler", None)  # what wraps a DataLoader may say whose batches it reads, too
+    if (own is not None or isinstance(loader, DataLoader)) and own is not sampler:
         raise ValueError("the DataLoader must be built with batch_sampler= the sampler that iterate() is given")
     if isinstance(loader, DataLoader) and not loader.in_order:
         raise ValueError("the DataLoader must keep the order of its batches: in_order=True, not False")

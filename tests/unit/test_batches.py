@@ -349,3 +349,21 @@ def test_recorded_index_is_the_one_that_was_read() -> None:
     assert (batch.sample_index.tolist(), batch.item.tolist()) == ([3, 1], [9, 1])
     assert type(batch) is Recorded
     assert len(RecordingDataset(Squares(40))) == 40
+
+
+class Wrapped:
+    """Says whose batches it reads, as a DataLoader does, and is none."""
+
+    def __init__(self, batch_sampler: ElasticBatchSampler) -> None:
+        self.batch_sampler = batch_sampler
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batch_sampler)
+
+
+def test_what_wraps_a_loader_must_read_the_batches_of_the_sampler_too() -> None:
+    sampler, other = (ElasticBatchSampler(8, TotalBatch(4), shuffle=False) for _ in "ab")
+    _, batch = next(iterate(Wrapped(sampler), sampler))
+    assert batch == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="batch_sampler"):
+        iterate(Wrapped(other), sampler)
