@@ -13,6 +13,6 @@ scripts/lint.sh
 if [[ $# -gt 0 ]]; then
   exec .venv/bin/python -m pytest "$@"
 fi
-# Unit tests share nothing, so they run side by side; the others start clusters of their own, one at a time.
+# Unit tests share nothing. The others share clusters within a file, and mostly wait: two files run at a time.
 .venv/bin/python -m pytest tests/unit -n auto
-exec .venv/bin/python -m pytest tests --ignore tests/unit
+exec .venv/bin/python -m pytest tests --ignore tests/unit -n 2 --dist loadfile
