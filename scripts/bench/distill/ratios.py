@@ -1,7 +1,5 @@
 """A student's throughput: with a teacher service against plain training, and against distillation in one process.
 
-    PYTHONPATH=.:scripts:tests python -m bench.distill.ratios [case ...]
-
 student-vs-plain-python, student-vs-plain-compute: batches a second of a trainer loop that reads through teachers
 which are fast enough, divided by those of the same loop over the stock DataLoader; the loop is bound by Python (many
 tiny operations) or by computing (large matrix products). student-vs-inprocess: against a loop that runs the teacher
@@ -10,10 +8,8 @@ since the cores are shared. The ceiling is 1 + t_teacher / t_student. Runs alter
 does hits both. cpu_ms_*: CPU of each kind of process per batch.
 """
 
-import json
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -195,21 +191,3 @@ def _rows(case: str, measured: Mapping[str, Sequence[Measured]]) -> list[Row]:
         for kind in runs[0].cpu_ms:
             rows.append(row(case, system, f"cpu_ms_{kind}", "ms", [run.cpu_ms[kind] for run in runs]))
     return rows
-
-
-CASES: dict[str, Callable[[], list[Row]]] = {
-    "student-vs-plain-python": lambda: vs_plain("student-vs-plain-python"),
-    "student-vs-plain-compute": lambda: vs_plain("student-vs-plain-compute"),
-    "student-vs-inprocess": vs_inprocess,
-}
-
-
-def main(names: list[str]) -> int:
-    for name in names or CASES:
-        for found in CASES[name]():
-            print(json.dumps(found), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

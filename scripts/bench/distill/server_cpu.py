@@ -1,14 +1,10 @@
 """What a teacher server spends on a request of 32 uint8 images of 224 x 224 (4.82 MB in, 64 KB out), without a model.
 
-    PYTHONPATH=.:scripts:tests python -m bench.distill.server_cpu
-
 The model's answers lie ready, so what is left is receiving, checking, handing over and sending. Clients send raw
 requests over the loopback, whose half of the copying the kernel partly charges to the server as well.
 """
 
-import json
 import statistics
-import sys
 import threading
 import time
 from typing import Any
@@ -76,8 +72,3 @@ def _row(metric: str, unit: str, runs: list[float]) -> dict[str, Any]:
         "median": round(statistics.median(runs), 4),
         "runs": [round(run, 4) for run in runs],
     }
-
-
-if __name__ == "__main__":
-    json.dump(measure(), sys.stdout, indent=1)
-    print()

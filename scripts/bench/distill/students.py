@@ -1,7 +1,5 @@
 """What reading through teachers costs a student, and how long one that dies or freezes holds it up.
 
-    PYTHONPATH=.:scripts:tests python -m bench.distill.students [client-cpu-tcp|handover|teacher-kill|teacher-stop ...]
-
 client-cpu-tcp: CPU of the process that sends, per request of 32 uint8 images of 224 x 224, to a real teacher server
 whose model costs nothing, as fast as all go. handover: CPU of the trainer's thread in next(), without what the
 DataLoader's own next() takes. teacher-kill, teacher-stop: two teachers, each fast enough alone; the longest time
@@ -10,9 +8,7 @@ between two batches beyond the step itself, in the seconds after one was killed 
 while it works on the one before, and whose teacher fails with its request in hand.
 """
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -194,22 +190,3 @@ def _gap_alone(fault: Callable[[TeacherProcess], None], watch_s: float) -> float
 
 def _name(teacher: TeacherProcess) -> str:
     return teacher.url.removeprefix("http://")
-
-
-CASES: dict[str, Callable[[], list[Row]]] = {
-    "client-cpu-tcp": client_cpu,
-    "handover": handover,
-    "teacher-kill": teacher_kill,
-    "teacher-stop": teacher_stop,
-}
-
-
-def main(names: list[str]) -> int:
-    for name in names or CASES:
-        for found in CASES[name]():
-            print(json.dumps(found), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
