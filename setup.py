@@ -46,6 +46,7 @@ INSTALL_REQUIRES = [
 
 HDFS = ["hdfs-native>=0.13"]
 WEBHDFS = ["requests>=2.31"]
+TRITON_CLIENT = "tritonclient[http]>=2.40"
 EXAMPLE = ["pillow>=11.0", "scikit-learn>=1.5"]
 
 EXTRAS = {
@@ -58,7 +59,7 @@ EXTRAS = {
     "webhdfs": WEBHDFS,
     "hdfs3": ["hdfs3>=0.3.1"],
     "example": EXAMPLE,
-    "bench": [*EXAMPLE, "torchft-nightly"],
+    "bench": [*EXAMPLE, "torchft-nightly", TRITON_CLIENT],
     "test": [
         "hypothesis>=6.100",
         "mypy>=1.13",
@@ -68,7 +69,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff>=0.8",
         "safetensors>=0.4",
-        "tritonclient[http]>=2.40",
+        TRITON_CLIENT,
         *HDFS,
         *WEBHDFS,
         *EXAMPLE,

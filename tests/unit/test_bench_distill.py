@@ -34,3 +34,9 @@ def test_runs_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["distill", "--runs", "0"])
     assert "--runs is 0" in capsys.readouterr().err
+
+
+def test_a_peer_that_could_not_be_measured_is_a_row_with_the_reason() -> None:
+    failed = {**ROWS[1], "metric": "failed", "reason": "it is not installed"}
+    (line,) = lines([failed], Case(lambda _runs: [], "ratio", 1.0))
+    assert line.endswith("it is not installed")

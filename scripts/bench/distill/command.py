@@ -90,7 +90,7 @@ def lines(rows: Iterable[Row], case: Case) -> list[str]:
     told = []
     for row in rows:
         line = f"{row['case']:25} {row['system']:18} {row['metric']:22} {row['median']:>9g} {row['unit']:4}"
-        line += f" runs {_runs(row['runs'])}"
+        line += f" {row['reason']}" if "reason" in row else f" runs {_runs(row['runs'])}"
         if (row["system"], row["metric"]) == ("edl", case.metric):
             sign = ">=" if case.at_least else "<="
             line += f"   must be {sign} {case.bound:g}: {'pass' if case.reached(row['median']) else 'MISS'}"

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
@@ -46,13 +47,16 @@ def client_cpu(runs: int = 5, requests: int = 300) -> list[Row]:
                 steps(batches, requests, 0.0)
                 ours.append((process_cpu_s(io_pid(reader)) - before_s) / requests * 1e3)
                 server.append((process_cpu_s(teacher.pid) - server_s) / requests * 1e3)
-        for _ in range(runs):
-            theirs.append(_triton_ms(teacher, requests // 3))
-    return [
+        if find_spec("tritonclient") is not None:
+            theirs += [_triton_ms(teacher, requests // 3) for _ in range(runs)]
+    rows = [
         row("client-cpu-tcp", "edl", "cpu_ms", "ms", ours),
         row("client-cpu-tcp", "edl", "cpu_ms_teachers", "ms", server),
-        row("client-cpu-tcp", "tritonclient-http", "cpu_ms", "ms", theirs),
     ]
+    if theirs:
+        return [*rows, row("client-cpu-tcp", "tritonclient-http", "cpu_ms", "ms", theirs)]
+    reason = "tritonclient is not installed: scripts/setup.sh --extras bench"
+    return [*rows, {**row("client-cpu-tcp", "tritonclient-http", "failed", "runs", [1.0] * runs), "reason": reason}]
 
 
 def _triton_ms(teacher: TeacherProcess, requests: int) -> float:
