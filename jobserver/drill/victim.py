@@ -13,6 +13,10 @@ from jobserver.drill.cluster import POLL_S, Cluster, ClusterError, Json, Unavail
 from jobserver.drill.steps import Step, read_steps
 
 
+#: for an event to be written after the report that came with it
+TOLD_S = 30.0
+
+
 class Victim:
     """The job that things are done to. `samples`: of an epoch; `records`: what it was given as record_dir."""
 
@@ -51,7 +55,17 @@ class Victim:
         return int(self._told("rendezvous")["generation"])
 
     def last_event(self) -> int:
-        """Number of the newest event."""
+        """Number of the newest event, once the resize to the newest world has been told.
+
+        It is told beside the first report of that world and may be written after it: whoever counted it among what
+        came later would take it for the answer to a fault.
+        """
+        self.cluster.wait(
+            lambda: self.generation() in {resize["generation"] for resize in self.resizes()},
+            TOLD_S,
+            "the resize to the newest world is told",
+            self.job,
+        )
         return max((event["number"] for event in self.cluster.get(f"/jobs/{self.job}/events")["events"]), default=-1)
 
     def resizes(self, after: int = -1) -> list[Json]:

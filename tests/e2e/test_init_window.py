@@ -54,6 +54,7 @@ def test_all_members_die_in_init(victim: Victim) -> None:
 
 
 def test_workers_end_in_every_way_at_once(victim: Victim) -> None:
+    victim.cluster.wait_for_world(JOB, 4)
     cluster, event = victim.cluster, victim.last_event()
     ways = {"raise": 1, "sys.exit": 3, "os._exit": 4}
     last, *victims = [w["worker"] for w in cluster.running(JOB)]
