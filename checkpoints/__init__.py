@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     )
     from checkpoints.layout import DEFAULT_FOLDER
     from checkpoints.loader import LoadedCheckpoint, list_checkpoints, load_checkpoint, verify
+    from checkpoints.retention import Collect, Condition, Keep
     from checkpoints.saver import preflight, save_checkpoint
     from checkpoints.store import CheckpointInfo, Skipped
     from checkpoints.train_status import TrainStatus
+    from checkpoints.upkeep import collect, pin, unpin
 
 _HOME = {
     "CheckpointDamaged": "errors",
@@ -40,16 +42,22 @@ _HOME = {
     "CheckpointTimeout": "errors",
     "CheckpointUnavailable": "errors",
     "CheckpointUnsupported": "errors",
+    "Collect": "retention",
+    "Condition": "retention",
     "DEFAULT_FOLDER": "layout",
     "InvalidStatus": "errors",
+    "Keep": "retention",
     "LoadedCheckpoint": "loader",
     "Skipped": "store",
     "StateNotSupported": "errors",
     "TrainStatus": "train_status",
+    "collect": "upkeep",
     "list_checkpoints": "loader",
     "load_checkpoint": "loader",
+    "pin": "upkeep",
     "preflight": "saver",
     "save_checkpoint": "saver",
+    "unpin": "upkeep",
     "verify": "loader",
 }
 
@@ -65,15 +73,21 @@ __all__ = [
     "CheckpointTimeout",
     "CheckpointUnavailable",
     "CheckpointUnsupported",
+    "Collect",
+    "Condition",
     "InvalidStatus",
+    "Keep",
     "LoadedCheckpoint",
     "Skipped",
     "StateNotSupported",
     "TrainStatus",
+    "collect",
     "list_checkpoints",
     "load_checkpoint",
+    "pin",
     "preflight",
     "save_checkpoint",
+    "unpin",
     "verify",
 ]
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from checkpoints import store
-from checkpoints.drivers import Driver, open_driver
+from checkpoints.drivers import Driver, opened
 from checkpoints.errors import CheckpointDamaged, CheckpointNotFound
 from checkpoints.layout import Manifest, parse_shard
-from checkpoints.policy import Condition
+from checkpoints.retention import Condition
 from checkpoints.shard_file import check_shard, read_shard
 from checkpoints.store import CheckpointInfo, Examined, Skipped
 from checkpoints.train_status import TrainStatus
@@ -64,7 +63,7 @@ def load_checkpoint(
         CheckpointDamaged: if the one asked for is damaged, or if there are checkpoints and every one is.
         CheckpointUnavailable: if the file system cannot answer.
     """
-    with _opened(url, driver) as source:
+    with opened(url, driver) as source:
         skipped: list[Skipped] = []
         lost = False
         for examined in _newest_first(source, checkpoint_no):
@@ -101,7 +100,7 @@ def list_checkpoints(url: str, *, driver: str | Driver | None = None) -> list[Ch
     Raises:
         CheckpointUnavailable: if the file system cannot answer; an outage is never an empty list.
     """
-    with _opened(url, driver) as source:
+    with opened(url, driver) as source:
         return [examined.info(url) for examined in _newest_first(source, None)]
 
 
@@ -115,21 +114,11 @@ def verify(url: str, *, checkpoint_no: int | None = None, driver: str | Driver |
         CheckpointNotFound: if there is no checkpoint of that number.
         CheckpointUnavailable: if the file system cannot answer.
     """
-    with _opened(url, driver) as source:
+    with opened(url, driver) as source:
         found = [_verified(source, examined).info(url) for examined in _newest_first(source, checkpoint_no)]
     if checkpoint_no is not None and not found:
         _explain_nothing(url, checkpoint_no, [], lost=False)
     return found
-
-
-@contextmanager
-def _opened(url: str, driver: str | Driver | None) -> Iterator[Driver]:
-    source = open_driver(url, driver)
-    try:
-        yield source
-    finally:
-        if source is not driver:
-            source.close()
 
 
 def _newest_first(driver: Driver, checkpoint_no: int | None) -> Iterator[Examined]:

@@ -20,7 +20,7 @@ from checkpoints.drivers import Driver, open_driver
 from checkpoints.drivers.base import read_file
 from checkpoints.errors import CheckpointError, CheckpointExists, CheckpointUnavailable, StateNotSupported
 from checkpoints.layout import MANIFEST, MANIFEST_LIMIT_BYTES, TOKEN_DIGITS, AttemptName, Manifest, Shard, ShardName
-from checkpoints.policy import Condition
+from checkpoints.retention import Condition, Keep
 from checkpoints.shard_file import write_shard
 from checkpoints.store import CheckpointInfo, Examined
 from checkpoints.train_status import TrainStatus
@@ -39,7 +39,7 @@ def save_checkpoint(
     *,
     state: Mapping[str, Any],
     driver_epoch: int = 0,
-    keep: int | None = 3,
+    keep: int | Keep | None = 3,
     driver: str | Driver | None = None,
     retry_s: float = 60.0,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -53,8 +53,8 @@ def save_checkpoint(
             numpy arrays, numbers, strings and None.
         driver_epoch: epoch of the driver that this worker belongs to; a worker of an older driver never wins over one
             of a newer.
-        keep: valid checkpoints to keep, at least 1, and the remains of dead saves go with
-            the rest; None removes nothing.
+        keep: how many of the newest valid checkpoints stay, at least 1, or rules for that (Keep); the rest goes, and
+            the remains of dead saves. None removes nothing.
         driver: which driver to use, by default the one of the URL's scheme.
         retry_s: how long a file is written again when writing it fails although the file system answers: a dead
             HDFS DataNode is offered to writers until its NameNode notices. An outage is raised at once.
@@ -69,8 +69,7 @@ def save_checkpoint(
         CheckpointPermission, CheckpointQuota, CheckpointUnavailable: if the file system refuses or fails; the previous
             checkpoint is untouched then.
     """
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1, or None to keep all; it is {keep}")
+    rules = Keep(keep) if isinstance(keep, int) else keep
     if driver_epoch < 0:
         raise ValueError(f"driver_epoch must not be negative; it is {driver_epoch}")
     shards = {ShardName(name): _state_of(value) for name, value in state.items()}
@@ -78,8 +77,7 @@ def save_checkpoint(
     try:
         attempt = _next_attempt(target, status, driver_epoch)
         manifest = _write(target, attempt, status, shards, now(), _Retry(target, str(attempt), retry_s))
-        if keep is not None:
-            _collect(target, attempt, keep)
+        _after_commit(target, attempt, rules)
     finally:
         if target is not driver:
             target.close()
@@ -161,10 +159,13 @@ class _Retry:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-def _collect(driver: Driver, attempt: AttemptName, keep: int) -> None:
+def _after_commit(driver: Driver, attempt: AttemptName, keep: Keep | None) -> None:
     """The save is done; that old checkpoints could not be removed is worth a warning, not a failed save."""
     try:
-        store.collect(driver, attempt, keep)
+        if max(store.attempts(driver), default=attempt) <= attempt:
+            store.hint(driver, attempt)
+        if keep is not None:
+            store.collect(driver, keep, attempt)
     except CheckpointError as error:
         logger.warning("saved %s, but could not remove older checkpoints: %s", attempt, error)
 

@@ -10,10 +10,13 @@ Client packages are imported only when their scheme is used. The HDFS user is HA
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from checkpoints.drivers.base import Driver
 from checkpoints.errors import CheckpointUnsupported
 
-__all__ = ["DRIVERS", "Driver", "open_driver"]
+__all__ = ["DRIVERS", "Driver", "open_driver", "opened"]
 
 #: What `driver=` may be.
 DRIVERS = ("file", "hdfs-native", "webhdfs", "fsspec")
@@ -54,3 +57,14 @@ def open_driver(url: str, driver: str | Driver | None = None) -> Driver:
 
         return FsspecDriver(url)
     raise CheckpointUnsupported(f"there is no driver {name!r}: choose one of {', '.join(DRIVERS)}", url=url)
+
+
+@contextmanager
+def opened(url: str, driver: str | Driver | None = None) -> Iterator[Driver]:
+    """As `open_driver`; leaving closes the driver, unless it is the caller's own."""
+    found = open_driver(url, driver)
+    try:
+        yield found
+    finally:
+        if found is not driver:
+            found.close()
