@@ -16,7 +16,7 @@ from checkpoints.drivers import Driver, opened
 from checkpoints.errors import CheckpointDamaged, CheckpointNotFound
 from checkpoints.layout import Manifest, parse_shard
 from checkpoints.retention import Condition
-from checkpoints.shard_file import check_shard, read_shard
+from checkpoints.shard_reader import check_shard, read_shard
 from checkpoints.store import CheckpointInfo, Examined, Skipped
 from checkpoints.train_status import TrainStatus
 
