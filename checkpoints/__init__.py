@@ -1,7 +1,7 @@
 """Checkpoints of a training job on any file system: committed by a manifest, verified by checksums, newest valid wins.
 
 Useful alone, with plain PyTorch: it imports nothing else of this project. Importing the package loads neither torch nor
-a file system client; each public name is loaded when it is first used. What it does not do: decide when to save.
+a file system client; each public name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         CheckpointDamaged,
         CheckpointError,
         CheckpointExists,
+        CheckpointMismatch,
         CheckpointNotFound,
         CheckpointPermission,
         CheckpointQuota,
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     )
     from checkpoints.layout import DEFAULT_FOLDER
     from checkpoints.loader import LoadedCheckpoint, list_checkpoints, load_checkpoint, verify
+    from checkpoints.manager import CheckpointManager, SaveResult
+    from checkpoints.policy import Every
+    from checkpoints.progress import Progress
     from checkpoints.retention import Collect, Condition, Keep
+    from checkpoints.rng import RngState
     from checkpoints.saver import preflight, save_checkpoint
     from checkpoints.store import CheckpointInfo, Skipped
     from checkpoints.train_status import TrainStatus
@@ -36,6 +41,8 @@ _HOME = {
     "CheckpointError": "errors",
     "CheckpointExists": "errors",
     "CheckpointInfo": "store",
+    "CheckpointManager": "manager",
+    "CheckpointMismatch": "errors",
     "CheckpointNotFound": "errors",
     "CheckpointPermission": "errors",
     "CheckpointQuota": "errors",
@@ -45,9 +52,13 @@ _HOME = {
     "Collect": "retention",
     "Condition": "retention",
     "DEFAULT_FOLDER": "layout",
+    "Every": "policy",
     "InvalidStatus": "errors",
     "Keep": "retention",
     "LoadedCheckpoint": "loader",
+    "Progress": "progress",
+    "RngState": "rng",
+    "SaveResult": "manager",
     "Skipped": "store",
     "StateNotSupported": "errors",
     "TrainStatus": "train_status",
@@ -67,6 +78,8 @@ __all__ = [
     "CheckpointError",
     "CheckpointExists",
     "CheckpointInfo",
+    "CheckpointManager",
+    "CheckpointMismatch",
     "CheckpointNotFound",
     "CheckpointPermission",
     "CheckpointQuota",
@@ -75,9 +88,13 @@ __all__ = [
     "CheckpointUnsupported",
     "Collect",
     "Condition",
+    "Every",
     "InvalidStatus",
     "Keep",
     "LoadedCheckpoint",
+    "Progress",
+    "RngState",
+    "SaveResult",
     "Skipped",
     "StateNotSupported",
     "TrainStatus",

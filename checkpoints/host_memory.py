@@ -6,6 +6,7 @@ Taking memory page by page costs several times what copying into it costs (1 GiB
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from typing import Any
 
@@ -32,10 +33,8 @@ class HostBuffer:
         else:
             self._memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
-                try:
+                with contextlib.suppress(OSError):  # without huge pages it is slower to take, otherwise the same
                     self._memory.madvise(mmap.MADV_HUGEPAGE)
-                except OSError:
-                    pass  # a kernel without huge pages: slower to take, otherwise the same
             self.view = memoryview(self._memory)
 
     def tensor(self, row: Row, begin: int = 0) -> Any:

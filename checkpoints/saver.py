@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from checkpoints import store
 from checkpoints.drivers import Driver, opened
 from checkpoints.drivers.base import read_file
-from checkpoints.errors import CheckpointError, CheckpointExists, CheckpointUnavailable
+from checkpoints.errors import CheckpointDamaged, CheckpointError, CheckpointExists, CheckpointUnavailable
 from checkpoints.layout import MANIFEST, MANIFEST_LIMIT_BYTES, TOKEN_DIGITS, AttemptName, Manifest, Shard, ShardName
 from checkpoints.retention import Condition, Keep
 from checkpoints.shard_writer import Source, write_shard
@@ -164,12 +164,26 @@ class _Retry:
 
 
 def _after_commit(driver: Driver, attempt: AttemptName, keep: Keep | None) -> None:
-    """The save is done; that old checkpoints could not be removed is worth a warning, not a failed save."""
+    """Look that the checkpoint is there, move the hint, collect.
+
+    The save is done: what fails here is worth a warning. Only when another saver tore it apart was it none.
+
+    Raises:
+        CheckpointDamaged: if files of this attempt are gone although no newer checkpoint is there.
+    """
     try:
-        if max(store.attempts(driver), default=attempt) <= attempt:
+        present = store.attempts(driver)
+        if present and present[0] > attempt:
+            logger.warning("saved %s, which is not the newest: %s is there", attempt, present[0])
+        else:
+            found = store.examine(driver, attempt)
+            if found.condition is not Condition.VALID:
+                raise CheckpointDamaged(f"saved {attempt}, but it cannot be read back: {found.problem}", url=driver.url)
             store.hint(driver, attempt)
         if keep is not None:
             store.collect(driver, keep, attempt)
+    except CheckpointDamaged:
+        raise
     except CheckpointError as error:
         logger.warning("saved %s, but could not remove older checkpoints: %s", attempt, error)
 

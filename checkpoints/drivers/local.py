@@ -30,12 +30,17 @@ DIRECT_FROM_BYTES = 1 << 20
 class LocalDriver:
     """Files under a folder of this machine.
 
+    Attributes:
+        is_local: reading a file twice costs less than holding it in memory.
+
     Args:
         url: a path, or `file:///path`; `~` is the home directory.
 
     Raises:
         CheckpointUnsupported: if a file:// URL names another host.
     """
+
+    is_local = True
 
     def __init__(self, url: str) -> None:
         self.url = url

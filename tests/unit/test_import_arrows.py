@@ -42,6 +42,7 @@ PURE_BY_DESIGN = {
     "edl_collective.coord.records",
     "edl_collective.coord.paths",
     "checkpoints.layout",
+    "checkpoints.policy",
     "checkpoints.retention",
 }
 SYSTEM = "os sys io time datetime random secrets uuid tempfile shutil glob pathlib signal logging platform resource"
