@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Iterator
 
+import pytest
 import torch
 from checkpoint_memory import MemoryDriver
 from hypothesis import given, settings
@@ -50,12 +53,15 @@ def corrupted(files: dict[str, bytes], rng: random.Random, path: str) -> None:
 
 
 def check(driver: MemoryDriver, damaged: set[str]) -> None:
+    said = ""
     try:
         loaded = load_checkpoint("folder", driver=driver)
     except CheckpointDamaged as error:
+        loaded, said = None, str(error)
+    if said:
         assert damaged == {OLD, NEW}
-        assert "can be used" in str(error)
-        assert str(OLD) in str(error) or str(NEW) in str(error)
+        assert "can be used" in said
+        assert OLD in said or NEW in said
         return
     if loaded is None:
         # Both have lost their manifests: saves that never finished.
@@ -65,8 +71,24 @@ def check(driver: MemoryDriver, damaged: set[str]) -> None:
     assert loaded.info.name == {1: OLD, 2: NEW}[step]
     assert torch.equal(loaded.state["model"]["w"], torch.full((40,), step))
     assert loaded.state["optimizer"] == {"step": step, "note": "é"}
-    assert step == (2 if NEW not in damaged else 1)
+    # An accident may change nothing that counts: the white space of a manifest's JSON.
+    harmless = all(
+        driver.files.get(path) == GOOD.files[path]
+        for path in GOOD.files
+        if path.startswith(f"{NEW}/") and path.endswith("s")
+    )
+    assert step == (2 if NEW not in damaged else 1) or (step == 2 and harmless)
     assert all(skip.reason for skip in loaded.skipped)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """Ten thousand warnings prove nothing."""
+    logger = logging.getLogger("checkpoints")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(before)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
