@@ -1,7 +1,7 @@
 """Checkpoints of a training job on any file system: committed by a manifest, verified by checksums, newest valid wins.
 
 Useful alone, with plain PyTorch: it imports nothing else of this project. Importing the package loads neither torch nor
-a file system client; each public name is loaded when it is first used. What it does not do: decide when to save.
+a file system client; each public name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CheckpointError,
         CheckpointExists,
         CheckpointLeaseLost,
+        CheckpointMismatch,
         CheckpointNotFound,
         CheckpointPermission,
         CheckpointQuota,
@@ -26,9 +27,15 @@ if TYPE_CHECKING:
     )
     from checkpoints.layout import DEFAULT_FOLDER
     from checkpoints.loader import LoadedCheckpoint, list_checkpoints, load_checkpoint, verify
+    from checkpoints.manager import CheckpointManager, SaveResult
+    from checkpoints.policy import Every
+    from checkpoints.progress import Progress
+    from checkpoints.retention import Collect, Condition, Keep
+    from checkpoints.rng import RngState
     from checkpoints.saver import preflight, save_checkpoint
     from checkpoints.store import CheckpointInfo, Skipped
     from checkpoints.train_status import TrainStatus
+    from checkpoints.upkeep import collect, pin, unpin
 
 _HOME = {
     "CheckpointDamaged": "errors",
@@ -36,22 +43,34 @@ _HOME = {
     "CheckpointExists": "errors",
     "CheckpointInfo": "store",
     "CheckpointLeaseLost": "errors",
+    "CheckpointManager": "manager",
+    "CheckpointMismatch": "errors",
     "CheckpointNotFound": "errors",
     "CheckpointPermission": "errors",
     "CheckpointQuota": "errors",
     "CheckpointTimeout": "errors",
     "CheckpointUnavailable": "errors",
     "CheckpointUnsupported": "errors",
+    "Collect": "retention",
+    "Condition": "retention",
     "DEFAULT_FOLDER": "layout",
+    "Every": "policy",
     "InvalidStatus": "errors",
+    "Keep": "retention",
     "LoadedCheckpoint": "loader",
+    "Progress": "progress",
+    "RngState": "rng",
+    "SaveResult": "manager",
     "Skipped": "store",
     "StateNotSupported": "errors",
     "TrainStatus": "train_status",
+    "collect": "upkeep",
     "list_checkpoints": "loader",
     "load_checkpoint": "loader",
+    "pin": "upkeep",
     "preflight": "saver",
     "save_checkpoint": "saver",
+    "unpin": "upkeep",
     "verify": "loader",
 }
 
@@ -62,21 +81,33 @@ __all__ = [
     "CheckpointExists",
     "CheckpointInfo",
     "CheckpointLeaseLost",
+    "CheckpointManager",
+    "CheckpointMismatch",
     "CheckpointNotFound",
     "CheckpointPermission",
     "CheckpointQuota",
     "CheckpointTimeout",
     "CheckpointUnavailable",
     "CheckpointUnsupported",
+    "Collect",
+    "Condition",
+    "Every",
     "InvalidStatus",
+    "Keep",
     "LoadedCheckpoint",
+    "Progress",
+    "RngState",
+    "SaveResult",
     "Skipped",
     "StateNotSupported",
     "TrainStatus",
+    "collect",
     "list_checkpoints",
     "load_checkpoint",
+    "pin",
     "preflight",
     "save_checkpoint",
+    "unpin",
     "verify",
 ]
 

@@ -58,6 +58,10 @@ class CheckpointDamaged(CheckpointError):
     """Raised when checkpoints are there and none that was asked for passes its checks."""
 
 
+class CheckpointMismatch(CheckpointError):
+    """Raised when what a checkpoint holds does not fit the object it is to be loaded into."""
+
+
 class StateNotSupported(CheckpointError, TypeError):
     """Raised when a value in the state cannot be stored without pickling it."""
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from checkpoints import store
-from checkpoints.drivers import Driver, open_driver
+from checkpoints.drivers import Driver, opened
 from checkpoints.errors import CheckpointDamaged, CheckpointNotFound
-from checkpoints.layout import Manifest, parse_shard
-from checkpoints.policy import Condition
-from checkpoints.shard_file import check_shard, read_shard
+from checkpoints.layout import Manifest, Shard, parse_shard
+from checkpoints.retention import Condition
+from checkpoints.shard_reader import check_shard, read_shard
 from checkpoints.store import CheckpointInfo, Examined, Skipped
 from checkpoints.train_status import TrainStatus
 
@@ -64,10 +63,10 @@ def load_checkpoint(
         CheckpointDamaged: if the one asked for is damaged, or if there are checkpoints and every one is.
         CheckpointUnavailable: if the file system cannot answer.
     """
-    with _opened(url, driver) as source:
+    with opened(url, driver) as source:
         skipped: list[Skipped] = []
         lost = False
-        for examined in _newest_first(source, checkpoint_no):
+        for examined in newest_first(source, checkpoint_no):
             try:
                 loaded = _load(source, examined, map_location)
             except CheckpointDamaged as error:
@@ -76,11 +75,11 @@ def load_checkpoint(
                 logger.warning("checkpoint %s in %s is not used: %s", examined.attempt, url, error)
                 continue
             return LoadedCheckpoint(loaded[0].status, loaded[1], examined.info(url), tuple(skipped))
-    _explain_nothing(url, checkpoint_no, skipped, lost)
+    explain_nothing(url, checkpoint_no, skipped, lost)
     return None
 
 
-def _explain_nothing(url: str, checkpoint_no: int | None, skipped: list[Skipped], lost: bool) -> None:
+def explain_nothing(url: str, checkpoint_no: int | None, skipped: list[Skipped], lost: bool) -> None:
     """Raise if having found nothing is more than an empty folder."""
     reasons = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:3])
     if checkpoint_no is not None:
@@ -101,8 +100,8 @@ def list_checkpoints(url: str, *, driver: str | Driver | None = None) -> list[Ch
     Raises:
         CheckpointUnavailable: if the file system cannot answer; an outage is never an empty list.
     """
-    with _opened(url, driver) as source:
-        return [examined.info(url) for examined in _newest_first(source, None)]
+    with opened(url, driver) as source:
+        return [examined.info(url) for examined in newest_first(source, None)]
 
 
 def verify(url: str, *, checkpoint_no: int | None = None, driver: str | Driver | None = None) -> list[CheckpointInfo]:
@@ -115,40 +114,44 @@ def verify(url: str, *, checkpoint_no: int | None = None, driver: str | Driver |
         CheckpointNotFound: if there is no checkpoint of that number.
         CheckpointUnavailable: if the file system cannot answer.
     """
-    with _opened(url, driver) as source:
-        found = [_verified(source, examined).info(url) for examined in _newest_first(source, checkpoint_no)]
+    with opened(url, driver) as source:
+        found = [_verified(source, examined).info(url) for examined in newest_first(source, checkpoint_no)]
     if checkpoint_no is not None and not found:
-        _explain_nothing(url, checkpoint_no, [], lost=False)
+        explain_nothing(url, checkpoint_no, [], lost=False)
     return found
 
 
-@contextmanager
-def _opened(url: str, driver: str | Driver | None) -> Iterator[Driver]:
-    source = open_driver(url, driver)
-    try:
-        yield source
-    finally:
-        if source is not driver:
-            source.close()
-
-
-def _newest_first(driver: Driver, checkpoint_no: int | None) -> Iterator[Examined]:
+def newest_first(driver: Driver, checkpoint_no: int | None) -> Iterator[Examined]:
+    """Attempts as they are examined, one after another; of one number, or all."""
     for attempt in store.attempts(driver):
         if checkpoint_no is None or attempt.number == checkpoint_no:
             yield store.examine(driver, attempt)
 
 
 def _load(driver: Driver, examined: Examined, device: str) -> tuple[Manifest, dict[str, Any]]:
+    manifest, shards = shards_of(examined)
+    folder = examined.attempt
+    return manifest, {
+        name: read_shard(driver, f"{folder}/{shard.name}", shard, device) for name, shard in shards.items()
+    }
+
+
+def shards_of(examined: Examined) -> tuple[Manifest, dict[str, Shard]]:
+    """The manifest of a valid checkpoint and its shards by the name of their state.
+
+    Raises:
+        CheckpointDamaged: if it is not valid, or in parts.
+    """
     manifest = examined.manifest
     if manifest is None or examined.problem is not None:
         raise CheckpointDamaged(examined.problem or "no manifest")
-    state = {}
+    shards = {}
     for shard in manifest.shards:
         name = parse_shard(shard.name)
         if name is None or name.parts != 1:
             raise CheckpointDamaged(f"{shard.name} is a part of a sharded state, which this version does not read")
-        state[name.state] = read_shard(driver, f"{examined.attempt}/{shard.name}", shard, device)
-    return manifest, state
+        shards[name.state] = shard
+    return manifest, shards
 
 
 def _verified(driver: Driver, examined: Examined) -> Examined:

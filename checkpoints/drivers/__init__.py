@@ -14,7 +14,8 @@ for every process that reads it. Client packages are imported only when their dr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import cast
 
@@ -22,7 +23,7 @@ from checkpoints.drivers.base import Driver
 from checkpoints.drivers.location import SCHEMES, parse_location
 from checkpoints.errors import CheckpointUnsupported
 
-__all__ = ["DRIVERS", "Driver", "open_driver"]
+__all__ = ["DRIVERS", "Driver", "open_driver", "opened"]
 
 _CLASSES = {
     "file": ("local", "LocalDriver"),
@@ -60,3 +61,14 @@ def open_driver(url: str, driver: str | Driver | None = None) -> Driver:
     module, class_name = _CLASSES[name]
     make = cast(Callable[[str], Driver], getattr(import_module(f"checkpoints.drivers.{module}"), class_name))
     return make(url)
+
+
+@contextmanager
+def opened(url: str, driver: str | Driver | None = None) -> Iterator[Driver]:
+    """As `open_driver`; leaving closes the driver, unless it is the caller's own."""
+    found = open_driver(url, driver)
+    try:
+        yield found
+    finally:
+        if found is not driver:
+            found.close()

@@ -13,6 +13,7 @@ import pytest
 from checkpoints import CheckpointUnsupported, TrainStatus, save_checkpoint
 from checkpoints.drivers import DRIVERS, open_driver
 from checkpoints.drivers.base import CHUNK_BYTES
+from checkpoints.drivers.generic import FsspecWriter
 from checkpoints.drivers.hadoop_env import prepare
 from checkpoints.drivers.hdfs_native import HdfsNativeDriver
 from checkpoints.drivers.local import LocalDriver, LocalWriter
@@ -177,23 +178,22 @@ def test_hdfs3_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyP
 # ---- sizes -------------------------------------------------------------------------------------------------------
 
 
-class CountingWriter(LocalWriter):
-    """A local file that notes how much each call was given."""
-
-    sizes_bytes: list[int]
-
-    def write(self, data: memoryview) -> None:
-        self.sizes_bytes.append(len(data))
-        super().write(data)
-
-
-def test_no_single_write_comes_near_what_hdfs_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("writer", "scheme"), [(LocalWriter, "file"), (FsspecWriter, "memory")])
+def test_no_single_write_comes_near_what_hdfs_refuses(
+    writer: Any, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     sizes_bytes: list[int] = []
-    monkeypatch.setattr(CountingWriter, "sizes_bytes", sizes_bytes, raising=False)
-    monkeypatch.setattr("checkpoints.drivers.local.LocalWriter", CountingWriter)
-    one_tensor: dict[str, Any] = {"w": torch.zeros(3 * CHUNK_BYTES // 4 + 7)}
-    save_checkpoint(str(tmp_path), TrainStatus(), state={"model": one_tensor})
-    assert sum(sizes_bytes) > 3 * CHUNK_BYTES
-    assert max(sizes_bytes) <= CHUNK_BYTES < 1 << 30
+    write = writer.write
+    limit_bytes = getattr(writer, "chunk_bytes", CHUNK_BYTES)
+
+    def counting(self: Any, data: memoryview) -> None:
+        sizes_bytes.append(len(data))
+        write(self, data)
+
+    monkeypatch.setattr(writer, "write", counting)
+    one_tensor = {"w": torch.zeros(limit_bytes // 4 + 7)}
+    save_checkpoint(f"{scheme}://{tmp_path}", TrainStatus(), state={"model": one_tensor})
+    assert sum(sizes_bytes) > limit_bytes
+    assert max(sizes_bytes) <= limit_bytes < 1 << 30
