@@ -46,6 +46,10 @@ class CheckpointTimeout(CheckpointUnavailable):
     """Raised when the file system did not answer in time."""
 
 
+class CheckpointLeaseLost(CheckpointError):
+    """Raised when a file that is being written was taken over or removed by somebody else; the save is over."""
+
+
 class CheckpointUnsupported(CheckpointError):
     """Raised when no driver serves the URL, its package is missing, or the driver cannot do the operation."""
 
