@@ -1,6 +1,6 @@
 """The file systems that the checkpoint functions of Paddle EDL take, for scripts that come from there.
 
-They only say where a path lies. `save_checkpoint` and `load_checkpoint` take one as `fs`, or `hdfs_name` and `hdfs_ugi`.
+They only say where a path lies; `save_checkpoint` and `load_checkpoint` take one as `fs`.
 """
 
 from __future__ import annotations

@@ -56,7 +56,20 @@ def save_checkpoint(
 
 @overload
 def save_checkpoint(
-    path: str, train_status: TrainStatus, *, state: Mapping[str, Any], trainer_id: int, **options: Any
+    path: str,
+    train_status: TrainStatus,
+    *,
+    state: Mapping[str, Any],
+    trainer_id: int,
+    driver_epoch: int = 0,
+    keep: int | Keep | None = 3,
+    remain_all_checkpoint: bool = False,
+    driver: str | Driver | None = None,
+    fs: FileSystem | None = None,
+    hdfs_name: str | None = None,
+    hdfs_ugi: str | None = None,
+    retry_s: float = 60.0,
+    now: Callable[[], datetime] = ...,
 ) -> CheckpointInfo | None: ...
 
 
