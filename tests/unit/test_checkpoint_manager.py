@@ -86,6 +86,7 @@ def test_memory_is_the_state_and_is_taken_once() -> None:
     with manager(MemoryDriver()) as checkpoints:
         assert checkpoints.memory_bytes == 0
         checkpoints.reserve(state=state)
+        checkpoints.wait()
         taken = checkpoints.memory_bytes
         buffer = checkpoints._staging._buffer
         for step in range(3):
