@@ -250,6 +250,12 @@ class CheckpointManager:
         try:
             self.wait()
         finally:
+            if self._pending:
+                logger.warning(
+                    "a save was due while another was in flight, and none came after: it is not in %s. End with "
+                    "save(..., force=True), or use when_busy='wait'",
+                    self.url,
+                )
             if self._own_driver:
                 self._driver.close()
 

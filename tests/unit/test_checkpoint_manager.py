@@ -70,6 +70,17 @@ def test_a_second_save_may_be_replaced_by_a_later_one() -> None:
     assert newest(driver) == (21, 3)
 
 
+def test_a_replaced_save_that_nothing_replaced_is_told_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    driver = MemoryDriver()
+    driver.gate.clear()
+    with manager(driver, when_busy="replace") as checkpoints:
+        checkpoints.save(at(1), counter=Counter(1))
+        assert not checkpoints.save(at(2), counter=Counter(2))
+        driver.gate.set()
+    assert "none came after" in caplog.text
+    assert newest(driver) == (1, 1)
+
+
 def test_a_forced_save_waits_even_where_others_are_replaced() -> None:
     driver, counter = MemoryDriver(), Counter(1)
     driver.gate.clear()
