@@ -107,6 +107,38 @@ def collectable(found: Iterable[Found], keep: Keep, ours: AttemptName | None = N
     return sorted((item for item in chosen if item.attempt < limit), key=lambda item: item.attempt)
 
 
+def why_kept(found: Iterable[Found], keep: Keep) -> dict[AttemptName, str]:
+    """For each attempt that `collectable` does not let go, the rule that keeps it, in words."""
+    known = list(found)
+    gone = {item.attempt for item in collectable(known, keep)}
+    valid = sorted((item for item in known if item.condition is Condition.VALID), key=_order, reverse=True)
+    rules = [(f"among the last {keep.last}", Keep(keep.last))]
+    if keep.every_epochs is not None:
+        rules.append((f"the end of one of each {keep.every_epochs} epochs", Keep(1, every_epochs=keep.every_epochs)))
+    if keep.best:
+        rules.append(
+            (
+                f"among the best {keep.best} by {keep.metric}",
+                Keep(1, best=keep.best, metric=keep.metric, mode=keep.mode),
+            )
+        )
+    by_rule = [(text, _kept(valid, rule)) for text, rule in rules]
+    reasons = {}
+    for item in known:
+        if item.attempt in gone:
+            continue
+        kept_by = next((text for text, attempts in by_rule if item.attempt in attempts), None)
+        if item.pinned:
+            reasons[item.attempt] = "pinned"
+        elif item.condition is Condition.VALID:
+            reasons[item.attempt] = kept_by or "not older than the newest"
+        elif item.condition is Condition.UNKNOWN:
+            reasons[item.attempt] = "written by a later version"
+        else:
+            reasons[item.attempt] = f"{item.condition.value}, and not older than a valid checkpoint: it may be at work"
+    return reasons
+
+
 def _kept(valid: Sequence[Found], keep: Keep) -> set[AttemptName]:
     """Valid attempts, given newest first, that a rule keeps."""
     kept = {item.attempt for item in valid[: keep.last]}

@@ -5,11 +5,13 @@ Invariant: as in retention; nothing is removed but what its rules let go.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from checkpoints import store
 from checkpoints.drivers import Driver, opened
 from checkpoints.errors import CheckpointNotFound
 from checkpoints.layout import AttemptName, parse_attempt
-from checkpoints.retention import Collect, Keep
+from checkpoints.retention import Collect, Keep, collectable, why_kept
 
 
 def pin(url: str, checkpoint: int | str, *, driver: str | Driver | None = None) -> str:
@@ -55,6 +57,30 @@ def collect(url: str, keep: int | Keep, *, dry_run: bool = True, driver: str | D
     rules = Keep(keep) if isinstance(keep, int) else keep
     with opened(url, driver) as folder:
         return store.plan(folder, rules) if dry_run else store.collect(folder, rules)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the rules say about one attempt, and why."""
+
+    name: str
+    removed: bool
+    reason: str
+
+
+def judge(url: str, keep: Keep, *, driver: str | Driver | None = None) -> list[Judged]:
+    """What `collect` would do with each attempt, newest first; nothing is removed.
+
+    Raises:
+        CheckpointUnavailable: if the file system cannot answer.
+    """
+    with opened(url, driver) as folder:
+        found = [store.examine(folder, attempt).found() for attempt in store.attempts(folder)]
+    gone = {item.attempt: item.reason for item in collectable(found, keep)}
+    kept = why_kept(found, keep)
+    return [
+        Judged(str(item.attempt), item.attempt in gone, gone.get(item.attempt) or kept[item.attempt]) for item in found
+    ]
 
 
 def find(driver: Driver, checkpoint: int | str) -> AttemptName:
