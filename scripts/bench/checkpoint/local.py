@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def saves(model: Weights, folder: Path, runs: int, systems: Sequence[str]) -> list[Row]:
-    """Rows of blocked, with the ratio to a copy made just before, and of durable-local, to the raw write of the turn."""
+    """Rows of blocked, with the ratio to a copy made just before, and durable-local, to the raw write of the turn."""
     with tempfile.TemporaryDirectory(prefix="edl-bench-", dir=folder) as base:
         reference = Raw(model, Path(base))
         measured = _in_turns(model, folder, runs, systems, lambda system: (reference.copy(), system.save()))

@@ -204,7 +204,7 @@ class Dcp:
             blocked_s = time.perf_counter() - began_s
             future.result()
             return Times(blocked_s, time.perf_counter() - began_s)
-        dcp.save(state, checkpoint_id=self._folder)
+        dcp.save(state, checkpoint_id=self._folder, no_dist=not torch.distributed.is_initialized())
         took_s = time.perf_counter() - began_s
         return Times(took_s, took_s)
 
@@ -213,7 +213,7 @@ class Dcp:
 
         began_s = time.perf_counter()
         state = {"model": self._model.state_dict()}
-        dcp.load(state, checkpoint_id=self._folder)
+        dcp.load(state, checkpoint_id=self._folder, no_dist=not torch.distributed.is_initialized())
         self._model.load_state_dict(state["model"])
         return time.perf_counter() - began_s
 
