@@ -116,6 +116,8 @@ def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
         save_timeout_s=config.save_timeout_s,
         absence_timeout_s=config.absence_timeout_s,
         pack=config.pack,
+        load_ceiling=config.load_ceiling,
+        patience_s=config.patience_s,
         changing=config.changing,
     )
     leadership = Leadership(store, paths, config.server_name, url)

@@ -9,6 +9,8 @@ slots is not known here.
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 
 from edl_collective.coord.records import PlannedWorker
 from jobserver.free_slots import FreeSlots
@@ -87,6 +89,7 @@ class Room:
         return 0 <= slot.slot < self.nodes.get(slot.node, 0)
 
 
+@lru_cache(maxsize=1 << 15)
 def worker_number(worker: str) -> int:
     """7 of "w7": how new the worker is."""
     return int(worker[1:]) if worker[1:].isdigit() else 0
@@ -97,10 +100,9 @@ def allocate(requests: Sequence[Request], room: Room) -> dict[str, Grant]:
     parted = share([request.claim for request in requests], room.capacity(), room.load_ceiling)
     shares, missing = parted.counts, parted.missing
     kept = {request.job: _keep(request, shares[request.job], room) for request in requests}
-    busy = set(room.taken) | set(room.leaving)
-    for request in requests:  # the slot of a dropped worker is busy until its process has ended
-        busy |= {Slot(w.node, w.slot) for w in (*request.held, *request.standing)}
-    free = FreeSlots(room.nodes, busy)
+    # The slot of a dropped worker is busy until its process has ended.
+    living = ((w.node, w.slot) for request in requests for w in (*request.held, *request.standing))
+    free = FreeSlots(room.nodes, chain(room.taken, room.leaving, living))
     added: dict[str, list[Slot]] = {}
     for request in requests:
         stay = kept[request.job]

@@ -37,6 +37,7 @@ from jobserver.api_models import (
     parse_np,
     parse_spec,
     pods,
+    queue,
 )
 from jobserver.changing import Changing
 from jobserver.controller import Controller
@@ -323,7 +324,8 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/jobs")
     def jobs() -> Response:
         snapshot = service.snapshot()
-        rows = [job_row(job) for job in snapshot.jobs.values()]
+        places = queue(snapshot)
+        rows = [job_row(job, places.get(job.name)) for job in snapshot.jobs.values()]
         return _json({"jobs": sorted(rows, key=lambda row: (row["submitted_at"], row["job"]))})
 
     @app.get("/api/v1/jobs/{job}")

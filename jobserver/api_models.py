@@ -17,6 +17,7 @@ from edl_collective.coord.records import (
     JobKind,
     JobSpec,
     NodeRecord,
+    Phase,
     WorkerRecord,
     WorkerState,
     decode,
@@ -125,8 +126,15 @@ def differences(old: JobSpec, new: JobSpec) -> list[str]:
     return [n for n in names if not (n == "np" and new.np is None)]
 
 
-def job_row(job: Job) -> Json:
-    """One line of the list of jobs."""
+def queue(snapshot: Snapshot) -> dict[str, int]:
+    """The jobs that wait for their minimum, numbered from 1 in the order in which they are served."""
+    phases = {name: job.status.value.phase if job.status else Phase.PENDING for name, job in snapshot.jobs.items()}
+    waiting = [job for name, job in snapshot.jobs.items() if phases[name] in (Phase.PENDING, Phase.HOLDING)]
+    return {job.name: number for number, job in enumerate(sorted(waiting, key=lambda job: job.turn), 1)}
+
+
+def job_row(job: Job, place: int | None = None) -> Json:
+    """One line of the list of jobs. `place`: in the queue, None if it does not wait."""
     spec, progress = job.spec.value, job.progress
     status = job.status.value if job.status else None
     return {
@@ -140,6 +148,8 @@ def job_row(job: Job) -> Json:
         "min_np": spec.min_np,
         "max_np": spec.max_np,
         "np": spec.np,
+        "priority": spec.priority,
+        "queue": place,
         "epoch": progress.epoch if progress else 0,
         "epochs_total": progress.epochs_total if progress else None,
         "step": progress.step if progress else 0,
@@ -153,7 +163,7 @@ def job_row(job: Job) -> Json:
 def job_detail(job: Job, snapshot: Snapshot, events: int = 20) -> Json:
     """Everything about one job, with its last `events` events."""
     return {
-        **job_row(job),
+        **job_row(job, queue(snapshot).get(job.name)),
         "spec": msgspec.to_builtins(job.spec.value),
         "plan": msgspec.to_builtins(job.plan.value) if job.plan else None,
         "status": msgspec.to_builtins(job.status.value) if job.status else None,

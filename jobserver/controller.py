@@ -30,6 +30,7 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import LeaderRecord, NodeRecord, Record, decode, encode
 from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
 from jobserver.death_watch import DeathWatch, Endpoint
+from jobserver.reading import Reading
 from jobserver.reconcile import (
     Action,
     Decision,
@@ -41,7 +42,7 @@ from jobserver.reconcile import (
     reconcile,
 )
 from jobserver.sight import Sight
-from jobserver.snapshot import Snapshot, build, excuse, with_services
+from jobserver.snapshot import Snapshot, excuse, with_services
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class View:
         self._lock = threading.Lock()
         self._values: Mapping[str, Versioned] = {}
         self._snapshot = Snapshot()
+        self._reading = Reading(paths)
         #: nodes whose record this process took away because their JobClient had died
         self.buried: frozenset[str] = frozenset()
 
@@ -86,7 +88,7 @@ class View:
             values = self._mirror.refresh()
             changed = values != self._values
             if changed:
-                self._snapshot = build(values, self._paths)
+                self._snapshot = self._reading.build(values)
                 self._values = values
             serving = services or any(job.spec.value.service for job in self._snapshot.jobs.values())
             if (serving and self._look_at_services()) or changed:

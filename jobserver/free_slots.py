@@ -7,7 +7,7 @@ nodes that are used.
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jobserver.snapshot import Slot
@@ -17,12 +17,12 @@ Key = Callable[[str], tuple[Any, ...]]
 
 
 class FreeSlots:
-    """The slots below `nodes` (slots by node) that are not in `busy`."""
+    """The slots below `nodes` (slots by node) that are not in `busy`, pairs of node and slot."""
 
-    def __init__(self, nodes: Mapping[str, int], busy: Set[Slot]) -> None:
+    def __init__(self, nodes: Mapping[str, int], busy: Iterable[tuple[str, int]]) -> None:
         taken: dict[str, set[int]] = {}
-        for slot in busy:
-            taken.setdefault(slot.node, set()).add(slot.slot)
+        for node, slot in busy:
+            taken.setdefault(node, set()).add(slot)
         self._free: dict[str, list[int]] = {}
         #: names by number of free slots; a name whose number has changed since is passed over
         self._sized: dict[int, list[str]] = {}
@@ -50,7 +50,7 @@ class FreeSlots:
         return self._one_by_one(count, own, lambda node: (own[node], self._used[node], -len(self._free[node]), node))
 
     def apart(self, count: int, own: Counter[str]) -> list[Slot]:
-        """Up to `count` slots, each on a node with the fewest of the job: who dies with a node is replaced elsewhere."""
+        """Up to `count` slots, each on a node with the fewest of the job: who dies with a node has others elsewhere."""
         return self._one_by_one(count, own, lambda node: (own[node], node))
 
     def give_back(self, slots: Iterable[Slot]) -> None:

@@ -147,6 +147,8 @@ def _count_standbys(case: Case, now_s: float) -> JobStatus:
     """
     status, crew = case.status, case.crew
     died = [worker_number(death.worker.worker) for death in (*crew.dead, *crew.lost_spares) if death.standby]
+    if not died and not status.standby_deaths:
+        return status
     newest = max([status.standby_newest, *died])
     warm = max((worker_number(w.worker) for w in (*crew.living, *crew.spares) if w.worker in crew.warm), default=0)
     deaths = 0 if warm > newest else status.standby_deaths + len(died)
@@ -254,7 +256,7 @@ def _ask(case: Case, now_s: float) -> Case:
 
 
 def may_time_out(case: Case) -> bool:
-    """Whether it matters how long the job holds: students wait for as long as they like, the preempted for their turn."""
+    """Whether it matters how long the job holds: students wait as long as they like, the preempted for their turn."""
     return case.job.spec.value.kind is not JobKind.TEACHER and case.status.preempted_for is None
 
 

@@ -109,7 +109,7 @@ class Decision:
 
 def reconcile(snapshot: Snapshot, now_s: float, config: ReconcileConfig) -> Decision:
     """Decide. `now_s` is wall time in seconds, because what it is compared with survives a change of leader."""
-    order = sorted(snapshot.jobs.values(), key=claim_order)
+    order = sorted(snapshot.jobs.values(), key=lambda job: job.turn)
     open_jobs = [action for job in order for action in _fill_in(job, config)]
     left_open = {action.job for action in open_jobs}
     order = [job for job in order if job.name not in left_open]
@@ -128,12 +128,6 @@ def reconcile(snapshot: Snapshot, now_s: float, config: ReconcileConfig) -> Deci
     reasons = [_in_one_line(case) for case in final if not case.status.phase.terminal]
     wakes = [case.wake_at for case in final if case.wake_at is not None]
     return Decision(tuple(actions), "; ".join(reasons) or "no job that has not ended", min(wakes, default=None))
-
-
-def claim_order(job: Job) -> tuple[int, float, str]:
-    """Jobs are served in this order."""
-    spec = job.spec.value
-    return -spec.priority, spec.submitted_at, spec.job
 
 
 def _in_one_line(case: Case) -> str:
