@@ -53,7 +53,7 @@ class Mirror:
         """Read `path` again; returns the children that were not known."""
         value = self._store.get(path, self._changed)
         if value is not None and value.data:
-            self._forget(path)
+            self._forget_below(path)
             self._values[path] = value
             return set()
         if value is None and path != self._root:
@@ -74,9 +74,11 @@ class Mirror:
         """Drop the subtree. Its parent forgets the name too: one that is created again has to be new to it."""
         self._values.pop(path, None)
         self._children.get(path.rsplit("/", 1)[0], set()).discard(path)
-        for child in list(self._children.get(path, ())):
+        self._forget_below(path)
+
+    def _forget_below(self, path: str) -> None:
+        for child in self._children.pop(path, set()):
             self._forget(child)
-        self._children.pop(path, None)
 
     def _changed(self, path: str) -> None:
         with self._lock:
