@@ -133,6 +133,13 @@ def queue(snapshot: Snapshot) -> dict[str, int]:
     return {job.name: number for number, job in enumerate(sorted(waiting, key=lambda job: job.turn), 1)}
 
 
+def job_rows(snapshot: Snapshot) -> Json:
+    """All jobs, the oldest first."""
+    places = queue(snapshot)
+    rows = [job_row(job, places.get(job.name)) for job in snapshot.jobs.values()]
+    return {"jobs": sorted(rows, key=lambda row: (row["submitted_at"], row["job"]))}
+
+
 def job_row(job: Job, place: int | None = None) -> Json:
     """One line of the list of jobs. `place`: in the queue, None if it does not wait."""
     spec, progress = job.spec.value, job.progress
@@ -199,15 +206,20 @@ def events_after(job: Job, after: int) -> list[Json]:
     return [event_row(event) for event in job.events if _number(event.name) > after]
 
 
-def node_row(node: NodeRecord, snapshot: Snapshot) -> Json:
+def node_rows(snapshot: Snapshot) -> Json:
+    """All nodes, by name."""
+    planned: dict[str, list[Json]] = {name: [] for name in snapshot.nodes}
+    for job in snapshot.jobs.values():
+        plan = job.plan.value if job.plan else None
+        for worker in plan.everybody if plan else ():
+            if worker.node in planned:
+                row = {"job": job.name, "worker": worker.worker, "slot": worker.slot}
+                planned[worker.node].append({**row, "spare": plan is not None and worker in plan.spares})
+    return {"nodes": [_node_row(node, planned[name], snapshot) for name, node in sorted(snapshot.nodes.items())]}
+
+
+def _node_row(node: NodeRecord, planned: list[Json], snapshot: Snapshot) -> Json:
     """A node with the workers and spares that are planned on it; `drain` is set while somebody drains it."""
-    planned = [
-        {"job": job.name, "worker": w.worker, "slot": w.slot, "spare": w in job.plan.value.spares}
-        for job in snapshot.jobs.values()
-        if job.plan is not None
-        for w in job.plan.value.everybody
-        if w.node == node.node
-    ]
     order = snapshot.drains.get(node.node)
     drain = None if order is None else {"deadline_s": order.value.deadline_s, "asked_at": order.value.asked_at}
     return {**msgspec.to_builtins(node), "drain": drain, "workers": sorted(planned, key=lambda row: row["slot"])}

@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 FIRST_RETRY_S = 0.01
 LAST_RETRY_S = 5.0
 STOP_TIMEOUT_S = 10.0
+LONGEST_REST_S = 0.2
 SERVICES_EVERY_S = 0.5
 
 
@@ -86,7 +87,7 @@ class View:
         """
         with self._lock:  # a Mirror is refreshed by one thread at a time
             values = self._mirror.refresh()
-            changed = values != self._values
+            changed = values is not self._values
             if changed:
                 self._snapshot = self._reading.build(values)
                 self._values = values
@@ -172,8 +173,12 @@ class Controller:
         """Turn until stopped."""
         while not self._stopping.is_set():
             self._woken.clear()  # before loading: what changes from here on wakes the next turn
+            began_s = self._clock.monotonic_s()
             timeout_s = self._turn()
+            took_s = self._clock.monotonic_s() - began_s
             self._woken.wait(timeout_s)
+            # Changes of a large cluster come by hundreds: half of the time is left to those who ask about it.
+            self._stopping.wait(min(LONGEST_REST_S, took_s))
 
     def step(self) -> float | None:
         """Load, decide, apply once; returns after how many seconds to look again, None: when something changes."""

@@ -25,14 +25,20 @@ class Mirror:
         self._lock = threading.Lock()
         self._dirty: set[str] = {root}
         self._values: dict[str, Versioned] = {}
+        self._shown: Mapping[str, Versioned] = MappingProxyType({})
         #: containers and the paths directly below them
         self._children: dict[str, set[str]] = {}
         self._end_session_listener = store.on_session(self._session_changed)
 
     def refresh(self) -> Mapping[str, Versioned]:
-        """All records by path, as they are now. Raises Disconnected; a valid mapping stays valid and unchanged."""
+        """All records by path, as they are now; the same mapping as before if nothing was touched since.
+
+        Raises Disconnected. A mapping that was returned stays as it is.
+        """
         with self._lock:
             pending, self._dirty = self._dirty, set()
+        if not pending:
+            return self._shown
         try:
             while pending:
                 path = min(pending, key=len)
@@ -42,7 +48,8 @@ class Mirror:
             with self._lock:
                 self._dirty |= pending
             raise
-        return MappingProxyType(dict(self._values))
+        self._shown = MappingProxyType(dict(self._values))
+        return self._shown
 
     def close(self) -> None:
         """Stop listening; watches that are still left fire into nothing."""

@@ -6,7 +6,7 @@ stands for the JobClients of all nodes, because a JobServer holds a connection t
 
 import asyncio
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,19 +50,23 @@ class LargeCluster:
     """Writes what the machines of the cluster would write."""
 
     def __init__(self, store: Store, size: Size, port: int) -> None:
-        self._store = store
+        self.store = store
         self.size = size
         self._port = port
         self._lives = 0
         self._incarnations: dict[str, str] = {}
         self._plans: dict[str, int] = {}
+        #: plans that the last look found changed
+        self._new = -1
         self._records: set[str] = set()
 
     def fill(self) -> None:
         """All nodes and all specs."""
         for path in (PATHS.nodes, PATHS.jobs):
-            self._store.create(path)
-        self._create([Create(PATHS.node(f"n{i:04d}"), encode(self._node(f"n{i:04d}")), True) for i in range(self.size.nodes)])
+            self.store.create(path)
+        self._create(
+            [Create(PATHS.node(f"n{i:04d}"), encode(self._node(f"n{i:04d}")), True) for i in range(self.size.nodes)]
+        )
         for number in range(self.size.jobs):
             self.submit(f"j{number:03d}", number)
 
@@ -70,25 +74,42 @@ class LargeCluster:
         least = (1, 4, 8, 16)[number % 4]
         spec = JobSpec(job=job, command=("python", "train.py"), min_np=least, max_np=least + 8 * (number % 7 + 3),
                        priority=int(number % 10 == 0), submitted_at=1000.0 + number)  # fmt: skip
-        self._create([Create(PATHS.job(job), b""), Create(PATHS.workers(job), b""), Create(PATHS.spec(job), encode(spec))])
+        self._create(
+            [Create(PATHS.job(job), b""), Create(PATHS.workers(job), b""), Create(PATHS.spec(job), encode(spec))]
+        )
 
     def join(self, node: str) -> None:
-        self._store.create(PATHS.node(node), encode(self._node(node)), ephemeral=True)
+        self.store.create(PATHS.node(node), encode(self._node(node)), ephemeral=True)
 
     def lose(self, node: str) -> None:
-        self._store.delete(PATHS.node(node))
+        self.store.delete(PATHS.node(node))
+
+    def plan_paths(self) -> list[str]:
+        return [PATHS.plan(f"j{number:03d}") for number in range(self.size.jobs)]
+
+    def node_of(self, job: str) -> str:
+        """One on which the job has a worker."""
+        found = self.store.get(PATHS.plan(job))
+        if found is None:
+            raise RuntimeError(f"{job} has no plan")
+        return decode(found.data, Plan).workers[-1].node
+
+    def at_rest(self) -> bool:
+        """Whether every job has a plan, and all of them are carried out."""
+        return len(self._plans) >= self.size.jobs and not self._new
 
     def carry_out(self) -> int:
         """Do what the newest plans say, at once: workers run, and form the world. Returns how many plans were new."""
         new = 0
         for number in range(self.size.jobs + 1):
             job = f"j{number:03d}"
-            found = self._store.get(PATHS.plan(job))
+            found = self.store.get(PATHS.plan(job))
             if found is None or self._plans.get(job) == found.version:
                 continue
             new += 1
             self._plans[job] = found.version
             self._follow(job, decode(found.data, Plan))
+        self._new = new
         return new
 
     def _follow(self, job: str, plan: Plan) -> None:
@@ -96,7 +117,7 @@ class LargeCluster:
         ours = {path for path in self._records if path.startswith(PATHS.workers(job) + "/")}
         wanted = {PATHS.worker(job, name) for name in planned}
         for gone in ours - wanted:  # ended, and forgotten at once
-            self._store.delete(gone)
+            self.store.delete(gone)
         records = [
             WorkerRecord(worker=w.worker, node=w.node, slot=w.slot, incarnation=self._incarnations[w.node],
                          state=WorkerState.RUNNING, pid=1, generation=plan.revision, placed=True)
@@ -117,12 +138,12 @@ class LargeCluster:
                           slots=self.size.slots, session_timeout_s=10.0)  # fmt: skip
 
     def _put(self, path: str, record: Record) -> None:
-        found = self._store.get(path)
-        self._store.set(path, encode(record), None if found is None else found.version)
+        found = self.store.get(path)
+        self.store.set(path, encode(record), None if found is None else found.version)
 
     def _create(self, ops: Sequence[Op]) -> None:
         for start in range(0, len(ops), _BATCH):
-            self._store.transact(ops[start : start + _BATCH])
+            self.store.transact(ops[start : start + _BATCH])
 
 
 @contextmanager
@@ -130,11 +151,7 @@ def listener() -> Iterator[int]:
     """The port of somebody who answers in the place of all JobClients, and says nothing."""
     loop = asyncio.new_event_loop()
 
-    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = loop.run_until_complete(asyncio.start_server(hold, "127.0.0.1", 0, backlog=2048))
+    server = loop.run_until_complete(loop.create_server(asyncio.Protocol, "127.0.0.1", 0, backlog=2048))
     thread = threading.Thread(target=loop.run_forever, name="bench-nodes")
     thread.start()
     try:
@@ -157,9 +174,3 @@ def large_cluster(folder: Path, size: Size) -> Iterator[tuple[LargeCluster, str]
             yield cluster, zookeeper.hosts
         finally:
             store.close()
-
-
-def plan_bytes(store: Store, jobs: Iterable[str]) -> list[int]:
-    """Sizes of the plans of these jobs."""
-    found = (store.get(PATHS.plan(job)) for job in jobs)
-    return [len(plan.data) for plan in found if plan is not None]

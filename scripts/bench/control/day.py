@@ -81,7 +81,7 @@ class Outcome:
 def submissions(count: int, slots: int, seed: int, load: float = 1.0) -> list[Submission]:
     """`count` jobs over the first 18 hours which, each halfway from its least to its most workers, would use `load`
     times the slots of that time."""
-    rng = random.Random(seed)  # noqa: S311  a workload, no secret
+    rng = random.Random(seed)
     found = []
     for number in range(count):
         least = rng.choice([1, 4, 16, 64, 128, 256])
@@ -120,7 +120,7 @@ class _Day:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         for job in jobs:
             self._at(job.at_s, lambda job=job: self._submit(job))  # type: ignore[misc]
-        rng = random.Random(seed)  # noqa: S311  a workload, no secret
+        rng = random.Random(seed)
         for _ in range(nodes):
             at_s = rng.expovariate(1 / LOST_EVERY_S)
             if at_s < DAY_S:

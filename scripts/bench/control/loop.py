@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from bench.control.cluster import PATHS, LargeCluster, Size, large_cluster, plan_bytes
+from bench.control.cluster import PATHS, LargeCluster, Size, large_cluster
 from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.store import Op, Session, Store, Versioned, Wake
@@ -74,7 +75,7 @@ class Loop:
     """A control loop that turns when it is told to."""
 
     def __init__(self, store: CountingStore, cluster: LargeCluster) -> None:
-        self._store = store
+        self.store = store
         self.cluster = cluster
         self._config = ReconcileConfig(absence_timeout_s=0.1)
         self._controller = Controller(
@@ -102,7 +103,7 @@ class Loop:
 
     def requests(self) -> Counter[str]:
         """Since the last call."""
-        counts, self._store.counts = self._store.counts, Counter()
+        counts, self.store.counts = self.store.counts, Counter()
         return counts
 
     def close(self) -> None:
@@ -112,7 +113,10 @@ class Loop:
 @contextmanager
 def settled_loop(size: Size, say: Callable[[str], None]) -> Iterator[Loop]:
     """A loop whose cluster is at rest, all slots in use."""
-    with tempfile.TemporaryDirectory(prefix="edl-bench-") as folder, large_cluster(Path(folder), size) as (cluster, hosts):
+    with (
+        tempfile.TemporaryDirectory(prefix="edl-bench-") as folder,
+        large_cluster(Path(folder), size) as (cluster, hosts),
+    ):
         store = CountingStore(ZkStore(hosts, session_timeout_s=60.0).start())
         loop = Loop(store, cluster)
         try:
@@ -125,15 +129,23 @@ def settled_loop(size: Size, say: Callable[[str], None]) -> Iterator[Loop]:
             store.close()
 
 
-def events(size: Size) -> Iterator[tuple[str, Callable[[LargeCluster], None]]]:
-    """What happens to a cluster, again and again: names are those of the rows."""
+def events(size: Size) -> Iterator[tuple[str, Callable[[LargeCluster], None], Callable[[Store], bool]]]:
+    """What happens to a cluster, again and again: its name in the rows, how to do it, and whether a store shows it."""
     for turn in itertools.count():
-        node, job = f"n{turn % size.nodes:04d}", size.jobs
-        yield "node-lost", lambda cluster, node=node: cluster.lose(node)  # type: ignore[misc]
-        yield "node-joins", lambda cluster, node=node: cluster.join(node)  # type: ignore[misc]
+        node, job = f"n{turn % size.nodes:04d}", f"j{size.jobs:03d}"
+        yield "node-lost", partial(LargeCluster.lose, node=node), partial(_is_there, path=PATHS.node(node), there=False)
+        yield "node-joins", partial(LargeCluster.join, node=node), partial(_is_there, path=PATHS.node(node), there=True)
         if turn == 0:
-            yield "job-submitted", lambda cluster: cluster.submit(f"j{job:03d}", 3)
+            submit = partial(LargeCluster.submit, job=job, number=3)
+            yield "job-submitted", submit, partial(_is_there, path=PATHS.spec(job), there=True)
 
 
-def sizes(store: Store, size: Size) -> list[int]:
-    return plan_bytes(store, [f"j{number:03d}" for number in range(size.jobs)])
+def _is_there(store: Store, path: str, there: bool) -> bool:
+    """A session hears of a change no later than it reads it."""
+    return (store.get(path) is not None) is there
+
+
+def plan_bytes(cluster: LargeCluster) -> list[int]:
+    """Sizes of all plans."""
+    found = (cluster.store.get(path) for path in cluster.plan_paths())
+    return [len(plan.data) for plan in found if plan is not None]
