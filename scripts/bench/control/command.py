@@ -31,8 +31,8 @@ workers are records in a real ZooKeeper:
   leader-change   two JobServers: SIGKILL to the leader while a node is lost, until the other has written a plan
   memory          of the leading JobServer
   api             99th percentile of 200 requests a second to a JobServer on one core, while jobs are resized
-  day             simulated, at full size: a day of submissions and lost nodes under our rule, the predecessor's autoscaler, and
-                  first come, first served
+  day             simulated, always at full size: a day of submissions and lost nodes under our rule, the
+                  predecessor's autoscaler, and first come, first served
 """
 
 

@@ -29,7 +29,7 @@ Measures service distillation on this machine, each case beside what it is compa
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """measure(runs) gives the rows; `bound` is what our own median of `metric` must reach, at most or at least; None: no figure was set."""
+    """measure(runs) gives the rows; `bound` is what our own median of `metric` must reach, None if nothing is asked."""
 
     measure: Callable[[int], list[Row]]
     metric: str
