@@ -64,7 +64,7 @@ EXTRAS = {
     "hdfs3": HDFS3,
     "s3": S3,
     "example": EXAMPLE,
-    "bench": [*EXAMPLE, "torchft-nightly", TRITON_CLIENT],
+    "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, *HDFS],
     "test": [
         # With flask-cors what the server of moto needs; its own extra brings much more.
         "flask>=3.0",
