@@ -44,7 +44,8 @@ SHARD = "model-00000-of-00001.safetensors"
 def save(url: str, step: int, driver: Any = None, **options: Any) -> CheckpointInfo:
     """A checkpoint whose state tells its step."""
     state = {"model": {"w": torch.full((100,), step)}, "optimizer": {"step": step}}
-    return save_checkpoint(url, TrainStatus(global_step=step), state=state, driver=driver, **options)
+    info: CheckpointInfo = save_checkpoint(url, TrainStatus(global_step=step), state=state, driver=driver, **options)
+    return info
 
 
 def newest(url: str) -> LoadedCheckpoint:

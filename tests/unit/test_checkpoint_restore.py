@@ -97,7 +97,7 @@ def test_loading_is_strict_unless_it_is_by_name(tmp_path: Path, local: bool, cap
     driver: Any = open_driver(str(tmp_path)) if local else MemoryDriver()
     with manager(driver) as checkpoints:
         checkpoints.save(at(1), model=training(1)["model"], counter=Counter(7))
-        other = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+        other: Any = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
         before = other[2].weight.clone()
         with pytest.raises(CheckpointMismatch, match=r"(?s)model: .*size mismatch"):
             checkpoints.load(model=other)
