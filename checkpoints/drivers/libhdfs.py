@@ -239,7 +239,12 @@ class LibhdfsDriver:
                 url=full,
                 operation=operation,
             )
-        return None
+        return CheckpointUnavailable(
+            f"{where}: the NameNode serves; to libhdfs a quota of space, full disks and dead DataNodes look the same "
+            f"(it says only {error}; the Java exception is on standard error)",
+            url=full,
+            operation=operation,
+        )
 
     def _trouble(self) -> str | None:
         """Why nothing can be written at all; None if the NameNode serves.
