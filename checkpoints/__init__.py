@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         InvalidStatus,
         StateNotSupported,
     )
+    from checkpoints.fleet import HDFSClient, LocalFS
     from checkpoints.layout import DEFAULT_FOLDER
     from checkpoints.loader import LoadedCheckpoint, list_checkpoints, load_checkpoint, verify
     from checkpoints.manager import CheckpointManager, SaveResult
@@ -55,9 +56,11 @@ _HOME = {
     "Condition": "retention",
     "DEFAULT_FOLDER": "layout",
     "Every": "policy",
+    "HDFSClient": "fleet",
     "InvalidStatus": "errors",
     "Keep": "retention",
     "LoadedCheckpoint": "loader",
+    "LocalFS": "fleet",
     "Progress": "progress",
     "RngState": "rng",
     "SaveResult": "manager",
@@ -92,9 +95,11 @@ __all__ = [
     "Collect",
     "Condition",
     "Every",
+    "HDFSClient",
     "InvalidStatus",
     "Keep",
     "LoadedCheckpoint",
+    "LocalFS",
     "Progress",
     "RngState",
     "SaveResult",

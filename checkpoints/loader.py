@@ -14,6 +14,7 @@ from typing import Any
 from checkpoints import store
 from checkpoints.drivers import Driver, opened
 from checkpoints.errors import CheckpointDamaged, CheckpointNotFound
+from checkpoints.fleet import FileSystem, place
 from checkpoints.layout import Manifest, Shard, parse_shard
 from checkpoints.retention import Condition
 from checkpoints.shard_reader import check_shard, read_shard
@@ -41,29 +42,39 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    url: str,
+    path: str,
     *,
+    trainer_id: int = 0,
     checkpoint_no: int | None = None,
+    ignore_empty: bool = True,
     map_location: str = "cpu",
     driver: str | Driver | None = None,
+    fs: FileSystem | None = None,
+    hdfs_name: str | None = None,
+    hdfs_ugi: str | None = None,
 ) -> LoadedCheckpoint | None:
-    """Load the newest valid checkpoint, or one by its number.
+    """Load the newest valid checkpoint, or one by its number. Names and arguments are those of Paddle EDL, where it had
+    them; CheckpointManager.load puts it into live objects.
 
     Args:
-        url: the checkpoint folder.
+        path: the checkpoint folder, a path or a URL.
+        trainer_id: the rank, for messages; every rank may load.
         checkpoint_no: load this one and no other; None takes the newest that is valid.
+        ignore_empty: False raises where there is no checkpoint.
         map_location: device for the tensors, such as "cpu" or "cuda:0".
         driver: which driver to use, by default the one of the URL's scheme.
+        fs, hdfs_name, hdfs_ugi: as in `save_checkpoint`.
 
     Returns:
         The checkpoint, or None if the folder has none (a save that never finished does not count).
 
     Raises:
-        CheckpointNotFound: if there is no checkpoint of that number.
+        CheckpointNotFound: if there is no checkpoint of that number, or none and not ignore_empty.
         CheckpointDamaged: if the one asked for is damaged, or if there are checkpoints and every one is.
         CheckpointUnavailable: if the file system cannot answer.
     """
-    with opened(url, driver) as source:
+    url, chosen = place(path, fs, hdfs_name, hdfs_ugi)
+    with opened(url, driver or chosen) as source:
         skipped: list[Skipped] = []
         lost = False
         for examined in newest_first(source, checkpoint_no):
@@ -76,6 +87,8 @@ def load_checkpoint(
                 continue
             return LoadedCheckpoint(loaded[0].status, loaded[1], examined.info(url), tuple(skipped))
     explain_nothing(url, checkpoint_no, skipped, lost)
+    if not ignore_empty:
+        raise CheckpointNotFound(f"trainer {trainer_id}: there is no checkpoint in {url}", url=url)
     return None
 
 

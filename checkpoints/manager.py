@@ -32,6 +32,7 @@ from checkpoints.progress import Progress, ProgressLog
 from checkpoints.restore import Restored, restore
 from checkpoints.retention import Condition, Keep
 from checkpoints.saver import commit
+from checkpoints.shard_format import FlatState
 from checkpoints.shard_writer import STREAM_BYTES, Source
 from checkpoints.staging import Staging, states_of, streamed
 from checkpoints.store import CheckpointInfo
@@ -202,10 +203,24 @@ class CheckpointManager:
         return self._asked
 
     def reserve(self, **stateful: Any) -> None:
-        """Take the memory for copies of a state like this now, so that the first save blocks no longer than others."""
+        """Take the memory for copies of a state like this now, beside the training; a save in the meantime waits.
+
+        Without it the first save takes the memory, and blocks longer than the others: several times the copy, where
+        the machine has no huge pages.
+        """
         self._check_process()
         if self._async and self._thread is None:
-            self._staging.reserve(states_of(stateful))
+            states = states_of(stateful)
+            self._thread = threading.Thread(
+                target=self._reserve, args=(states,), name="edl-checkpoint-memory", daemon=True
+            )
+            self._thread.start()
+
+    def _reserve(self, states: dict[ShardName, FlatState]) -> None:
+        try:
+            self._staging.reserve(states)
+        except Exception as error:  # raised by the next call
+            self._failure = CheckpointError(f"there is no memory for a copy of the state: {error}", url=self.url)
 
     @property
     def memory_bytes(self) -> int:
@@ -235,6 +250,12 @@ class CheckpointManager:
         try:
             self.wait()
         finally:
+            if self._pending:
+                logger.warning(
+                    "a save was due while another was in flight, and none came after: it is not in %s. End with "
+                    "save(..., force=True), or use when_busy='wait'",
+                    self.url,
+                )
             if self._own_driver:
                 self._driver.close()
 

@@ -1,8 +1,9 @@
-"""How far a save is: for a callback, and as log lines when it takes long."""
+"""How far a save is: for a callback, and as log lines when it takes long or the end of the process waits for it."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,7 +60,10 @@ class ProgressLog:
             self._told(self._progress(now_s))
         if now_s - self._logged_s >= LOG_EACH_S:
             self._logged_s = now_s
-            logger.info("saving a checkpoint: %s", self._progress(now_s))
+            if threading.main_thread().is_alive():
+                logger.info("saving a checkpoint: %s", self._progress(now_s))
+            else:
+                logger.warning("the process ends when its checkpoint is saved: %s", self._progress(now_s))
 
     def done(self, name: str) -> None:
         """All is durable."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from checkpoints import store
 from checkpoints.drivers import Driver, opened
@@ -26,6 +26,7 @@ from checkpoints.errors import (
     CheckpointNotFound,
     CheckpointUnavailable,
 )
+from checkpoints.fleet import FileSystem, place
 from checkpoints.layout import MANIFEST, MANIFEST_LIMIT_BYTES, TOKEN_DIGITS, AttemptName, Manifest, Shard, ShardName
 from checkpoints.retention import Condition, Keep
 from checkpoints.shard_writer import Source, write_shard
@@ -41,35 +42,83 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 3.0
 
 
+@overload
 def save_checkpoint(
-    url: str,
-    status: TrainStatus,
+    path: str,
+    train_status: TrainStatus,
     *,
     state: Mapping[str, Any],
+    trainer_id: Literal[0] = 0,
     driver_epoch: int = 0,
     keep: int | Keep | None = 3,
+    remain_all_checkpoint: bool = False,
     driver: str | Driver | None = None,
+    fs: FileSystem | None = None,
+    hdfs_name: str | None = None,
+    hdfs_ugi: str | None = None,
+    retry_s: float = 60.0,
+    now: Callable[[], datetime] = ...,
+) -> CheckpointInfo: ...
+
+
+@overload
+def save_checkpoint(
+    path: str,
+    train_status: TrainStatus,
+    *,
+    state: Mapping[str, Any],
+    trainer_id: int,
+    driver_epoch: int = 0,
+    keep: int | Keep | None = 3,
+    remain_all_checkpoint: bool = False,
+    driver: str | Driver | None = None,
+    fs: FileSystem | None = None,
+    hdfs_name: str | None = None,
+    hdfs_ugi: str | None = None,
+    retry_s: float = 60.0,
+    now: Callable[[], datetime] = ...,
+) -> CheckpointInfo | None: ...
+
+
+def save_checkpoint(
+    path: str,
+    train_status: TrainStatus,
+    *,
+    state: Mapping[str, Any],
+    trainer_id: int = 0,
+    driver_epoch: int = 0,
+    keep: int | Keep | None = 3,
+    remain_all_checkpoint: bool = False,
+    driver: str | Driver | None = None,
+    fs: FileSystem | None = None,
+    hdfs_name: str | None = None,
+    hdfs_ugi: str | None = None,
     retry_s: float = 60.0,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> CheckpointInfo:
-    """Save a checkpoint and collect what is no longer kept; one process of the job calls it.
+) -> CheckpointInfo | None:
+    """Save a checkpoint and collect what is no longer kept. Names and arguments are those of Paddle EDL, where it had
+    them; who starts anew may prefer CheckpointManager.
 
     Args:
-        url: the job's checkpoint folder on any file system; made if it is not there.
-        status: where the training stands; its global_step is the checkpoint's order within a driver epoch.
+        path: the job's checkpoint folder on any file system, a path or a URL; made if it is not there.
+        train_status: where the training stands; its global_step is the checkpoint's order within a driver epoch.
         state: by name, objects with `state_dict()` or what such a method returns: nested dicts and lists of tensors,
             numpy arrays, numbers, strings and None.
+        trainer_id: the rank; only 0 saves, others return at once.
         driver_epoch: epoch of the driver that this worker belongs to; a worker of an older driver never wins over one
             of a newer.
         keep: how many of the newest valid checkpoints stay, at least 1, or rules for that (Keep); the rest goes, and
             the remains of dead saves. None removes nothing.
+        remain_all_checkpoint: the same as keep=None.
         driver: which driver to use, by default the one of the URL's scheme.
+        fs: LocalFS(), HDFSClient(...), or the same as `driver`.
+        hdfs_name, hdfs_ugi: the NameNode as "hdfs://host:port", and "user,password", for a path without them.
         retry_s: how long a file is written again when writing it fails although the file system answers: a dead
             HDFS DataNode is offered to writers until its NameNode notices. An outage is raised at once.
         now: the wall clock, for the time shown to people.
 
     Returns:
-        What was committed.
+        What was committed; None on a trainer that does not save.
 
     Raises:
         StateNotSupported: if the state holds something that cannot be stored without pickling.
@@ -80,9 +129,20 @@ def save_checkpoint(
     rules = Keep(keep) if isinstance(keep, int) else keep
     if driver_epoch < 0:
         raise ValueError(f"driver_epoch must not be negative; it is {driver_epoch}")
+    if trainer_id != 0:
+        return None
+    url, chosen = place(path, fs, hdfs_name, hdfs_ugi)
     sources = streamed(states_of(state))
-    with opened(url, driver) as target:
-        return commit(target, status, sources, driver_epoch=driver_epoch, keep=rules, retry_s=retry_s, now=now)
+    with opened(url, driver or chosen) as target:
+        return commit(
+            target,
+            train_status,
+            sources,
+            driver_epoch=driver_epoch,
+            keep=None if remain_all_checkpoint else rules,
+            retry_s=retry_s,
+            now=now,
+        )
 
 
 def commit(
