@@ -66,7 +66,8 @@ EXTRAS = {
     "example": EXAMPLE,
     "bench": [*EXAMPLE, "torchft-nightly", TRITON_CLIENT],
     "test": [
-        "flask>=3.0",  # with flask-cors what moto's server needs; its own extra for that brings Docker's client and more
+        # With flask-cors what the server of moto needs; its own extra brings much more.
+        "flask>=3.0",
         "flask-cors>=5.0",
         "hypothesis>=6.100",
         "moto[s3]>=5.0",

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_hdfs3
 import pytest
 import torch
 
 from checkpoints import (
     CheckpointExists,
     CheckpointNotFound,
+    CheckpointUnavailable,
     CheckpointUnsupported,
     TrainStatus,
     list_checkpoints,
@@ -29,6 +31,7 @@ KINDS = [
     "file",
     "memory",
     "fsspec-file",
+    "hdfs3",
     pytest.param("hdfs-native", marks=pytest.mark.integration),
     pytest.param("webhdfs", marks=pytest.mark.integration),
     pytest.param("libhdfs", marks=pytest.mark.integration),
@@ -47,6 +50,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if kind == "memory":
         return f"memory://{secrets.token_hex(6)}/job"
+    if kind == "hdfs3":
+        monkeypatch = request.getfixturevalue("monkeypatch")
+        package = fake_hdfs3.package(tmp_path / "hdfs3")
+        monkeypatch.setattr("checkpoints.drivers.hdfs3._package", lambda url: package)
+        return "hdfs://namenode:8020/job?driver=hdfs3"
     if kind in ("file", "fsspec-file"):
         return f"file://{tmp_path}/job"
     base = str(request.getfixturevalue({"hdfs-native": "hdfs_url"}.get(kind, f"{kind}_url")))
@@ -219,8 +227,36 @@ def test_a_forked_child_can_use_the_driver(url: str, kind: str, driver: Driver) 
         except BaseException:
             os._exit(4)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if kind == "libhdfs":
-        assert code == 5  # no JVM survives a fork: the child is told so at once
+    if kind in ("libhdfs", "hdfs3"):
+        assert code == 5  # neither survives a fork: the child is told so at once
         return
     assert code == 0
     assert read_file(driver, "child", 10) == b"child"
+
+
+def test_what_hdfs3_says_during_an_outage_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = fake_hdfs3.package(tmp_path / "hdfs3")
+    monkeypatch.setattr("checkpoints.drivers.hdfs3._package", lambda url: package)
+    driver = open_driver("hdfs://a:1,b:2/job?driver=hdfs3&user=eva")
+    driver.make_dirs("folder")
+    write(driver, "file", b"1")
+    given = driver._here().given  # type: ignore[attr-defined]
+    assert (given["user"], given["host"]) == ("eva", given["dfs.nameservices"])
+    package.HDFileSystem.away = True
+    for ask in (driver.list_dir, driver.info, driver.open_read, driver.make_dirs, driver.remove, driver.remove_tree):
+        with pytest.raises(CheckpointUnavailable):
+            ask("file")
+    with pytest.raises(CheckpointUnavailable):
+        driver.write_once("other", b"1")
+
+
+def test_hdfs3_looks_at_the_size_since_closing_tells_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = fake_hdfs3.package(tmp_path / "hdfs3")
+    monkeypatch.setattr("checkpoints.drivers.hdfs3._package", lambda url: package)
+    driver = open_driver("hdfs://namenode/job?driver=hdfs3")
+    driver.make_dirs("")
+    writer = driver.open_write("file")
+    writer.write(memoryview(b"12345"))
+    monkeypatch.setattr(package.HDFileSystem, "info", lambda self, path: {"name": path, "kind": "file", "size": 3})
+    with pytest.raises(CheckpointUnavailable, match="3 of 5 bytes"):
+        writer.commit()
