@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import fake_hdfs3
@@ -24,8 +26,10 @@ from checkpoints import (
     save_checkpoint,
     verify,
 )
+from checkpoints.checking import verify_folder
 from checkpoints.drivers import Driver, open_driver
 from checkpoints.drivers.base import CHUNK_BYTES, read_file
+from checkpoints.transfer import copy_checkpoint
 
 KINDS = [
     "file",
@@ -260,3 +264,38 @@ def test_hdfs3_looks_at_the_size_since_closing_tells_no_error(tmp_path: Path, mo
     monkeypatch.setattr(package.HDFileSystem, "info", lambda self, path: {"name": path, "kind": "file", "size": 3})
     with pytest.raises(CheckpointUnavailable, match="3 of 5 bytes"):
         writer.commit()
+
+
+@pytest.mark.integration
+def test_s3_makes_no_bucket_of_a_mistyped_name(s3_url: str) -> None:
+    import s3fs
+
+    with pytest.raises(CheckpointNotFound, match="edl-tets"):
+        preflight("s3://edl-tets/job")
+    assert "edl-tets" not in s3fs.S3FileSystem(skip_instance_cache=True).ls("")
+
+
+@pytest.mark.integration
+def test_an_s3_that_is_away_is_an_outage_within_seconds(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    begun = time.monotonic()
+    for ask in (list_checkpoints, load_checkpoint, preflight):
+        with pytest.raises(CheckpointUnavailable):
+            ask(s3_url)
+    assert time.monotonic() - begun < 45
+
+
+@pytest.mark.integration
+def test_a_checkpoint_travels_through_every_file_system(
+    hdfs_url: str, webhdfs_url: str, libhdfs_url: str, s3_url: str, tmp_path: Path
+) -> None:
+    state = {"model": {"w": torch.randn(1_500_000)}, "optimizer": {"step": 7}}  # more than one chunk
+    name = save_checkpoint(str(tmp_path / "first"), TrainStatus(global_step=7), state=state).name
+    stops = [str(tmp_path / "first"), hdfs_url, webhdfs_url, libhdfs_url, s3_url, str(tmp_path / "last")]
+    for source, target in pairwise(stops):
+        assert copy_checkpoint(source, target).name == name
+        with pytest.raises(CheckpointExists, match="already"):
+            copy_checkpoint(source, target)
+        assert [info.problem for info in verify_folder(target, jobs=2)] == [None]
+    for file in (tmp_path / "first" / name).iterdir():
+        assert file.read_bytes() == (tmp_path / "last" / name / file.name).read_bytes()

@@ -240,6 +240,22 @@ def test_the_namenode_that_serves_is_found_among_several(cluster: Any, kind: str
     assert (status.replication, status.blocksize) == (1, 1 << 20)
 
 
+@pytest.mark.parametrize("kind", ["hdfs-native", "libhdfs"])
+def test_the_configuration_of_the_site_is_read(cluster: Any, kind: str) -> None:
+    script = "import sys\nfrom checkpoints import preflight\npreflight(sys.argv[1])\nprint('good')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"hdfs:///conf-{kind}?driver={kind}"],
+        env={**os.environ, "HADOOP_CONF_DIR": str(cluster.base_dir / "conf/namenode")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == "good", done.stderr
+    assert HdfsNativeDriver(f"{cluster.url}/conf-{kind}").list_dir("") == []
+
+
 def test_a_jvm_leaves_the_signals_to_python(cluster: Any) -> None:
     script = (
         "import os, signal, sys\n"
