@@ -279,10 +279,9 @@ def test_s3_makes_no_bucket_of_a_mistyped_name(s3_url: str) -> None:
 def test_an_s3_that_is_away_is_an_outage_within_seconds(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     begun = time.monotonic()
-    for ask in (list_checkpoints, load_checkpoint, preflight):
-        with pytest.raises(CheckpointUnavailable):
-            ask(s3_url)
-    assert time.monotonic() - begun < 45
+    with pytest.raises(CheckpointUnavailable):
+        load_checkpoint(s3_url)
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.integration
@@ -291,7 +290,8 @@ def test_a_checkpoint_travels_through_every_file_system(
 ) -> None:
     state = {"model": {"w": torch.randn(1_500_000)}, "optimizer": {"step": 7}}  # more than one chunk
     name = save_checkpoint(str(tmp_path / "first"), TrainStatus(global_step=7), state=state).name
-    stops = [str(tmp_path / "first"), hdfs_url, webhdfs_url, libhdfs_url, s3_url, str(tmp_path / "last")]
+    through_jvm = libhdfs_url.replace("?", "/other?")  # its folder is the one of hdfs_url
+    stops = [str(tmp_path / "first"), hdfs_url, webhdfs_url, through_jvm, s3_url, str(tmp_path / "last")]
     for source, target in pairwise(stops):
         assert copy_checkpoint(source, target).name == name
         with pytest.raises(CheckpointExists, match="already"):
