@@ -24,6 +24,7 @@ from bench.cases import (
     selected,
 )
 from bench.checkpoint import command as checkpointing
+from bench.control import command as controlling
 from bench.distill import command as distillation
 from bench.errors import NotInstalled
 from bench.resize import machine, run_rendezvous, run_trials, system_class
@@ -79,12 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     checkpointing.add_arguments(checkpoint)
+    control = commands.add_parser(
+        "control",
+        help="decisions, JobServers and a simulated day at the size of a large cluster",
+        description=controlling.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    controlling.add_arguments(control)
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error(f"--runs is {options.runs}: it must be at least 1")
-    if options.what in ("distill", "checkpoint"):
+    benches = {"distill": distillation.run, "checkpoint": checkpointing.run, "control": controlling.run}
+    if options.what in benches:
         try:
-            (distillation if options.what == "distill" else checkpointing).run(options, start_report())
+            benches[options.what](options, start_report())
         except ValueError as error:
             parser.error(str(error))
         return 0

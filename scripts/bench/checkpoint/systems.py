@@ -6,7 +6,9 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -204,7 +206,8 @@ class Dcp:
             blocked_s = time.perf_counter() - began_s
             future.result()
             return Times(blocked_s, time.perf_counter() - began_s)
-        dcp.save(state, checkpoint_id=self._folder, no_dist=not torch.distributed.is_initialized())
+        with _one_process():
+            dcp.save(state, checkpoint_id=self._folder)
         took_s = time.perf_counter() - began_s
         return Times(took_s, took_s)
 
@@ -213,12 +216,21 @@ class Dcp:
 
         began_s = time.perf_counter()
         state = {"model": self._model.state_dict()}
-        dcp.load(state, checkpoint_id=self._folder, no_dist=not torch.distributed.is_initialized())
+        with _one_process():
+            dcp.load(state, checkpoint_id=self._folder)
         self._model.load_state_dict(state["model"])
         return time.perf_counter() - began_s
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """dcp warns that it takes one process for all there is, which is right."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def _edl_sync(model: Weights, folder: Path) -> System:
