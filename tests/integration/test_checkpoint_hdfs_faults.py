@@ -106,7 +106,7 @@ def test_a_listing_that_breaks_off_is_an_outage(cluster: Any, monkeypatch: pytes
     assert len(list_checkpoints(url)) == 6
 
 
-@pytest.mark.parametrize("kind", DRIVERS)
+@pytest.mark.parametrize("kind", ["hdfs-native", "libhdfs"])
 def test_a_namenode_that_dies_in_a_save_and_comes_back(cluster: Any, kind: str) -> None:
     url = url_of(cluster, kind, f"restart-{kind}")
     save(url, 1)
@@ -290,8 +290,9 @@ save_checkpoint(url, TrainStatus(global_step=2), state=state, driver=Pausing(ope
 """
 
 
-@pytest.mark.parametrize("how", ["recovered", "removed"])
-@pytest.mark.parametrize("kind", ["hdfs-native", "libhdfs"])
+@pytest.mark.parametrize(
+    ("kind", "how"), [("hdfs-native", "recovered"), ("hdfs-native", "removed"), ("libhdfs", "recovered")]
+)
 def test_a_writer_frozen_past_its_lease_loses_to_the_one_who_took_over(cluster: Any, kind: str, how: str) -> None:
     url = url_of(cluster, kind, f"frozen-{kind}-{how}", "replication=2&timeout=5")
     plain = url_of(cluster, "hdfs-native", f"frozen-{kind}-{how}")
