@@ -39,7 +39,7 @@ class HostBuffer:
                 self._memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             except (OSError, OverflowError) as error:
                 raise CheckpointError(
-                    f"there is no memory for {size_bytes >> 20} MiB of a state ({error}): async_save=False makes no copy"
+                    f"no memory for {size_bytes >> 20} MiB of a state ({error}): async_save=False makes no copy"
                 ) from error
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 with contextlib.suppress(OSError):  # without huge pages it is slower to take, otherwise the same
