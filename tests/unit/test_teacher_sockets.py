@@ -272,6 +272,24 @@ def test_clients_that_dawdle_are_let_go() -> None:
             assert read_answer(body)[0] == 408
 
 
+def test_a_body_that_stands_still_is_let_go_however_large_it_would_be() -> None:
+    clock = ManualClock(1000.0)
+    with TeacherThread(clock=clock) as teacher, teacher.connect() as slow, teacher.connect() as still:
+        head = f"POST {INFER} HTTP/1.1\r\nHost: t\r\nContent-Length: {60 << 20}\r\n\r\n".encode()
+        still.sendall(head)
+        slow.sendall(head + bytes(4 << 20))
+        with teacher.client() as client:
+            while client.live() and teacher.service.engine.stats.received_bytes < 4 << 20:
+                time.sleep(0.01)
+            clock.advance(HEAD_TIMEOUT_S + 1.0)
+            assert read_answer(still)[0] == 408
+            assert not select.select([slow], [], [], 0.1)[0], "it is as fast as it must be"
+            clock.advance(16.0)
+            assert read_answer(slow)[0] == 408
+            while client.live() and teacher.server.buffers.used_bytes:
+                time.sleep(0.01)
+
+
 def test_beyond_the_limit_connections_are_told_so() -> None:
     with TeacherThread(limits=Limits(max_connections=2)) as teacher:
         with teacher.connect() as one, teacher.connect() as two:
