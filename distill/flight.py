@@ -56,7 +56,7 @@ class Limits:
     retry_share: float = 0.2
     retry_burst: float = 64.0
     retry_pause_s: float = 0.5
-    #: teachers that may refuse a request, or answer it wrongly, before it is given up
+    #: times that a request may be refused, or answered wrongly, before it is given up; not before each teacher was asked
     refusals: int = 3
     #: pause before a probe, doubled from fault to fault
     least_backoff_s: float = 0.1
@@ -298,7 +298,7 @@ class Flight:
         request.avoid.add(_key(tried.asked.teacher))
         if fault in (Fault.REFUSED, Fault.WRONG):
             request.refusals += 1
-            if request.refusals >= self._limits.refusals:
+            if request.refusals >= self._limits.refusals and not self._has_other(request):
                 self._orphan(tried.request)
                 return [GiveUp(tried.request, f"teacher {tried.asked.teacher.teacher} {reason}")]
         if request.attempts:  # a hedge of it is under way
@@ -311,6 +311,10 @@ class Flight:
             pause_s = self._limits.retry_pause_s * self._jitter()
             heapq.heappush(self._paused, (now_s + pause_s, tried.request))
         return []
+
+    def _has_other(self, request: _Request) -> bool:
+        """Whether a teacher may be expected to answer it that has not failed on it."""
+        return any(asked.usable and key not in request.avoid for key, asked in self._asked.items())
 
     def _take_out(self, asked: Asked, fault: Fault, reason: str, now_s: float) -> list[Action]:
         """A teacher failed: nothing new for it. If it stands still, others get all that it has."""

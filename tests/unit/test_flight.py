@@ -247,6 +247,17 @@ def test_a_request_that_all_refuse_is_given_up_with_the_reason(fault: Fault) -> 
     assert not world.flight.live
 
 
+@pytest.mark.parametrize("fault", [Fault.WRONG, Fault.REFUSED])
+def test_a_request_is_not_given_up_before_each_teacher_was_asked(fault: Fault) -> None:
+    honest = Teacher("d", "http://d:1")
+    world = World([A, B, C, honest])
+    world.post(1)
+    while world.sent[min(world.sent)][1] != honest:
+        world.fail(min(world.sent), fault)
+    world.answer(min(world.sent))
+    assert world.delivered == [1]
+
+
 def test_a_wrong_answer_puts_a_teacher_out_though_it_lives() -> None:
     world = World()
     world.warm_up()
