@@ -76,6 +76,8 @@ class IoProcess:
         self._timeline = timeline
         self._source = self._make_source()
         self._named: tuple[Teacher, ...] = ()
+        #: why some of them are not asked
+        self._strangers = ""
         self._status: Status | None = None
         self._reports = _Reports(Control(ring), time.monotonic())
         #: the flight was told something since its next tick was computed
@@ -158,15 +160,28 @@ class IoProcess:
         changed = teachers is not self._named and teachers != self._named
         if changed:
             self._named = teachers
-            self._do(self._flight.teachers_changed(teachers, time.monotonic()))
+            self._take_on()
         if changed or self._status is None or self._status.why_none is not None or not self._flight.usable:
             self._tell_status()
+
+    def _take_on(self) -> None:
+        """Ask those that are named, but for the ones that are listed with another model than was agreed on."""
+        agreed = None if self._go is None else self._go.model_hash
+        strangers = [t for t in self._named if None not in (agreed, t.model_hash) and t.model_hash != agreed]
+        text = "; ".join(
+            f"{t.teacher} serves another model: its hash is {t.model_hash}, not {agreed}" for t in strangers
+        )
+        if text and text != self._strangers:
+            logger.warning("not asked: %s", text)
+        self._strangers = text
+        fit = [teacher for teacher in self._named if teacher not in strangers]
+        self._do(self._flight.teachers_changed(fit, time.monotonic()))
 
     def _tell_status(self) -> None:
         """Tell the trainer who serves, when that has changed."""
         why, since_s = None, None
         if not self._flight.usable:
-            why = self._flight.why_not() or self._source.why_none()
+            why = "; ".join(filter(None, (self._flight.why_not(), self._strangers))) or self._source.why_none()
             before = self._status.none_since_s if self._status is not None else None
             since_s = before if before is not None else time.monotonic()
         status = Status(tuple((t.teacher, t.url, t.model, t.model_hash) for t in self._named), why, since_s)
@@ -236,6 +251,7 @@ class IoProcess:
     def _start_asking(self, go: Go) -> None:
         self._go = go
         self._links.agree(go)
+        self._take_on()
         for batch in self._batches.all():
             self._ask(batch)
 
