@@ -56,7 +56,7 @@ class Limits:
     retry_share: float = 0.2
     retry_burst: float = 64.0
     retry_pause_s: float = 0.5
-    #: times that a request may be refused, or answered wrongly, before it is given up; not before each teacher was asked
+    #: times that a request may be refused, or answered wrongly, before it is given up, if each teacher was asked
     refusals: int = 3
     #: pause before a probe, doubled from fault to fault
     least_backoff_s: float = 0.1

@@ -78,6 +78,8 @@ class IoProcess:
         self._named: tuple[Teacher, ...] = ()
         #: why some of them are not asked
         self._strangers = ""
+        #: retries and hedges, as the trainer is told
+        self._counts = (0, 0)
         self._status: Status | None = None
         self._reports = _Reports(Control(ring), time.monotonic())
         #: the flight was told something since its next tick was computed
@@ -184,7 +186,8 @@ class IoProcess:
             why = "; ".join(filter(None, (self._flight.why_not(), self._strangers))) or self._source.why_none()
             before = self._status.none_since_s if self._status is not None else None
             since_s = before if before is not None else time.monotonic()
-        status = Status(tuple((t.teacher, t.url, t.model, t.model_hash) for t in self._named), why, since_s)
+        named = tuple((t.teacher, t.url, t.model, t.model_hash) for t in self._named)
+        status = Status(named, why, since_s, *self._counts)
         if status != self._status:
             self._status = status
             self._tell(status)
@@ -193,6 +196,8 @@ class IoProcess:
         now_s = time.monotonic()
         if now_s < self._reports.next_s:
             return
+        self._counts = self._flight.retried, self._flight.hedged
+        self._tell_status()
         waiting_for = None if self._status is None else self._status.why_none
         self._source.report(self._reports.make(now_s, waiting_for))
         if self._timeline is not None:

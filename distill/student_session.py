@@ -59,6 +59,9 @@ class ReaderStats:
     outside_of_ring: int = 0
     #: times that the IO process was started again
     respawns: int = 0
+    #: requests that were sent again after a failure, and that a second teacher was asked besides; up to a second old
+    retried: int = 0
+    hedged: int = 0
     #: batches answered by each teacher
     by_teacher: dict[str, int] | None = None
 
@@ -156,6 +159,12 @@ class StudentSession:
         self._parcels: dict[int, _Parcel] = {}
         if preflight is None and self.link is not None:
             self.link.go(Go(tuple(name for name in ins if name is not None)))
+
+    def current_stats(self) -> ReaderStats:
+        """The stats, with what the IO process counts."""
+        if self.link is not None:
+            self.stats.retried, self.stats.hedged = self.link.counts
+        return self.stats
 
     # ---- tickets --------------------------------------------------------------------------------------------------
 
