@@ -80,7 +80,9 @@ class IoLink:
     def counts(self) -> tuple[int, int]:
         """Requests that were sent again, and that a second teacher was asked besides; up to a second old."""
         retried, hedged = self._counted
-        return (retried, hedged) if self.status is None else (retried + self.status.retried, hedged + self.status.hedged)
+        return (
+            (retried, hedged) if self.status is None else (retried + self.status.retried, hedged + self.status.hedged)
+        )
 
     def _start(self) -> None:
         package = str(Path(__file__).resolve().parents[1])

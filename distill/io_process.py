@@ -322,7 +322,7 @@ class IoProcess:
         return self._flight.forget([request for request, _ in batch.requests()], time.monotonic())
 
     def _answered(self, attempt: int, outcome: Outcome) -> None:
-        self._do(self._flight.answered(attempt, time.monotonic()), outcome)
+        self._do(self._flight.answered(attempt, time.monotonic(), closing=outcome.closing), outcome)
 
     def _failed(self, attempt: int, failure: Failure) -> None:
         self._do(self._flight.failed(attempt, *failure, time.monotonic()))

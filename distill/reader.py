@@ -30,6 +30,7 @@ from distill import loaders, reader_options, slot_batches
 from distill.errors import ConfigError, DistillError
 from distill.generators import End, Epochs, Generator, Kind, loader_of, samples_of
 from distill.io_settings import DynamicTeachers, IoSettings
+from distill.limits import Limits
 from distill.loaders import ReadAhead, SlotCollate, Token
 from distill.preflight import Demand, agree
 from distill.reader_options import ReaderOptions
@@ -358,6 +359,8 @@ def _io_settings(options: ReaderOptions, predicts: Sequence[str]) -> IoSettings 
     teachers = parse_teachers(options.teachers) if options.teachers is not None else ()
     dynamic = None
     if options.service is not None:
+        assert options.zookeeper is not None  # reader_options.override fills them in
+        assert options.root is not None
         dynamic = DynamicTeachers(
             options.zookeeper,
             options.root,
@@ -380,6 +383,7 @@ def _io_settings(options: ReaderOptions, predicts: Sequence[str]) -> IoSettings 
         teacher_batch_size=options.teacher_batch_size,
         token=options.token,
         ca_file=options.ca_file,
+        limits=Limits(hedge_share=options.hedge_share) if options.hedge_share else Limits(hedge_share=0, hedge_burst=0),
         timeline=options.timeline,
         log_level=logger.getEffectiveLevel(),
     )

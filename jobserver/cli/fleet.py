@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def _with_store(hosts: str, root: str, use: Callable[[Look], None]) -> None:
     from jobserver.service_rows import service_detail, service_rows
 
     paths = Paths(root)
+    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # what it says besides, the error says
     store = ZkStore(hosts).start(_CONNECT_TIMEOUT_S)
     mirror = Mirror(store, paths.services, lambda: None)
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.asked import Standing
-from distill.flight import Action, Close, Deliver, Drop, Fault, Flight, GiveUp, Limits, Probe, Send
+from distill.flight import Action, Close, Deliver, Drop, Fault, Flight, GiveUp, Probe, Send
+from distill.limits import Limits
 from distill.source import Teacher
 
 A, B, C = (Teacher(name, f"http://{name}:1") for name in "abc")
@@ -42,9 +43,9 @@ class World:
         """Attempts under way at a teacher, oldest first."""
         return [attempt for attempt, (_, who) in self.sent.items() if who == teacher]
 
-    def answer(self, attempt: int) -> None:
+    def answer(self, attempt: int, *, closing: bool = False) -> None:
         del self.sent[attempt]
-        self._do(self.flight.answered(attempt, self.now_s))
+        self._do(self.flight.answered(attempt, self.now_s, closing=closing))
 
     def fail(self, attempt: int, fault: Fault) -> None:
         del self.sent[attempt]
@@ -112,7 +113,7 @@ def test_each_request_is_delivered_once_whatever_happens(events: list[tuple[Any,
             posted += values[0]
         elif kind in ("answer", "fail") and world.sent:
             attempt = list(world.sent)[values[0] % len(world.sent)]
-            world.answer(attempt) if kind == "answer" else world.fail(attempt, values[1])
+            world.answer(attempt, closing=values[0] % 5 == 0) if kind == "answer" else world.fail(attempt, values[1])
         elif kind == "time":
             world.pass_time(values[0])
         elif kind == "name":
@@ -287,6 +288,31 @@ def test_a_teacher_that_leaves_finishes_what_it_has() -> None:
     for attempt in held:
         world.answer(attempt)
     assert world.closed == [A]
+
+
+def test_a_teacher_that_closes_after_an_answer_is_asked_whether_it_leaves() -> None:
+    world = World([A])
+    world.warm_up()
+    world.post(1, 2, 3, 4)
+    first, second, *_ = world.at(A)
+    before = len(world.at(A))
+    world.answer(first, closing=True)
+    assert world.probes == [A]
+    assert len(world.at(A)) == before - 1, "nothing new"
+    world.answer(second, closing=True)
+    assert world.probes == [A], "it is asked once"
+    assert world.delivered == [1, 2], "what it has, it answers"
+    world.name([A, B])
+    world.probed(A, "answers 503: this teacher is leaving")
+    while world.at(B):
+        world.answer(world.at(B)[0])
+    assert world.delivered == [1, 2, 3, 4], "the other has it all"
+    assert not world.at(A)
+    assert world.flight.retried == 0
+    world.pass_time(1.0)
+    world.probed(A)
+    world.post(5, 6, 7, 8, 9)
+    assert len(world.at(A)) == 1, "it serves on, and is tried"
 
 
 def test_a_teacher_with_another_model_is_another_teacher() -> None:
