@@ -229,7 +229,7 @@ class StudentSession:
         predictions = self._predictions(answer, memory, token.rows)
         self.stats.batches += 1
         self.stats.samples += token.rows
-        self._control.write(self.stats.samples, self.stats.waited_s, 0.0)
+        self._control.write(self.stats.samples, self.stats.batches, self.stats.waited_s, 0.0)
         return Answered(nest, predictions, token.rows, isinstance(answer, Done))
 
     def _predictions(self, answer: Done | Abandoned | None, memory: memoryview, rows: int) -> list[Tensor]:
@@ -265,7 +265,7 @@ class StudentSession:
 
     def _wait_long(self, link: IoLink, token: Token, nest: Any) -> Done | GaveUp | Abandoned:
         began_s = time.monotonic()
-        self._control.write(self.stats.samples, self.stats.waited_s, began_s)
+        self._control.write(self.stats.samples, self.stats.batches, self.stats.waited_s, began_s)
         patience = _Patience(self._options, began_s)
         try:
             while True:

@@ -17,6 +17,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from distill.exposition import CONTENT_TYPE
 from edl_collective.coord.auth import same
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotFound, RecordTooLarge, VersionConflict
@@ -42,6 +43,7 @@ from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
+from jobserver.metrics import metrics
 from jobserver.service_rows import all_services, find_service
 from jobserver.snapshot import Job, Snapshot
 
@@ -392,3 +394,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get(HEALTH_PATH)
     def health(request: Request) -> Response:
         return _json(service.health(_trusted(request, service.token)))
+
+    @app.get("/metrics")
+    def for_prometheus() -> Response:
+        return Response(metrics(service.snapshot(services=True)), media_type=CONTENT_TYPE)
