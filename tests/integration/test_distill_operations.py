@@ -13,12 +13,15 @@ import torch
 from distill_students import Numbered, check, named, reader_options, teachers
 from teacher_models import ids_of, with_ids
 from teacher_thread import TeacherThread
+from teachers import TeacherProcess
 from tls_files import write_tls_files
 from torch.utils.data import DataLoader, TensorDataset
 
 from distill.errors import NoTeacher, TeacherRefused
 from distill.reader import DistillReader
 from distill.records import TeacherRecord
+from distill.teacher.config import parse_normalisation
+from distill.teacher_client import TeacherClient
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import encode
 from edl_collective.coord.zk_store import ZkStore
@@ -155,3 +158,22 @@ def test_a_teacher_that_drains_costs_no_retry() -> None:
             assert leaves.join(30.0)
             assert len(reader.stats.by_teacher or {}) == 2
             assert reader.stats.retried == 0
+
+
+@pytest.mark.long  # half a minute of the compiler
+def test_a_compiled_teacher_answers_as_the_model_does_for_any_number_of_samples(tmp_path: Path) -> None:
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    options = ("--mean", "0.5", "--std", "0.5", "--answer", "fp32")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 3, 8, 8), np.uint8)
+    with (
+        TeacherProcess("teacher_models:small", "--compile", *options, env=env) as compiled,
+        TeacherThread(
+            "teacher_models:small", normalisation=parse_normalisation("0.5", "0.5", 255.0), answer="fp32"
+        ) as plain,
+        TeacherClient(compiled.url, timeout_s=60.0) as fast,
+        plain.client() as slow,
+    ):
+        assert compiled.model_hash == plain.service.identity.model_hash
+        for rows in (1, 2, 7, 63, 64, 70):
+            same, other = (c.infer("small", {"image": pixels[:rows]})[0]["output"] for c in (fast, slow))
+            np.testing.assert_allclose(same, other, rtol=1e-3, atol=1e-5)
