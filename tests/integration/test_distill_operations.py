@@ -17,7 +17,7 @@ from teachers import TeacherProcess
 from tls_files import write_tls_files
 from torch.utils.data import DataLoader, TensorDataset
 
-from distill.errors import NoTeacher, TeacherRefused
+from distill.errors import Mismatch, NoTeacher, TeacherRefused
 from distill.reader import DistillReader
 from distill.records import TeacherRecord
 from distill.teacher.config import parse_normalisation
@@ -177,3 +177,15 @@ def test_a_compiled_teacher_answers_as_the_model_does_for_any_number_of_samples(
         for rows in (1, 2, 7, 63, 64, 70):
             same, other = (c.infer("small", {"image": pixels[:rows]})[0]["output"] for c in (fast, slow))
             np.testing.assert_allclose(same, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", ["triton", "kserve"])
+def test_servers_of_another_make_teach(make: str) -> None:
+    """They tell no hash, do not say what they serve, and KServe writes null for what it leaves out."""
+    loader = DataLoader(Numbered(), batch_size=8)
+    with teachers(("--make", make)) as running:
+        options = reader_options(teachers=named(running), teacher_batch_size=3)
+        with DistillReader(loader, **options) as reader, pytest.raises(Mismatch, match="does not say which models"):
+            next(iter(reader))
+        with DistillReader(loader, **options, model="m") as reader:
+            assert [number for batch in reader for number in check(*batch)] == list(range(50))
