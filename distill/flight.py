@@ -353,8 +353,8 @@ class Flight:
 
     def _hedge_s(self, asked: Asked) -> float:
         p95_s = asked.latencies.p95_s or self._latencies.p95_s
-        if p95_s is None:
-            return self._limits.first_deadline_s
+        if p95_s is None:  # as at the start, when a frozen teacher would hold the student up for the first deadline
+            return self._limits.deadline_s
         return max(self._limits.hedge_s, self._limits.hedge_factor * p95_s)
 
     def _look_again_at(self, tried: _Attempt) -> float:

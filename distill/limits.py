@@ -15,7 +15,7 @@ class Limits:
     deadline_factor: float = 5.0
     first_deadline_s: float = 30.0
     longest_deadline_s: float = 120.0
-    #: a second teacher is asked after max(hedge_s, hedge_factor x p95)
+    #: a second teacher is asked after max(hedge_s, hedge_factor x p95), or deadline_s while no latency is known
     hedge_s: float = 0.05
     hedge_factor: float = 1.5
     #: hedges: this share of the requests, and this many besides

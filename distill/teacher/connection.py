@@ -128,6 +128,11 @@ class Connection:
         #: held while the socket is written to by a replica, or closed
         self._lock = threading.Lock()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way: not even the begin of a request has come."""
+        return self.doing is Doing.HEAD and not self._early
+
     def ready(self, events: int) -> None:
         """Something can be read or written, or the client left."""
         try:

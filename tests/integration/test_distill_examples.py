@@ -73,11 +73,11 @@ def test_an_elastic_student_learns_from_a_job_of_teachers(tmp_path: Path) -> Non
     tag, file = uuid.uuid4().hex, tmp_path / "result.json"
     env = {name: value for name, value in os.environ.items() if "EDL" not in name}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", STORY_TAG: tag}
-    command = [str(RESNET / "distill.sh"), "--epochs", "6", "--teacher_epochs", "1", "--json", str(file)]
+    command = [str(RESNET / "distill.sh"), "--epochs", "14", "--teacher_epochs", "1", "--json", str(file)]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=360, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(file.read_text())
-    assert [row["epoch"] for row in found["epochs"]] == list(range(6))
+    assert [row["epoch"] for row in found["epochs"]] == list(range(14))
     assert all(row["distill_soft"] is not None for row in found["epochs"])
     assert [(row["from"], row["to"]) for row in found["resizes"]] == [(1, 2)]
     assert not list(processes_with(STORY_TAG, lambda value: value == tag)), "nothing is left behind"

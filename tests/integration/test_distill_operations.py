@@ -189,3 +189,17 @@ def test_servers_of_another_make_teach(make: str) -> None:
             next(iter(reader))
         with DistillReader(loader, **options, model="m") as reader:
             assert [number for batch in reader for number in check(*batch)] == list(range(50))
+
+
+def test_a_teacher_that_is_frozen_from_the_start_holds_nobody_up() -> None:
+    """Neither the check before the first batch nor the first requests, of which no latency is known."""
+    loader = DataLoader(Numbered(400), batch_size=8)
+    with teachers((), ()) as running:
+        running[0].process.send_signal(signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            with DistillReader(loader, **reader_options(teachers=named(running))) as reader:
+                assert [number for batch in reader for number in check(*batch)] == list(range(400))
+            assert time.monotonic() - began_s < 20, "3 s for the check and 2 s for the first request"
+        finally:
+            running[0].process.send_signal(signal.SIGCONT)

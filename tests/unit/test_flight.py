@@ -248,6 +248,16 @@ def test_a_request_that_all_refuse_is_given_up_with_the_reason(fault: Fault) -> 
     assert not world.flight.live
 
 
+def test_a_teacher_that_stands_still_from_the_start_is_hedged_too() -> None:
+    world = World()
+    world.post(1, 2)
+    world.answer(world.at(B)[0])
+    world.pass_time(1.9)
+    assert not world.at(B)
+    world.pass_time(0.2)
+    assert [world.sent[attempt][0] for attempt in world.at(B)] == [1]
+
+
 @pytest.mark.parametrize("fault", [Fault.WRONG, Fault.REFUSED])
 def test_a_request_is_not_given_up_before_each_teacher_was_asked(fault: Fault) -> None:
     honest = Teacher("d", "http://d:1")

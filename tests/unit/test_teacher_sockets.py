@@ -17,7 +17,7 @@ from teacher_thread import TeacherThread
 from distill import oip
 from distill.errors import TeacherRefused, TeacherUnavailable
 from distill.teacher.connection import HEAD_TIMEOUT_S, MAX_DROPPED_BYTES
-from distill.teacher.server import GRACE_S, Limits
+from distill.teacher.server import GRACE_S, IDLE_S, Limits
 from edl_collective.coord.clock import ManualClock
 
 INFER = "/v2/models/identity/infer"
@@ -279,7 +279,7 @@ def test_a_body_that_stands_still_is_let_go_however_large_it_would_be() -> None:
         still.sendall(head)
         slow.sendall(head + bytes(4 << 20))
         with teacher.client() as client:
-            while client.live() and teacher.service.engine.stats.received_bytes < 4 << 20:
+            while client.live() and teacher.service.engine.stats.received_bytes < 3 << 20:  # woken for each MB
                 time.sleep(0.01)
             clock.advance(HEAD_TIMEOUT_S + 1.0)
             assert read_answer(still)[0] == 408
@@ -302,6 +302,27 @@ def test_beyond_the_limit_connections_are_told_so() -> None:
         with teacher.client() as client:
             while not client.live():  # until the server has seen that they left
                 time.sleep(0.01)
+
+
+def test_connections_that_are_only_held_make_room() -> None:
+    clock = ManualClock(1000.0)
+    with (
+        TeacherThread(clock=clock, limits=Limits(max_connections=2)) as teacher,
+        teacher.connect() as held,
+        teacher.connect() as used,
+    ):
+        for connection in (held, used):
+            connection.sendall(request(1))
+            assert answered_ids(read_answer(connection)) == [1]
+        clock.advance(IDLE_S + 1.0)
+        used.sendall(request(2))
+        assert answered_ids(read_answer(used)) == [2]
+        with teacher.connect() as three:
+            three.sendall(request(3))
+            assert answered_ids(read_answer(three)) == [3]
+            assert held.recv(1) == b"", "the one that was idle for longest"
+            with teacher.connect() as four:
+                assert read_answer(four)[0] == 503, "both are in use"
 
 
 def metrics_over(connection: socket.socket) -> bytes:
