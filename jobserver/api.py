@@ -17,34 +17,34 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from distill.exposition import CONTENT_TYPE
 from edl_collective.coord.auth import same
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotFound, RecordTooLarge, VersionConflict
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, encode
 from edl_collective.coord.store import Session, Store
+from jobserver.api_metrics import add_metrics
 from jobserver.api_models import (
     MAX_BODY_BYTES,
     ApiError,
     Json,
-    convert_spec,
     differences,
     events_after,
     host_rows,
     job_detail,
-    job_row,
-    node_row,
+    job_rows,
+    node_rows,
     parse_np,
     parse_spec,
     pods,
+    stopped,
 )
 from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
-from jobserver.metrics import metrics
 from jobserver.service_rows import all_services, find_service
+from jobserver.shown import Shown
 from jobserver.snapshot import Job, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Service:
         self._clock = clock
         self._changing = changing
         self.token = token
+        self.shown = Shown(clock)
         self._connected = threading.Event()
         store.on_session(self._session_changed)
         self._session_changed(store.session)
@@ -254,16 +255,21 @@ Body = Annotated[bytes, Depends(read_body)]
 def create_app(service: Service) -> FastAPI:
     """The ASGI application."""
     app = FastAPI(title="EDL JobServer", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json")
-    _add_errors(app, service.token)
+    _add_errors(app, service)
     _add_jobs(app, service)
     _add_job_views(app, service)
     _add_cluster(app, service)
     _add_health(app, service)
+    add_metrics(app, service)
     return app
 
 
 def _json(value: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _shown(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 def _refusal(status: int, error: str, field: str | None = None) -> Response:
@@ -274,12 +280,15 @@ def _trusted(request: Request, token: str) -> bool:
     return same(request.headers.get("authorization", ""), f"Bearer {token}")
 
 
-def _add_errors(app: FastAPI, token: str) -> None:
+def _add_errors(app: FastAPI, service: Service) -> None:
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path != HEALTH_PATH and not _trusted(request, token):
+        if request.url.path != HEALTH_PATH and not _trusted(request, service.token):
             return _refusal(401, "the bearer token is missing or wrong: use the cluster's key file (--key-file)")
-        return await call_next(request)
+        response = await call_next(request)
+        if request.method != "GET":
+            service.shown.forget()
+        return response
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
@@ -324,9 +333,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/jobs")
     def jobs() -> Response:
-        snapshot = service.snapshot()
-        rows = [job_row(job) for job in snapshot.jobs.values()]
-        return _json({"jobs": sorted(rows, key=lambda row: (row["submitted_at"], row["job"]))})
+        return _shown(service.shown.answer("jobs", service.snapshot, job_rows))
 
     @app.get("/api/v1/jobs/{job}")
     def describe(job: str) -> Response:
@@ -338,15 +345,11 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.post("/api/v1/jobs/{job}/stop")
     def stop(job: str) -> Response:
-        return _json(service.change(job, _stopped))
+        return _json(service.change(job, stopped))
 
     @app.delete("/api/v1/jobs/{job}")
     def delete(job: str) -> Response:
         return _json(service.delete(job))
-
-
-def _stopped(spec: JobSpec) -> JobSpec:
-    return convert_spec({**msgspec.to_builtins(spec), "stopped": True})
 
 
 def _add_job_views(app: FastAPI, service: Service) -> None:
@@ -370,8 +373,7 @@ def _add_job_views(app: FastAPI, service: Service) -> None:
 def _add_cluster(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/nodes")
     def nodes() -> Response:
-        snapshot = service.snapshot()
-        return _json({"nodes": [node_row(node, snapshot) for _, node in sorted(snapshot.nodes.items())]})
+        return _shown(service.shown.answer("nodes", service.snapshot, node_rows))
 
     @app.get("/api/v1/services")
     def services() -> Response:
@@ -394,7 +396,3 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get(HEALTH_PATH)
     def health(request: Request) -> Response:
         return _json(service.health(_trusted(request, service.token)))
-
-    @app.get("/metrics")
-    def for_prometheus() -> Response:
-        return Response(metrics(service.snapshot(services=True)), media_type=CONTENT_TYPE)
