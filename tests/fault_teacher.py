@@ -102,7 +102,7 @@ class Teacher:
         values = values if fault != "shape" else values * 2
         tensor_bytes = struct.pack(f"<{len(values)}f", *values)
         output = {"name": "y", "datatype": "FP32", "shape": shape}
-        answer = {
+        answer: dict[str, Any] = {
             "model_name": "m",
             "outputs": [{**output, "parameters": {"binary_data_size": len(tensor_bytes)}}],
             "parameters": {"model_hash": "other" if fault == "hash" else self._options.hash},

@@ -1,6 +1,7 @@
 """Which answers of teachers are learned from, and which are refused."""
 
 import struct
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_a_good_answer_is_taken_as_it_lies() -> None:
 @pytest.mark.parametrize("answered", ["h2", None, 7])
 def test_only_the_model_that_was_agreed_on_teaches(listed: str | None, answered: object) -> None:
     """Also when a teacher that came later is listed with another one, or says nothing."""
-    parameters = {} if answered is None else {"model_hash": answered}
+    parameters: dict[str, Any] = {} if answered is None else {"model_hash": answered}
     with pytest.raises(WrongAnswer, match="another model"):
         AGREED.check(Teacher("t", "http://t:1", None, listed), *body(1.0, 2.0, **parameters), 1)
 
