@@ -13,6 +13,7 @@ from checkpoints import LoadedCheckpoint
 from edl_collective import collectives
 from edl_collective.batches import ElasticBatchSampler
 from edl_collective.messages import Happened, Report
+from edl_collective.teacher_waits import TeacherWaits, per_step
 from edl_collective.worlds import Worlds
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ REPORT_INTERVAL_S = 0.2
 #: a job is near its end, and is not resized, when this part of its samples is left
 NEAR_END_FRACTION = 0.1
 #: fields of an epoch's event that are not the script's to report
-RESERVED = frozenset({"epoch", "step", "workers", "samples_per_s", "kind", "text", "worker"})
+RESERVED = frozenset({"epoch", "step", "workers", "samples_per_s", "kind", "text", "worker", "teacher_wait_s_per_step"})
 
 
 class Reporter:
@@ -46,6 +47,9 @@ class Reporter:
         self._pause_s: float | None = None
         #: loss and accuracy of the last completed epoch, shown until there are newer ones
         self._shown: dict[str, float] = {}
+        self._waits = TeacherWaits()
+        #: of the last completed epoch, over all ranks
+        self._epoch_wait_s: float | None = None
 
     def join(self, worlds: Worlds, rank: int, size: int) -> None:
         """A new world begins; from now on it is known who speaks."""
@@ -74,8 +78,10 @@ class Reporter:
     def begin_epoch(self, total: int) -> None:
         self._epochs_total = total
         self._metrics = {}
+        self._waits.begin_epoch()
 
-    def begin_steps(self) -> None:
+    def begin_steps(self, loader: object) -> None:
+        self._waits.follow(loader)
         self._mark = time.monotonic()
 
     def batch_ready(self) -> None:
@@ -107,10 +113,12 @@ class Reporter:
             self._send(self._report(sampler))
 
     def close_epoch(self) -> None:
-        """Average the loss over all ranks; every rank calls it. Raises HorovodInternalError."""
-        total, count = collectives.sum_across([float(self._loss_sum), float(self._loss_count)])
+        """Average over all ranks; every rank calls it. Raises HorovodInternalError."""
+        own = [float(self._loss_sum), float(self._loss_count), *self._waits.counts()]
+        total, count, waited_s, steps = collectives.sum_across(own)
         if count:
             self._metrics.setdefault("loss", total / count)
+        self._epoch_wait_s = per_step(waited_s, steps)
 
     def saved(self, epoch: int, seconds: float) -> None:
         self._tell("checkpoint", f"saved epoch {epoch} in {seconds:.2f} s", epoch=epoch, seconds=round(seconds, 3))
@@ -128,6 +136,7 @@ class Reporter:
             workers=self._size,
             samples_per_s=speed,
             **metrics,
+            **({} if self._epoch_wait_s is None else {"teacher_wait_s_per_step": self._epoch_wait_s}),
         )
         self._shown = metrics
         if self.rank == 0:
@@ -172,6 +181,7 @@ class Reporter:
             samples_per_s=self._samples_per_s(),
             loss=shown.get("loss"),
             accuracy=shown.get("accuracy"),
+            teacher_wait_s_per_step=self._waits.per_step_s(),
             near_end=whole is not None and left is not None and left <= NEAR_END_FRACTION * whole,
             last_step_at=time.time(),
             samples_left=left,

@@ -136,7 +136,7 @@ class State:
         world is to change, for run() to catch.
         """
         reducer = self._in_world()
-        self._reporter.begin_steps()
+        self._reporter.begin_steps(loader)
         epoch = self.epoch
         for info, batch in iterate(loader, self.sampler, lambda loader: self._workers.iterate(loader, epoch)):
             self._reporter.batch_ready()

@@ -96,6 +96,11 @@ def convert_spec(values: Mapping[str, Any]) -> JobSpec:
     return spec
 
 
+def stopped(spec: JobSpec) -> JobSpec:
+    """The same job, to be stopped."""
+    return convert_spec({**msgspec.to_builtins(spec), "stopped": True})
+
+
 def parse_np(body: bytes, spec: JobSpec) -> JobSpec:
     """`spec` with the np of a scale request; null gives the number back to the schedule. Raises ApiError."""
     values = parse_body(body)
@@ -151,7 +156,7 @@ def job_row(job: Job, place: int | None = None) -> Json:
         "reason": status.reason if status else "no JobServer has looked at it yet",
         "workers": len(job.plan.value.workers) if job.plan else 0,
         "spares": len(job.plan.value.spares) if job.plan else 0,
-        "world_size": progress.world_size if progress else 0,
+        "world_size": serving(job) if spec.service is not None else progress.world_size if progress else 0,
         "min_np": spec.min_np,
         "max_np": spec.max_np,
         "np": spec.np,
@@ -163,8 +168,14 @@ def job_row(job: Job, place: int | None = None) -> Json:
         "samples_per_s": progress.samples_per_s if progress else None,
         "loss": progress.loss if progress else None,
         "accuracy": progress.accuracy if progress else None,
+        "teacher_wait_s_per_step": progress.teacher_wait_s_per_step if progress else None,
         "submitted_at": spec.submitted_at,
     }
+
+
+def serving(job: Job) -> int:
+    """Teachers of the job that are listed and do not drain: they have no world."""
+    return sum(teacher.job == job.name and not teacher.draining for teacher in job.fleet.teachers.values())
 
 
 def job_detail(job: Job, snapshot: Snapshot, events: int = 20) -> Json:

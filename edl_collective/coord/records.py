@@ -376,6 +376,8 @@ class Progress(Record, frozen=True, kw_only=True):
     samples_per_s: float | None = None
     loss: float | None = None
     accuracy: float | None = None
+    #: seconds that each step of the epoch waited for teachers; None where there are none
+    teacher_wait_s_per_step: float | None = None
     near_end: bool = False
     message: str = ""
     #: wall time of the last completed step
