@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from checkpoints import store
-from checkpoints.drivers import Driver, open_driver
+from checkpoints.drivers import Driver, opened
 from checkpoints.errors import CheckpointDamaged, CheckpointNotFound
-from checkpoints.layout import Manifest, parse_shard
-from checkpoints.policy import Condition
-from checkpoints.shard_file import check_shard, read_shard
+from checkpoints.fleet import FileSystem, place
+from checkpoints.layout import Manifest, Shard, parse_shard
+from checkpoints.retention import Condition
+from checkpoints.shard_reader import check_shard, read_shard
 from checkpoints.store import CheckpointInfo, Examined, Skipped
 from checkpoints.train_status import TrainStatus
 
@@ -42,32 +42,42 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    url: str,
+    path: str,
     *,
+    trainer_id: int = 0,
     checkpoint_no: int | None = None,
+    ignore_empty: bool = True,
     map_location: str = "cpu",
     driver: str | Driver | None = None,
+    fs: FileSystem | None = None,
+    hdfs_name: str | None = None,
+    hdfs_ugi: str | None = None,
 ) -> LoadedCheckpoint | None:
-    """Load the newest valid checkpoint, or one by its number.
+    """Load the newest valid checkpoint, or one by its number. Names and arguments are those of Paddle EDL, where it had
+    them; CheckpointManager.load puts it into live objects.
 
     Args:
-        url: the checkpoint folder.
+        path: the checkpoint folder, a path or a URL.
+        trainer_id: the rank, for messages; every rank may load.
         checkpoint_no: load this one and no other; None takes the newest that is valid.
+        ignore_empty: False raises where there is no checkpoint.
         map_location: device for the tensors, such as "cpu" or "cuda:0".
         driver: which driver to use, by default the one of the URL's scheme.
+        fs, hdfs_name, hdfs_ugi: as in `save_checkpoint`.
 
     Returns:
         The checkpoint, or None if the folder has none (a save that never finished does not count).
 
     Raises:
-        CheckpointNotFound: if there is no checkpoint of that number.
+        CheckpointNotFound: if there is no checkpoint of that number, or none and not ignore_empty.
         CheckpointDamaged: if the one asked for is damaged, or if there are checkpoints and every one is.
         CheckpointUnavailable: if the file system cannot answer.
     """
-    with _opened(url, driver) as source:
+    url, chosen = place(path, fs, hdfs_name, hdfs_ugi)
+    with opened(url, driver or chosen) as source:
         skipped: list[Skipped] = []
         lost = False
-        for examined in _newest_first(source, checkpoint_no):
+        for examined in newest_first(source, checkpoint_no):
             try:
                 loaded = _load(source, examined, map_location)
             except CheckpointDamaged as error:
@@ -76,11 +86,13 @@ def load_checkpoint(
                 logger.warning("checkpoint %s in %s is not used: %s", examined.attempt, url, error)
                 continue
             return LoadedCheckpoint(loaded[0].status, loaded[1], examined.info(url), tuple(skipped))
-    _explain_nothing(url, checkpoint_no, skipped, lost)
+    explain_nothing(url, checkpoint_no, skipped, lost)
+    if not ignore_empty:
+        raise CheckpointNotFound(f"trainer {trainer_id}: there is no checkpoint in {url}", url=url)
     return None
 
 
-def _explain_nothing(url: str, checkpoint_no: int | None, skipped: list[Skipped], lost: bool) -> None:
+def explain_nothing(url: str, checkpoint_no: int | None, skipped: list[Skipped], lost: bool) -> None:
     """Raise if having found nothing is more than an empty folder."""
     reasons = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:3])
     if checkpoint_no is not None:
@@ -101,8 +113,8 @@ def list_checkpoints(url: str, *, driver: str | Driver | None = None) -> list[Ch
     Raises:
         CheckpointUnavailable: if the file system cannot answer; an outage is never an empty list.
     """
-    with _opened(url, driver) as source:
-        return [examined.info(url) for examined in _newest_first(source, None)]
+    with opened(url, driver) as source:
+        return [examined.info(url) for examined in newest_first(source, None)]
 
 
 def verify(url: str, *, checkpoint_no: int | None = None, driver: str | Driver | None = None) -> list[CheckpointInfo]:
@@ -115,40 +127,44 @@ def verify(url: str, *, checkpoint_no: int | None = None, driver: str | Driver |
         CheckpointNotFound: if there is no checkpoint of that number.
         CheckpointUnavailable: if the file system cannot answer.
     """
-    with _opened(url, driver) as source:
-        found = [_verified(source, examined).info(url) for examined in _newest_first(source, checkpoint_no)]
+    with opened(url, driver) as source:
+        found = [_verified(source, examined).info(url) for examined in newest_first(source, checkpoint_no)]
     if checkpoint_no is not None and not found:
-        _explain_nothing(url, checkpoint_no, [], lost=False)
+        explain_nothing(url, checkpoint_no, [], lost=False)
     return found
 
 
-@contextmanager
-def _opened(url: str, driver: str | Driver | None) -> Iterator[Driver]:
-    source = open_driver(url, driver)
-    try:
-        yield source
-    finally:
-        if source is not driver:
-            source.close()
-
-
-def _newest_first(driver: Driver, checkpoint_no: int | None) -> Iterator[Examined]:
+def newest_first(driver: Driver, checkpoint_no: int | None) -> Iterator[Examined]:
+    """Attempts as they are examined, one after another; of one number, or all."""
     for attempt in store.attempts(driver):
         if checkpoint_no is None or attempt.number == checkpoint_no:
             yield store.examine(driver, attempt)
 
 
 def _load(driver: Driver, examined: Examined, device: str) -> tuple[Manifest, dict[str, Any]]:
+    manifest, shards = shards_of(examined)
+    folder = examined.attempt
+    return manifest, {
+        name: read_shard(driver, f"{folder}/{shard.name}", shard, device) for name, shard in shards.items()
+    }
+
+
+def shards_of(examined: Examined) -> tuple[Manifest, dict[str, Shard]]:
+    """The manifest of a valid checkpoint and its shards by the name of their state.
+
+    Raises:
+        CheckpointDamaged: if it is not valid, or in parts.
+    """
     manifest = examined.manifest
     if manifest is None or examined.problem is not None:
         raise CheckpointDamaged(examined.problem or "no manifest")
-    state = {}
+    shards = {}
     for shard in manifest.shards:
         name = parse_shard(shard.name)
         if name is None or name.parts != 1:
             raise CheckpointDamaged(f"{shard.name} is a part of a sharded state, which this version does not read")
-        state[name.state] = read_shard(driver, f"{examined.attempt}/{shard.name}", shard, device)
-    return manifest, state
+        shards[name.state] = shard
+    return manifest, shards
 
 
 def _verified(driver: Driver, examined: Examined) -> Examined:

@@ -5,6 +5,8 @@ Only rank 0 speaks; every rank counts, since any may become rank 0. Never change
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,15 +122,23 @@ class Reporter:
             self._metrics.setdefault("loss", total / count)
         self._epoch_wait_s = per_step(waited_s, steps)
 
-    def saved(self, epoch: int, seconds: float) -> None:
-        self._tell("checkpoint", f"saved epoch {epoch} in {seconds:.2f} s", epoch=epoch, seconds=round(seconds, 3))
+    def saved(self, epoch: int, seconds: float, blocked_s: float) -> None:
+        """Called in the saving thread of the rank that saves."""
+        text = f"saved epoch {epoch} in {seconds:.2f} s, of which training waited {blocked_s:.2f} s"
+        times = {"seconds": round(seconds, 3), "blocked_s": round(blocked_s, 3)}
+        self._say(Happened(kind="checkpoint", text=text, fields={"epoch": epoch, **times}))
 
-    def epoch_done(self, epoch: int, sampler: ElasticBatchSampler) -> None:
-        """The epoch's line; counters begin again."""
+    def not_saved(self, epoch: int, why: str) -> None:
+        """Called in the saving thread of the rank that saves."""
+        self._say(Happened(kind="checkpoint", text=f"epoch {epoch} was not saved: {why}", fields={"epoch": epoch}))
+
+    def epoch_done(self, epoch: int, sampler: ElasticBatchSampler) -> Callable[[], None]:
+        """Make the epoch's line, which the caller tells, in any thread; counters begin again."""
         speed = self._samples_per_s()
         metrics = {name: round(value, 6) for name, value in self._metrics.items()}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self._tell(
+        tell = partial(
+            self._tell,
             "epoch",
             f"epoch {epoch}: {self._size} workers, {speed or 0:.0f} samples/s, {shown}",
             epoch=epoch,
@@ -143,6 +153,7 @@ class Reporter:
             self._send(self._report(sampler))
         self._loss_sum, self._loss_count = 0.0, 0
         self._epoch_samples, self._epoch_seconds = 0, 0.0
+        return tell
 
     def _end_phase(self, phase: str) -> None:
         if self._worlds is not None:

@@ -4,6 +4,7 @@
 levels: `interrupted` stays true until the next `enter`. Nothing here knows about models or data.
 """
 
+import atexit
 import logging
 import os
 import time
@@ -206,7 +207,8 @@ class GatedWorlds:
         self.phases.end("gate")
         if isinstance(answer, Leave):
             logger.info("leaving the job: %s", answer.reason or "its plan has no place for this worker")
-            self._link.close()
+            # Not before the process ends: a checkpoint that is being written is told when it is durable.
+            atexit.register(self._link.close)
             raise SystemExit(LEFT_STATUS)
         # Named at the next gate even if init() fails below: this generation was assigned, the next one is wanted.
         self._generation, self.cause, self.driver_epoch = answer.generation, answer.cause, answer.epoch

@@ -5,6 +5,7 @@ Tests that kill a part of it start one of their own with `new_hdfs`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import secrets
 import sys
@@ -57,3 +58,22 @@ def hdfs_url(hdfs: Any) -> str:
 def webhdfs_url(hdfs: Any) -> str:
     """A folder of this test alone, as webhdfs://127.0.0.1:PORT/..."""
     return f"{hdfs.webhdfs_url}/test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture(scope="module")
+def libhdfs(hdfs: Any) -> Iterator[None]:
+    """libhdfs.so and Hadoop's classes, as a site with a Hadoop install has them; a JVM starts in this process."""
+    jars, build = importlib.import_module("hadoop_jars"), importlib.import_module("libhdfs_build")
+    say = functools.partial(print, file=sys.stderr)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARROW_LIBHDFS_DIR", str(build.fetch_libhdfs(jars.default_cache_dir(), say)))
+        patch.setenv("CLASSPATH", f"{jars.fetch_hadoop(jars.default_cache_dir(), say)}/*")
+        patch.setenv("LIBHDFS_OPTS", "-Xmx192m -XX:+UseSerialGC -XX:TieredStopAtLevel=1")
+        patch.setenv("JAVA_HOME", str(build.java_home()))
+        yield
+
+
+@pytest.fixture
+def libhdfs_url(hdfs_url: str, libhdfs: None) -> str:
+    """A folder of this test alone, through libhdfs."""
+    return f"{hdfs_url}?driver=libhdfs&replication=2"

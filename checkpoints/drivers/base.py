@@ -22,6 +22,7 @@ from typing import Protocol
 from checkpoints.errors import (
     CheckpointError,
     CheckpointExists,
+    CheckpointLeaseLost,
     CheckpointNotFound,
     CheckpointPermission,
     CheckpointQuota,
@@ -123,6 +124,8 @@ def read_file(driver: Driver, path: str, limit_bytes: int) -> bytes:
 
 #: Names of Java exceptions in the text of an HDFS client's error, and what they mean to us. First match wins.
 _JAVA: tuple[tuple[re.Pattern[str], type[CheckpointError]], ...] = (
+    # Its text says that the file does not exist; it would be taken for an absence further down.
+    (re.compile(r"LeaseExpired|No lease on"), CheckpointLeaseLost),
     (re.compile(r"SafeMode"), CheckpointUnavailable),
     (re.compile(r"[ND]SQuotaExceeded|QuotaExceeded|No space left|DiskOutOfSpace"), CheckpointQuota),
     (re.compile(r"AccessControl|[Pp]ermission denied|Authoriz|Authentic"), CheckpointPermission),
@@ -146,6 +149,7 @@ _ADVICE: dict[type[CheckpointError], str] = {
     CheckpointQuota: "free space, raise the quota, or lower keep",
     CheckpointUnavailable: "check that the file system is up and that the checkpoint URL names it",
     CheckpointTimeout: "check the file system and the network",
+    CheckpointLeaseLost: "another process removed or took over this file: does a second job save to this folder?",
 }
 
 

@@ -26,13 +26,17 @@ from checkpoints import (
     CheckpointUnsupported,
     LoadedCheckpoint,
     TrainStatus,
+    collect,
     list_checkpoints,
     load_checkpoint,
+    pin,
     preflight,
     save_checkpoint,
+    unpin,
     verify,
 )
 from checkpoints.drivers import open_driver
+from checkpoints.drivers.base import Entry
 
 SHARD = "model-00000-of-00001.safetensors"
 
@@ -137,7 +141,7 @@ def test_failing_to_collect_does_not_fail_the_save(tmp_path: Path, caplog: pytes
     save(url, 1, keep=1)
     clean = FaultDriver(open_driver(url))
     save(url, 2, clean, keep=1)
-    removal = next(n for n, name in enumerate(clean.operations) if name.startswith("remove "))
+    removal = next(n for n, name in enumerate(clean.operations) if name.startswith("remove ckpt"))
     with caplog.at_level(logging.WARNING):
         info = save(url, 3, FaultDriver(open_driver(url), removal, error=outage), keep=1)
     assert info.number == 3
@@ -322,3 +326,62 @@ def test_a_folder_in_the_manifests_place_is_no_checkpoint(tmp_path: Path) -> Non
     folder.unlink()
     folder.mkdir()
     assert newest(str(tmp_path)).status.global_step == 1
+
+
+class PartialDriver(FaultDriver):
+    """Its listings of the folder leave out what an object store may not show yet."""
+
+    hidden: frozenset[str] = frozenset()
+
+    def list_dir(self, path: str) -> list[Entry]:
+        return [entry for entry in super().list_dir(path) if entry.name not in self.hidden]
+
+
+def test_a_checkpoint_that_a_listing_leaves_out_is_found_by_the_hint(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    save(url, 1)
+    driver = PartialDriver(open_driver(url))
+    driver.hidden = frozenset({save(url, 2).name, "LATEST"})
+    loaded = load_checkpoint(url, driver=driver)
+    assert loaded is not None
+    assert loaded.status.global_step == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"notes", b"../../etc/passwd\n", b"x" * 1000])
+def test_the_hint_is_never_trusted(tmp_path: Path, content: bytes) -> None:
+    url = str(tmp_path)
+    save(url, 1)
+    gone = save(url, 3)
+    shutil.rmtree(tmp_path / gone.name)
+    assert newest(url).skipped == ()
+    assert newest(url).status.global_step == 1
+    (tmp_path / "LATEST").write_bytes(content)
+    assert newest(url).skipped == ()
+    save(url, 2)
+    assert (tmp_path / "LATEST").read_text().startswith("ckpt-00000002-e0-s2-")
+
+
+def test_the_hint_does_not_move_back(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    newer = save(url, 5, driver_epoch=1)
+    save(url, 900)
+    assert (tmp_path / "LATEST").read_text() == f"{newer.name}\n"
+
+
+def test_pins_hold_until_they_are_taken_away(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    save(url, 1)
+    assert pin(url, 1) == pin(url, 1) == list_checkpoints(url)[0].name
+    for step in (2, 3, 4):
+        save(url, step, keep=2)
+    assert [(info.number, info.pinned) for info in list_checkpoints(url)] == [(4, False), (3, False), (1, True)]
+    assert collect(url, 1) == collect(url, 1)
+    assert [item.attempt.number for item in collect(url, 1, dry_run=False)] == [3]
+    unpin(url, list_checkpoints(url)[-1].name)
+    assert [item.attempt.number for item in collect(url, 1, dry_run=False)] == [1]
+    for wrong in (9, "ckpt-00000009-e0-s9-0123456789ab", "notes"):
+        with pytest.raises(CheckpointNotFound, match="there is no checkpoint"):
+            pin(url, wrong)
+    (tmp_path / save(url, 5).name / "manifest.json").unlink()
+    with pytest.raises(CheckpointDamaged, match="cannot be pinned"):
+        pin(url, 5)
