@@ -66,7 +66,7 @@ EXTRAS = {
     "example": EXAMPLE,
     "bench": [*EXAMPLE, "torchft-nightly", TRITON_CLIENT],
     "test": [
-        "flask>=3.0",  # with flask-cors what moto's server needs; its own extra for that brings Docker's client and more
+        "flask>=3.0",  # with flask-cors what moto's server needs; moto's own extra brings Docker's client and more
         "flask-cors>=5.0",
         "hypothesis>=6.100",
         "moto[s3]>=5.0",

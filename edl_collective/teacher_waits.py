@@ -22,6 +22,10 @@ class TeacherWaits:
             self._read = lambda: _counts(loader)
             self._before = self._read()
 
+    def total_s(self) -> float:
+        """Seconds waited since the loader began; 0 where there are no teachers."""
+        return self._read()[0] if self._read is not None else 0.0
+
     def begin_epoch(self) -> None:
         self._before = self._read() if self._read is not None else (0.0, 0)
 

@@ -100,6 +100,14 @@ class Service:
             raise ApiError(409, f"job {name} is left alone: {'; '.join(texts)}")
         raise ApiError(404, f"there is no job {name}", "job")
 
+    def now_s(self) -> float:
+        """Wall time."""
+        return self._clock.wall_s()
+
+    def detail(self, name: str) -> Json:
+        """Raises ApiError as `job` does."""
+        return job_detail(*self.job(name), self.now_s())
+
     def submit(self, body: bytes) -> tuple[int, Json]:
         """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is.
 
@@ -337,7 +345,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/jobs/{job}")
     def describe(job: str) -> Response:
-        return _json(job_detail(*service.job(job)))
+        return _json(service.detail(job))
 
     @app.post("/api/v1/jobs/{job}/scale")
     def scale(job: str, body: Body) -> Response:

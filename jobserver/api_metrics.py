@@ -10,10 +10,11 @@ from jobserver.snapshot import Snapshot
 
 
 class _Service(Protocol):
+    def now_s(self) -> float: ...
     def snapshot(self, *, services: bool = False) -> Snapshot: ...
 
 
 def add_metrics(app: FastAPI, service: _Service) -> None:
     @app.get("/metrics")
     def for_prometheus() -> Response:
-        return Response(metrics(service.snapshot(services=True)), media_type=CONTENT_TYPE)
+        return Response(metrics(service.snapshot(services=True), service.now_s()), media_type=CONTENT_TYPE)

@@ -23,6 +23,7 @@ from edl_collective.coord.records import (
     decode,
 )
 from jobserver.changing import Changing, fill_in
+from jobserver.goodput import goodput
 from jobserver.job_state import is_over
 from jobserver.schedule import check_schedule
 from jobserver.snapshot import Job, Snapshot, StoredEvent
@@ -178,14 +179,15 @@ def serving(job: Job) -> int:
     return sum(teacher.job == job.name and not teacher.draining for teacher in job.fleet.teachers.values())
 
 
-def job_detail(job: Job, snapshot: Snapshot, events: int = 20) -> Json:
-    """Everything about one job, with its last `events` events."""
+def job_detail(job: Job, snapshot: Snapshot, now_s: float, events: int = 20) -> Json:
+    """Everything about one job at `now_s` (wall time), with its last `events` events."""
     return {
         **job_row(job, queue(snapshot).get(job.name)),
         "spec": msgspec.to_builtins(job.spec.value),
         "plan": msgspec.to_builtins(job.plan.value) if job.plan else None,
         "status": msgspec.to_builtins(job.status.value) if job.status else None,
         "progress": msgspec.to_builtins(job.progress) if job.progress else None,
+        "goodput": goodput(job, now_s),
         "driver": msgspec.to_builtins(job.driver) if job.driver else None,
         "rendezvous": msgspec.to_builtins(job.rendezvous),
         "worker_records": [

@@ -10,6 +10,7 @@ from distill.exposition import Sample, family
 from distill.listing import Listing
 from distill.records import StudentRecord, TeacherRecord
 from jobserver.api_models import job_row
+from jobserver.goodput import goodput
 from jobserver.service_rows import service_row
 from jobserver.snapshot import Snapshot
 
@@ -38,17 +39,23 @@ _SERVICE = (
 )
 
 
-def metrics(snapshot: Snapshot) -> str:
-    """The body of the answer to GET /metrics; `snapshot` with its services."""
-    return "\n".join(_lines(snapshot)) + "\n"
+def metrics(snapshot: Snapshot, now_s: float) -> str:
+    """The body of the answer to GET /metrics at `now_s` (wall time); `snapshot` with its services."""
+    return "\n".join(_lines(snapshot, now_s)) + "\n"
 
 
-def _lines(snapshot: Snapshot) -> Iterator[str]:
+def _lines(snapshot: Snapshot, now_s: float) -> Iterator[str]:
     rows = [job_row(job) for _, job in sorted(snapshot.jobs.items())]
     what = [({"job": row["job"], "kind": row["kind"], "phase": row["phase"]}, 1.0) for row in rows]
     yield from family("edl_job_info", "gauge", "1; the labels say what the job is and does", what)
     for name, kind, text, key in _JOB:
         yield from family(name, kind, text, [({"job": row["job"]}, row[key]) for row in rows])
+    spent = [
+        ({"job": name, "kind": kind}, seconds)
+        for name, job in sorted(snapshot.jobs.items())
+        for kind, seconds in goodput(job, now_s).items()
+    ]
+    yield from family("edl_job_time_seconds", "gauge", "seconds of the job's time, by what they were spent on", spent)
     services = sorted(snapshot.services.items())
     sums = [service_row(service, listing) for service, listing in services]
     for name, text, key in _SERVICE:

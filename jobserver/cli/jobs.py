@@ -174,6 +174,7 @@ def describe(api: Api, as_json: bool, job: str) -> None:
         ("speeds", ", ".join(f"{np}: {rate:.4g} samples/s" for np, rate in sorted(status.get("speeds", ()))) or "none"),
         ("attempt", f"{status['attempt']} ({status['restarts']} restarts, {status['failures']} failures this epoch)"),
         ("training", _training(progress)),
+        ("time", _times(found["goodput"])),
         ("checkpoint", spec["checkpoint_url"] or "none"),
     ):
         click.echo(f"{label:<11}{value}")
@@ -190,6 +191,14 @@ def describe(api: Api, as_json: bool, job: str) -> None:
 def _workers(job: dict[str, Any]) -> str:
     """In the world, or serving, of those that are planned; the bounds."""
     return f"{job['world_size']}/{job['workers']} of {job['min_np']}..{job['max_np']}"
+
+
+def _times(ledger: dict[str, float]) -> str:
+    """The kinds of time, the longest first."""
+    total_s = sum(ledger.values())
+    kinds = sorted(((seconds, kind) for kind, seconds in ledger.items() if seconds > 0), reverse=True)
+    parts = ", ".join(f"{kind} {seconds:.1f} s ({100 * seconds / total_s:.0f} %)" for seconds, kind in kinds)
+    return f"{total_s:.1f} s: {parts}" if parts else "none yet"
 
 
 def _training(progress: dict[str, Any]) -> str:
