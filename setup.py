@@ -64,9 +64,10 @@ EXTRAS = {
     "hdfs3": HDFS3,
     "s3": S3,
     "example": EXAMPLE,
-    "bench": [*EXAMPLE, "torchft-nightly", TRITON_CLIENT],
+    "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, *HDFS],
     "test": [
-        "flask>=3.0",  # with flask-cors what moto's server needs; moto's own extra brings Docker's client and more
+        # With flask-cors what the server of moto needs; its own extra brings much more.
+        "flask>=3.0",
         "flask-cors>=5.0",
         "hypothesis>=6.100",
         "moto[s3]>=5.0",

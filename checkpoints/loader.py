@@ -7,9 +7,9 @@ reported; an outage is raised; "no checkpoint" is said only of a folder that was
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from checkpoints import store
 from checkpoints.drivers import Driver, opened
@@ -22,6 +22,10 @@ from checkpoints.store import CheckpointInfo, Examined, Skipped
 from checkpoints.train_status import TrainStatus
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MOST_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -75,21 +79,45 @@ def load_checkpoint(
     """
     url, chosen = place(path, fs, hdfs_name, hdfs_ugi)
     with opened(url, driver or chosen) as source:
-        skipped: list[Skipped] = []
-        lost = False
-        for examined in newest_first(source, checkpoint_no):
-            try:
-                loaded = _load(source, examined, map_location)
-            except CheckpointDamaged as error:
-                lost = lost or examined.condition is not Condition.UNFINISHED
-                skipped.append(Skipped(str(examined.attempt), str(error)))
-                logger.warning("checkpoint %s in %s is not used: %s", examined.attempt, url, error)
-                continue
-            return LoadedCheckpoint(loaded[0].status, loaded[1], examined.info(url), tuple(skipped))
-    explain_nothing(url, checkpoint_no, skipped, lost)
-    if not ignore_empty:
+        found = settled(source, lambda: _load_newest(source, url, checkpoint_no, map_location))
+    if found is None and not ignore_empty:
         raise CheckpointNotFound(f"trainer {trainer_id}: there is no checkpoint in {url}", url=url)
+    return found
+
+
+def _load_newest(driver: Driver, url: str, checkpoint_no: int | None, map_location: str) -> LoadedCheckpoint | None:
+    skipped: list[Skipped] = []
+    lost = False
+    for examined in newest_first(driver, checkpoint_no):
+        try:
+            manifest, state = _load(driver, examined, map_location)
+        except CheckpointDamaged as error:
+            lost = lost or examined.condition is not Condition.UNFINISHED
+            skipped.append(Skipped(str(examined.attempt), str(error)))
+            logger.warning("checkpoint %s in %s is not used: %s", examined.attempt, url, error)
+            continue
+        return LoadedCheckpoint(manifest.status, state, examined.info(url), tuple(skipped))
+    explain_nothing(url, checkpoint_no, skipped, lost)
     return None
+
+
+def settled(driver: Driver, look: Callable[[], T | None]) -> T | None:
+    """What look() finds; asked again while a saver that goes on collects what it had listed.
+
+    Without this, a reader that is slower than two saves would take a folder with checkpoints for an empty one.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        listed = store.attempts(driver)
+        try:
+            found = look()
+        except CheckpointDamaged:
+            if tries == MOST_TRIES or store.attempts(driver) == listed:
+                raise
+            continue
+        if found is not None or tries == MOST_TRIES or store.attempts(driver) == listed:
+            return found
 
 
 def explain_nothing(url: str, checkpoint_no: int | None, skipped: list[Skipped], lost: bool) -> None:

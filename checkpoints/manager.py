@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 from checkpoints.drivers import Driver, open_driver
 from checkpoints.errors import CheckpointError
 from checkpoints.layout import DEFAULT_FOLDER, ShardName
-from checkpoints.loader import newest_first
+from checkpoints.loader import newest_first, settled
 from checkpoints.policy import Every, Mark, due, mark
 from checkpoints.progress import Progress, ProgressLog
 from checkpoints.restore import Restored, restore
@@ -308,10 +308,12 @@ class CheckpointManager:
             CheckpointUnavailable: if the file system cannot answer.
         """
         self._check_process()
-        for examined in newest_first(self._driver, None):
-            if examined.condition is Condition.VALID:
-                return examined.info(self.url)
-        return None
+        return settled(self._driver, self._latest)
+
+    def _latest(self) -> CheckpointInfo | None:
+        found = (examined for examined in newest_first(self._driver, None) if examined.condition is Condition.VALID)
+        examined = next(found, None)
+        return None if examined is None else examined.info(self.url)
 
     # ---- the saving thread ----------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import Any
 from checkpoints.drivers import Driver
 from checkpoints.errors import CheckpointDamaged, CheckpointMismatch
 from checkpoints.layout import Manifest, Shard
-from checkpoints.loader import explain_nothing, newest_first, shards_of
+from checkpoints.loader import explain_nothing, newest_first, settled, shards_of
 from checkpoints.retention import Condition
 from checkpoints.shard_reader import check_shard, read_into, read_shard
 from checkpoints.store import CheckpointInfo, Examined, Skipped
@@ -65,6 +65,10 @@ def restore(
     for name, value in objects.items():
         if not callable(getattr(value, "load_state_dict", None)) and not isinstance(value, MutableMapping):
             raise CheckpointMismatch(f"{name}: a {type(value).__name__} has no load_state_dict() and is no dict")
+    return settled(driver, lambda: _restore(driver, objects, strict, checkpoint_no))
+
+
+def _restore(driver: Driver, objects: Mapping[str, Any], strict: bool, checkpoint_no: int | None) -> Restored | None:
     skipped: list[Skipped] = []
     lost = False
     highest_epoch = None

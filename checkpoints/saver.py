@@ -18,7 +18,14 @@ from typing import Any, Literal, TypeVar, overload
 from checkpoints import store
 from checkpoints.drivers import Driver, opened
 from checkpoints.drivers.base import read_file
-from checkpoints.errors import CheckpointDamaged, CheckpointError, CheckpointExists, CheckpointUnavailable
+from checkpoints.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointExists,
+    CheckpointLeaseLost,
+    CheckpointNotFound,
+    CheckpointUnavailable,
+)
 from checkpoints.fleet import FileSystem, place
 from checkpoints.layout import MANIFEST, MANIFEST_LIMIT_BYTES, TOKEN_DIGITS, AttemptName, Manifest, Shard, ShardName
 from checkpoints.retention import Condition, Keep
@@ -215,12 +222,26 @@ class _Retry:
                 deadline = deadline or time.monotonic() + self._retry_s
                 if time.monotonic() + pause_s > deadline:
                     raise
-                self._driver.list_dir(self._folder)
+                self._check_folder()
                 if clear is not None:
                     self._driver.remove(clear)
                 logger.warning("writing again after: %s", error)
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _check_folder(self) -> None:
+        """Let an outage end the save, and so the removal of its folder by somebody else."""
+        try:
+            self._driver.list_dir(self._folder)
+        except CheckpointNotFound as error:
+            if not getattr(self._driver, "has_folders", True):
+                return  # in an object store it is there when a file is in it
+            raise CheckpointLeaseLost(
+                f"the folder {self._folder} of this save in {self._driver.url} was removed by another process: "
+                "does a second job save there?",
+                url=self._driver.url,
+                operation="write",
+            ) from error
 
 
 def _after_commit(driver: Driver, attempt: AttemptName, keep: Keep | None) -> None:

@@ -26,13 +26,14 @@ def _script() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def new_hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
+def new_hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """Starts one more LocalHdfs at each call; all are stopped at the end of the run."""
     script = _script()
     started: list[Any] = []
 
-    def start() -> Any:
-        cluster = script.LocalHdfs(tmp_path_factory.mktemp("hdfs"), say=lambda text: print(text, file=sys.stderr))
+    def start(**options: Any) -> Any:
+        say = functools.partial(print, file=sys.stderr)
+        cluster = script.LocalHdfs(tmp_path_factory.mktemp("hdfs"), say=say, **options)
         started.append(cluster)
         cluster.start()
         return cluster
@@ -43,7 +44,7 @@ def new_hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
 
 
 @pytest.fixture(scope="session")
-def hdfs(new_hdfs: Callable[[], Any]) -> Any:
+def hdfs(new_hdfs: Callable[..., Any]) -> Any:
     """The LocalHdfs that all tests share; do not kill its parts."""
     return new_hdfs()
 
@@ -61,7 +62,7 @@ def webhdfs_url(hdfs: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def libhdfs(hdfs: Any) -> Iterator[None]:
+def libhdfs() -> Iterator[None]:
     """libhdfs.so and Hadoop's classes, as a site with a Hadoop install has them; a JVM starts in this process."""
     jars, build = importlib.import_module("hadoop_jars"), importlib.import_module("libhdfs_build")
     say = functools.partial(print, file=sys.stderr)

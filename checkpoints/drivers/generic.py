@@ -29,12 +29,16 @@ BLOCK_BYTES = 64 << 20
 class FsspecDriver:
     """A folder on a file system that fsspec knows by the URL's scheme.
 
+    Attributes:
+        has_folders: whether a folder is there without a file in it.
+
     Raises:
         CheckpointUnsupported: if fsspec or the package for the scheme is missing, or there is no such scheme.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.has_folders = url.partition("://")[0] not in WITH_BUCKETS
         self._opened, self._root = self._open_file_system(url)
         self._pid = os.getpid()
 
@@ -108,11 +112,11 @@ class FsspecDriver:
         """See Driver."""
         full = self._path(path)
         with translated("make the folder", full), suppress(FileExistsError):
-            if self.url.partition("://")[0] in WITH_BUCKETS:
+            if self.has_folders:
+                self._fs.makedirs(full, exist_ok=True)
+            else:
                 # Only asks for the bucket. `makedirs` would make one under any mistyped name that is free.
                 self._fs.mkdir(full, create_parents=False)
-            else:
-                self._fs.makedirs(full, exist_ok=True)
 
     def remove(self, path: str) -> None:
         """See Driver."""

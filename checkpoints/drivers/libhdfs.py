@@ -239,7 +239,12 @@ class LibhdfsDriver:
                 url=full,
                 operation=operation,
             )
-        return None
+        return CheckpointUnavailable(
+            f"{where}: the NameNode serves; to libhdfs a quota of space, full disks and dead DataNodes look the same "
+            f"(it says only {error}; the Java exception is on standard error)",
+            url=full,
+            operation=operation,
+        )
 
     def _trouble(self) -> str | None:
         """Why nothing can be written at all; None if the NameNode serves.
@@ -249,12 +254,22 @@ class LibhdfsDriver:
         probe = f"{self._location.path}/.edl-probe-{secrets.token_hex(6)}"
         try:
             within(self._call_timeout_s, lambda: self._here().delete_file(probe))
+        except TimeoutError as error:
+            return f"the NameNode does not answer ({error})"
         except OSError as error:
-            if error.errno == errno.EROFS:
-                return "the NameNode is in safe mode"
-            if error.errno not in (errno.EIO, errno.ENOENT, errno.EACCES):
-                return f"the NameNode does not answer, or refuses everything ({error})"
-        return None
+            if error.errno in (errno.EIO, errno.ENOENT, errno.EACCES):
+                return None
+        else:
+            return None
+        try:
+            within(self._call_timeout_s, lambda: self._here().get_file_info(self._arrow.FileSelector("/")))
+        except FileNotFoundError:
+            return "the NameNode does not answer"
+        except PermissionError:
+            pass  # an answer
+        except OSError as error:
+            return f"the NameNode does not answer ({error})"
+        return "the NameNode answers and takes no change: it is in safe mode"
 
 
 class LibhdfsWriter:

@@ -22,7 +22,14 @@ from typing import Any
 from checkpoints.drivers.base import translated
 from checkpoints.drivers.generic import BLOCK_BYTES, FsspecDriver, FsspecWriter
 from checkpoints.drivers.location import parse_location, split_host
-from checkpoints.errors import CheckpointError, CheckpointExists, CheckpointNotFound, CheckpointUnsupported
+from checkpoints.errors import (
+    CheckpointError,
+    CheckpointExists,
+    CheckpointNotFound,
+    CheckpointQuota,
+    CheckpointUnavailable,
+    CheckpointUnsupported,
+)
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
@@ -65,7 +72,7 @@ class WebHdfsDriver(FsspecDriver):
         given = {name: value for name, value in options.items() if value is not None}
         with translated("write", full):
             file = WebHDFile(fs, full, mode="wb", block_size=BLOCK_BYTES, tempdir=fs.tempdir, autocommit=True, **given)
-            return FsspecWriter(fs, file, full)
+            return WebHdfsWriter(fs, file, full)
 
     def write_once(self, path: str, data: bytes) -> None:
         """See Driver."""
@@ -94,6 +101,43 @@ class WebHdfsDriver(FsspecDriver):
     def close(self) -> None:
         """See Driver."""
         self._fs.session.close()
+
+
+class WebHdfsWriter(FsspecWriter):
+    """A new file on HDFS over HTTP; see Writer."""
+
+    def __init__(self, fs: Any, file: Any, path: str) -> None:
+        super().__init__(fs, file, path)
+        self._written_bytes = 0
+
+    def write(self, data: memoryview) -> None:
+        """See Writer."""
+        super().write(data)
+        self._written_bytes += len(data)
+
+    def commit(self) -> None:
+        """See Writer."""
+        super().commit()
+        # A DataNode answers "created" although a quota ended the file early.
+        with translated("write", self._path):
+            missing_bytes = self._written_bytes - self._fs.info(self._path)["size"]
+            if not missing_bytes:
+                return
+            folder = self._folder_without_space(missing_bytes)
+        detail = f"cannot write {self._path}: {missing_bytes} of {self._written_bytes} bytes did not arrive"
+        if folder is not None:
+            raise CheckpointQuota(f"{detail}; the space quota of {folder} is used up: raise it, or lower keep")
+        raise CheckpointUnavailable(detail, url=self._path, operation="write")
+
+    def _folder_without_space(self, wanted_bytes: int) -> str | None:
+        """The nearest folder above the file whose space quota has less left than is wanted."""
+        folder = self._path
+        while folder not in ("", "/"):
+            folder = folder.rpartition("/")[0]
+            summary = self._fs.content_summary(folder or "/")
+            if 0 <= summary["spaceQuota"] < summary["spaceConsumed"] + wanted_bytes:
+                return folder or "/"
+        return None
 
 
 class _NameNodes:

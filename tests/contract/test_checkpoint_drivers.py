@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import fake_hdfs3
 import pytest
 import torch
 
 from checkpoints import (
     CheckpointExists,
     CheckpointNotFound,
+    CheckpointUnavailable,
     CheckpointUnsupported,
     TrainStatus,
     list_checkpoints,
@@ -22,13 +26,16 @@ from checkpoints import (
     save_checkpoint,
     verify,
 )
+from checkpoints.checking import verify_folder
 from checkpoints.drivers import Driver, open_driver
 from checkpoints.drivers.base import CHUNK_BYTES, read_file
+from checkpoints.transfer import copy_checkpoint
 
 KINDS = [
     "file",
     "memory",
     "fsspec-file",
+    "hdfs3",
     pytest.param("hdfs-native", marks=pytest.mark.integration),
     pytest.param("webhdfs", marks=pytest.mark.integration),
     pytest.param("libhdfs", marks=pytest.mark.integration),
@@ -47,6 +54,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if kind == "memory":
         return f"memory://{secrets.token_hex(6)}/job"
+    if kind == "hdfs3":
+        monkeypatch = request.getfixturevalue("monkeypatch")
+        package = fake_hdfs3.package(tmp_path / "hdfs3")
+        monkeypatch.setattr("checkpoints.drivers.hdfs3._package", lambda url: package)
+        return "hdfs://namenode:8020/job?driver=hdfs3"
     if kind in ("file", "fsspec-file"):
         return f"file://{tmp_path}/job"
     base = str(request.getfixturevalue({"hdfs-native": "hdfs_url"}.get(kind, f"{kind}_url")))
@@ -219,8 +231,71 @@ def test_a_forked_child_can_use_the_driver(url: str, kind: str, driver: Driver) 
         except BaseException:
             os._exit(4)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if kind == "libhdfs":
-        assert code == 5  # no JVM survives a fork: the child is told so at once
+    if kind in ("libhdfs", "hdfs3"):
+        assert code == 5  # neither survives a fork: the child is told so at once
         return
     assert code == 0
     assert read_file(driver, "child", 10) == b"child"
+
+
+def test_what_hdfs3_says_during_an_outage_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = fake_hdfs3.package(tmp_path / "hdfs3")
+    monkeypatch.setattr("checkpoints.drivers.hdfs3._package", lambda url: package)
+    driver = open_driver("hdfs://a:1,b:2/job?driver=hdfs3&user=eva")
+    driver.make_dirs("folder")
+    write(driver, "file", b"1")
+    given = driver._here().given  # type: ignore[attr-defined]
+    assert (given["user"], given["host"]) == ("eva", given["dfs.nameservices"])
+    package.HDFileSystem.away = True
+    for ask in (driver.list_dir, driver.info, driver.open_read, driver.make_dirs, driver.remove, driver.remove_tree):
+        with pytest.raises(CheckpointUnavailable):
+            ask("file")
+    with pytest.raises(CheckpointUnavailable):
+        driver.write_once("other", b"1")
+
+
+def test_hdfs3_looks_at_the_size_since_closing_tells_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = fake_hdfs3.package(tmp_path / "hdfs3")
+    monkeypatch.setattr("checkpoints.drivers.hdfs3._package", lambda url: package)
+    driver = open_driver("hdfs://namenode/job?driver=hdfs3")
+    driver.make_dirs("")
+    writer = driver.open_write("file")
+    writer.write(memoryview(b"12345"))
+    monkeypatch.setattr(package.HDFileSystem, "info", lambda self, path: {"name": path, "kind": "file", "size": 3})
+    with pytest.raises(CheckpointUnavailable, match="3 of 5 bytes"):
+        writer.commit()
+
+
+@pytest.mark.integration
+def test_s3_makes_no_bucket_of_a_mistyped_name(s3_url: str) -> None:
+    import s3fs
+
+    with pytest.raises(CheckpointNotFound, match="edl-tets"):
+        preflight("s3://edl-tets/job")
+    assert "edl-tets" not in s3fs.S3FileSystem(skip_instance_cache=True).ls("")
+
+
+@pytest.mark.integration
+def test_an_s3_that_is_away_is_an_outage_within_seconds(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    begun = time.monotonic()
+    with pytest.raises(CheckpointUnavailable):
+        load_checkpoint(s3_url)
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.integration
+def test_a_checkpoint_travels_through_every_file_system(
+    hdfs_url: str, webhdfs_url: str, libhdfs_url: str, s3_url: str, tmp_path: Path
+) -> None:
+    state = {"model": {"w": torch.randn(1_500_000)}, "optimizer": {"step": 7}}  # more than one chunk
+    name = save_checkpoint(str(tmp_path / "first"), TrainStatus(global_step=7), state=state).name
+    through_jvm = libhdfs_url.replace("?", "/other?")  # its folder is the one of hdfs_url
+    stops = [str(tmp_path / "first"), hdfs_url, webhdfs_url, through_jvm, s3_url, str(tmp_path / "last")]
+    for source, target in pairwise(stops):
+        assert copy_checkpoint(source, target).name == name
+        with pytest.raises(CheckpointExists, match="already"):
+            copy_checkpoint(source, target)
+        assert [info.problem for info in verify_folder(target, jobs=2)] == [None]
+    for file in (tmp_path / "first" / name).iterdir():
+        assert file.read_bytes() == (tmp_path / "last" / name / file.name).read_bytes()

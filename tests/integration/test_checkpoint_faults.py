@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,8 @@ SHARD = "model-00000-of-00001.safetensors"
 def save(url: str, step: int, driver: Any = None, **options: Any) -> CheckpointInfo:
     """A checkpoint whose state tells its step."""
     state = {"model": {"w": torch.full((100,), step)}, "optimizer": {"step": step}}
-    return save_checkpoint(url, TrainStatus(global_step=step), state=state, driver=driver, **options)
+    info: CheckpointInfo = save_checkpoint(url, TrainStatus(global_step=step), state=state, driver=driver, **options)
+    return info
 
 
 def newest(url: str) -> LoadedCheckpoint:
@@ -289,7 +292,7 @@ def no_right() -> BaseException:
         ("nosuchscheme://x/y", None, "nosuchscheme"),
         ("file://host/path", None, "names a host"),
         ("webhdfs:///path", None, "no host"),
-        ("/tmp/x", "nosuchdriver", "choose one of file, hdfs-native, webhdfs, fsspec"),
+        ("/tmp/x", "nosuchdriver", "choose one of file, hdfs-native, libhdfs, hdfs3, webhdfs, fsspec"),
     ],
 )
 def test_an_url_that_no_driver_serves_gets_one_sentence(url: str, driver: str | None, said: str) -> None:
@@ -385,3 +388,37 @@ def test_pins_hold_until_they_are_taken_away(tmp_path: Path) -> None:
     (tmp_path / save(url, 5).name / "manifest.json").unlink()
     with pytest.raises(CheckpointDamaged, match="cannot be pinned"):
         pin(url, 5)
+
+
+SMALL_DISK = """
+import resource, subprocess, sys
+import torch
+from checkpoints import CheckpointQuota, TrainStatus, load_checkpoint, save_checkpoint
+
+folder = sys.argv[1]
+small = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder]
+if subprocess.run(small, capture_output=True, check=False).returncode != 0:
+    # Nobody may mount here: files that may not grow say nearly the same.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20))
+url = f"{folder}/run"
+save_checkpoint(url, TrainStatus(global_step=1), state={"model": {"w": torch.ones(1000)}})
+try:
+    save_checkpoint(url, TrainStatus(global_step=2), state={"model": {"w": torch.ones(2_000_000)}})
+except CheckpointQuota as error:
+    print(error)
+assert load_checkpoint(url).status.global_step == 1
+save_checkpoint(url, TrainStatus(global_step=3), state={"model": {"w": torch.ones(1000)}})
+assert load_checkpoint(url).status.global_step == 3
+"""
+
+
+@pytest.mark.integration
+def test_a_full_disk_is_told_and_costs_one_save(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    apart = ["unshare", "--map-root-user", "--mount", *command]  # mounts of its own, which end with it
+    for attempt in (apart, command):
+        done = subprocess.run(attempt, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+        if "unshare" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+    assert "free space" in done.stdout

@@ -277,7 +277,8 @@ def test_damaged_weights_are_not_exported(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["ls", "show", "verify", "pin", "unpin", "gc", "cp", "export"])
 def test_a_wrong_url_is_one_line(command: str, tmp_path: Path) -> None:
-    more = {"pin": ["1"], "unpin": ["1"], "gc": ["--keep", "1"], "cp": [tmp_path], "export": [tmp_path / "x"]}
+    more: dict[str, list[object]] = {"pin": [1], "unpin": [1], "gc": ["--keep", 1], "cp": [tmp_path]}
+    more["export"] = [tmp_path / "x"]
     said(run(command, "hdfs://nn/x?drvr=libhdfs", *more.get(command, [])), 2, "unknown option 'drvr'", "driver")
 
 

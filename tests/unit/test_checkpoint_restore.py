@@ -23,8 +23,10 @@ from checkpoints import (
     RngState,
     TrainStatus,
     list_checkpoints,
+    load_checkpoint,
 )
 from checkpoints.drivers import open_driver
+from checkpoints.drivers.base import Entry
 
 
 def training(seed: int) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def test_loading_is_strict_unless_it_is_by_name(tmp_path: Path, local: bool, cap
     driver: Any = open_driver(str(tmp_path)) if local else MemoryDriver()
     with manager(driver) as checkpoints:
         checkpoints.save(at(1), model=training(1)["model"], counter=Counter(7))
-        other = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+        other: Any = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
         before = other[2].weight.clone()
         with pytest.raises(CheckpointMismatch, match=r"(?s)model: .*size mismatch"):
             checkpoints.load(model=other)
@@ -241,3 +243,38 @@ def test_rules_of_retention_are_taken() -> None:
 def test_wrong_arguments_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         manager(MemoryDriver(), **options)
+
+
+class Collected(MemoryDriver):
+    """Between the listing of the folder and the first look into it, another process saves and collects."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+
+    def list_dir(self, path: str) -> list[Entry]:
+        if path and self.left:
+            self.left -= 1
+            before, self.left = self.left, 0
+            with manager(self, keep=1) as other:
+                other.save(at(100 - before), counter=Counter(100 - before))
+            self.left = before
+        return super().list_dir(path)
+
+
+@pytest.mark.parametrize("way", ["load", "latest", "load_checkpoint"])
+def test_a_folder_whose_checkpoints_are_collected_meanwhile_is_not_taken_for_empty(way: str) -> None:
+    driver = Collected(0)
+    with manager(driver, keep=1) as saver:
+        saver.save(at(1), counter=Counter(1))
+    driver.left = 2
+    if way == "load":
+        assert newest(driver) == (100, 100)
+    elif way == "latest":
+        latest = manager(driver).latest()
+        assert latest is not None
+        assert latest.global_step == 100
+    else:
+        loaded = load_checkpoint("folder", driver=driver)
+        assert loaded is not None
+        assert loaded.status.global_step == 100

@@ -24,6 +24,7 @@ Saves and loads a state of 1 GiB in every way, each in turn, and compares with t
   latest-1000    latest() among 1,000 checkpoints on HDFS
 """
 
+QUICK_RUNS = 3
 LOCAL = ("edl", "edl-sync", "raw", "torch.save", "safetensors", "dcp", "dcp-async")
 BOUNDS = {
     "blocked": Case(lambda _: [], "ratio", 1.15),
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace, report: dict[str, Any]) -> None:
         raise ValueError(f"there is no case {unknown[0]!r}: use {', '.join(BOUNDS)}")
     if options.mib < 1 or not options.folder.is_dir():
         raise ValueError(f"--mib {options.mib} must be at least 1 and --folder {options.folder} a folder")
-    runs = options.runs or (3 if options.quick else 5)
+    runs = options.runs or (QUICK_RUNS if options.quick else 5)
     rows: list[Row] = []
     for group in _groups(names):
         began_s = time.monotonic()
@@ -81,8 +82,8 @@ def _measure(group: list[str], size_bytes: int, folder: Path, runs: int) -> list
     from bench.checkpoint import hdfs, local, memory, slowdown
     from bench.checkpoint.systems import Weights
 
-    if group == ["memory"]:
-        return memory.measure(size_bytes, folder, min(runs, 3))
+    if group == ["memory"]:  # its runs differ by less than 1 %, and start a process for each system
+        return memory.measure(size_bytes, folder, 1 if runs <= QUICK_RUNS else runs)
     if group == ["slowdown"]:
         return slowdown.measure(size_bytes, folder, runs)
     model = Weights(size_bytes)

@@ -7,11 +7,13 @@ core: the interpreter's lock, memory bandwidth, caches.
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench.checkpoint.systems import Weights
+from bench.checkpoint.systems import Weights, join_alone
 from bench.distill.student_data import row
 from bench.rows import Row
 from checkpoints import CheckpointManager, TrainStatus
@@ -56,16 +58,14 @@ def _saving_edl(step: Callable[[], None], model: Weights, folder: Path) -> float
 
 
 def _saving_dcp(step: Callable[[], None], model: Weights, folder: Path) -> float:
-    import torch.distributed.checkpoint as dcp
-
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    running: list[object] = []
+    dcp: Any = import_module("torch.distributed.checkpoint")
+    join_alone()
+    running: list[Any] = []
 
     def begin(number: int) -> None:
         running[:] = [dcp.async_save({"model": model.state_dict()}, checkpoint_id=folder / str(number % 2))]
 
-    return _while_saving(step, begin, lambda: running[0].done())  # type: ignore[attr-defined]
+    return _while_saving(step, begin, lambda: running[0].done())
 
 
 def _while_saving(step: Callable[[], None], begin: Callable[[int], object], ended: Callable[[], bool]) -> float:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -129,7 +130,7 @@ class Raw(OneFile):
         self._buffer = torch.zeros(model.size_bytes, dtype=torch.uint8)
         self._memory = memoryview(self._buffer.numpy())  # type: ignore[arg-type]  # numpy's stub lacks the protocol
         sizes = [value.numel() * value.element_size() for value in model.parameters()]
-        parts = zip(self._buffer.split(sizes), model.parameters(), strict=True)
+        parts = zip(torch.split(self._buffer, sizes), model.parameters(), strict=True)
         self._pairs = [(part.view(value.dtype), value.detach()) for part, value in parts]
 
     def copy(self) -> float:
@@ -191,13 +192,11 @@ class Dcp:
         self._model = model
         self._folder = folder / "dcp"
         self._asynchronous = asynchronous
-        if asynchronous and not torch.distributed.is_initialized():
-            store = torch.distributed.HashStore()
-            torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        if asynchronous:
+            join_alone()
 
     def save(self) -> Times:
-        import torch.distributed.checkpoint as dcp
-
+        dcp: Any = import_module("torch.distributed.checkpoint")
         shutil.rmtree(self._folder, ignore_errors=True)
         state = {"model": self._model.state_dict()}
         began_s = time.perf_counter()
@@ -212,8 +211,7 @@ class Dcp:
         return Times(took_s, took_s)
 
     def load(self) -> float:
-        import torch.distributed.checkpoint as dcp
-
+        dcp: Any = import_module("torch.distributed.checkpoint")
         began_s = time.perf_counter()
         state = {"model": self._model.state_dict()}
         with _one_process():
@@ -223,6 +221,13 @@ class Dcp:
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def join_alone() -> None:
+    """A process group of one, which dcp's asynchronous save needs."""
+    distributed: Any = torch.distributed
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
 
 
 @contextmanager
