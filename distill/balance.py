@@ -64,9 +64,18 @@ def balance(teachers: Iterable[TeacherRecord], students: Iterable[StudentRecord]
     if not rates or not crowd:
         return {name: Share() for name in crowd}
     needs = needs_of(rates, crowd)
-    shares = _nearest(rates, crowd, needs)
-    if shares is not None:
-        return shares
+    if len(crowd) > fewest.MOST_STUDENTS or any(s.max_teachers is not None for s in crowd.values()):
+        return _mended(rates, crowd, needs)
+    small = fewest.Crowd(rates, needs.need)
+    way = fewest.fewest(small, small.way({name: s.teachers for name, s in crowd.items()}), 1 - SLACK)
+    if way is None:  # too many to try all
+        mended = _mended(rates, crowd, needs)
+        way = small.without_needless(small.way({name: share.teachers for name, share in mended.items()}), 1 - SLACK)
+    return _labelled(small.names(way), rates, crowd)
+
+
+def _mended(rates: Mapping[str, float], crowd: Mapping[str, StudentRecord], needs: Needs) -> dict[str, Share]:
+    """What the present assignment becomes when it is repaired until there is nothing to mend."""
     shares = _repair(rates, crowd, needs)
     for _ in range(_REPAIRS):
         before, shares = (
@@ -76,17 +85,6 @@ def balance(teachers: Iterable[TeacherRecord], students: Iterable[StudentRecord]
         if shares == before:
             break
     return shares
-
-
-def _nearest(
-    rates: Mapping[str, float], students: Mapping[str, StudentRecord], needs: Needs
-) -> dict[str, Share] | None:
-    """The good assignment with the fewest teachers newly taken up; None for crowds that are too large to try all."""
-    if len(students) > fewest.MOST_STUDENTS or any(s.max_teachers is not None for s in students.values()):
-        return None
-    crowd = fewest.Crowd(rates, needs.need)
-    found = fewest.fewest(crowd, crowd.way({name: s.teachers for name, s in students.items()}), 1 - SLACK)
-    return None if found is None else _labelled(crowd.names(found), rates, students)
 
 
 def _labelled(

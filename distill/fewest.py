@@ -13,9 +13,9 @@ from math import comb
 #: more students are not tried: the work doubles with each
 MOST_STUDENTS = 6
 #: assignments that are looked at, at most
-TRIES = 600
+TRIES = 1500
 #: of the rates: rounding must decide nothing
-_TINY = 1e-9
+_TINY = 1e-6
 
 #: for each student the teachers that it has, a bit for each
 Way = tuple[int, ...]
@@ -85,7 +85,11 @@ class Crowd:
             yield tuple(masks)
 
     def without_needless(self, way: Way, least: float) -> Way:
-        """Each gives up the teachers that it can do without; who has most for its needs goes first."""
+        """Each gives up the teachers that it can do without; who has most for its needs goes first.
+
+        What is left is answered again: no other that is given up later makes one of these needless.
+        """
+        least *= 1 - _TINY
         for student, bit in self._by_plenty(way):
             fewer = (*way[:student], way[student] & ~(1 << bit), *way[student + 1 :])
             if way[student] >> bit & 1 and self.part(fewer) >= min(least, self.part(way)):
@@ -100,7 +104,6 @@ class Crowd:
 
 def fewest(crowd: Crowd, now: Way, least: float) -> Way | None:
     """The good assignment that is nearest to `now`; None when there are too many to try."""
-    least *= 1 - _TINY
     free = len(now) * len(crowd.teachers) - sum(mask.bit_count() for mask in now)
     tries = 0
     for count in range(crowd.least_additions(now), free + 1):
@@ -109,6 +112,6 @@ def fewest(crowd: Crowd, now: Way, least: float) -> Way | None:
             return None
         good = [(crowd.part(way), way) for way in crowd.with_more(now, count)]
         part, best = max(good, key=lambda found: (round(min(found[0], 1.0), 6), [-mask for mask in found[1]]))
-        if part >= least:
+        if part >= least * (1 - _TINY):
             return crowd.without_needless(best, least)
     return None
