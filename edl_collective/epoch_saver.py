@@ -77,7 +77,7 @@ class EpochSaver:
         epoch = result.status.epoch_no
         try:
             if result.error is None:
-                self._reporter.saved(epoch, result.seconds, result.blocked_s)
+                self._reporter.saved(result.status, result.seconds, result.blocked_s)
             else:
                 self._reporter.not_saved(epoch, str(result.error))
             self._told()

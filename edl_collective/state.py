@@ -139,7 +139,7 @@ class State:
         world is to change, for run() to catch.
         """
         reducer = self._in_world()
-        self._reporter.begin_steps()
+        self._reporter.begin_steps(loader)
         epoch = self.epoch
         for info, batch in iterate(loader, self.sampler, lambda loader: self._workers.iterate(loader, epoch)):
             self._reporter.batch_ready()
@@ -155,6 +155,7 @@ class State:
             else:
                 yield batch
             self._check_stepped()
+            self._reporter.batch_wanted()
             if self._stop:
                 raise WorldChanged
 
@@ -225,7 +226,7 @@ class State:
         self._reducer.enter_world(generation)
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
-        self._reporter.enter(generation if worlds.generation is None else worlds.generation)
+        self._reporter.enter(generation if worlds.generation is None else worlds.generation, self.global_step)
         local.reseed_at(self.global_step, hvd.rank())
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
@@ -239,6 +240,13 @@ class State:
         held = None if self._worlds is None else self._worlds.held
         if held is not None and self._whole():
             held.hold(Progress(self.global_step, self.epoch), self.state_dict)
+
+    def keep(self) -> None:
+        """Nobody goes on with this state: save it where it is, in the middle of an epoch, on the rank that saves."""
+        if self._saver is None or self._reporter.rank != 0 or not self._whole():
+            return
+        self._save(self._reporter.kept)
+        self._saver.finish()
 
     def _reserve(self) -> None:
         self._reserved = True
@@ -374,11 +382,17 @@ class State:
         told = self._reporter.epoch_done(epoch, self.sampler)
         if self._saver is None or self._reporter.rank != 0:
             told()
-            return
+        else:
+            self._save(told)
+
+    def _save(self, told: Callable[[], None]) -> None:
         # A rank 0 that was replaced and wakes up late saves below its successor. A driver's epoch orders the attempts
         # of one job, and another job that goes on from this folder counts its drivers from 1 again: hence the floor.
+        assert self._saver is not None, "only a state with a checkpoint_url is saved"
         order = self._order_floor + (self._worlds.driver_epoch if self._worlds is not None else 0)
+        self._reporter.begin_save()
         self._saver.save(self.status(), self.state_dict(), order, told)
+        self._reporter.end_save()
 
     def _check_stepped(self) -> None:
         if self._open is not None:

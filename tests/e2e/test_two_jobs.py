@@ -34,11 +34,18 @@ def test_a_higher_priority_takes_the_slots_of_a_job_that_goes_on_after_it(cluste
     cluster.wait_for_phase("low", "holding", 60)
     held = cluster.job("low")
     assert "high, which has a higher priority, took its slots" in held["reason"]
+    cluster.wait(lambda: {w["exit_code"] for w in cluster.job("low")["worker_records"]} == {0}, 25, "low leaves", "low")
+    kept = cluster.events("low", "checkpoint")[-2]["text"]
+    assert kept.startswith("saved step "), "its state is saved where it is, in the middle of an epoch"
     cluster.wait(lambda: queue(cluster) == {"low": 1, "high": None}, 60, "high begins, low waits", "high")
     cluster.wait_for_phase("high", "succeeded", 90)
     cluster.wait_for_phase("low", "succeeded", 120)
     low = cluster.job("low")["status"]
     assert (low["failures"], low["restarts"], low["preempted_for"]) == (0, 0, None)
+    ledger = cluster.job("low")["goodput"]
+    assert sum(ledger.values()) == pytest.approx(low["since"] - cluster.job("low")["submitted_at"], abs=1.0)
+    assert ledger["down"] > 1.0
+    assert ledger["train"] > 1.0
     for name, epochs in (("low", 4), ("high", 1)):
         records = read_logs((cluster.base / name).glob("*.jsonl"))
         report = audit(records, derive_lineage(records), SAMPLES, range(epochs))

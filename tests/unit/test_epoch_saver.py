@@ -24,9 +24,9 @@ class Heard(Reporter):
         super().__init__()
         self.events: list[str] = []
 
-    def saved(self, epoch: int, seconds: float, blocked_s: float) -> None:
+    def saved(self, status: TrainStatus, seconds: float, blocked_s: float) -> None:
         assert 0 <= blocked_s <= seconds
-        self.events.append(f"saved {epoch}")
+        self.events.append(f"saved {status.epoch_no}")
 
     def not_saved(self, epoch: int, why: str) -> None:
         self.events.append(f"not saved {epoch}: {why}")
