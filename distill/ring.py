@@ -53,6 +53,10 @@ class Ring:
         begin = PAGE_BYTES + index * self.slot_bytes
         return self._memory[begin : begin + self.slot_bytes]
 
+    def place(self, index: int) -> tuple[int, int]:
+        """The descriptor in which a slot lies, and where it begins there."""
+        return self.fd, PAGE_BYTES + index * self.slot_bytes
+
     def control(self) -> memoryview:
         """The control page: see Control."""
         return self._memory[:PAGE_BYTES]

@@ -87,7 +87,7 @@ class TeacherLinks:
         return self._asking.feeds(parts)
 
     def send(
-        self, attempt: int, teacher: Teacher, parts: Sequence[Part], views: Sequence[memoryview], rows: int
+        self, attempt: int, teacher: Teacher, parts: Sequence[Part], views: connection.Buffers, rows: int
     ) -> Failure | None:
         """Send `rows` rows of `parts`, which lie in `views`; a Failure that shows at once is returned."""
         head = self._asking.head(teacher, parts, rows)
