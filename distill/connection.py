@@ -1,8 +1,8 @@
 """One keep-alive HTTP/1.1 connection to a teacher that never blocks and copies no tensor.
 
 A request is sent from where its parts lie, an answer received into one buffer of the connection. The owner's epoll loop
-says when the socket is ready; `interest` says what it should wait for. One request at a time: the requests in flight at
-a teacher are as many connections.
+says when something has changed (EVENTS: once for each change, so nothing is told twice). One request at a time: the
+requests in flight at a teacher are as many connections.
 
 Large parts of a file, such as the ring, leave by sendfile: not even the kernel copies them, and until the peer has
 acknowledged them it may send them again from the file as it is then. So they must not change before the answer is
@@ -19,6 +19,7 @@ import ssl
 import struct
 from collections.abc import Sequence
 from enum import Enum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from distill import oip
@@ -29,6 +30,8 @@ _LARGEST_ANSWER_BYTES = 1 << 30
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 #: below this a copy costs less than looking up the pages of a file
 _LEAST_SENDFILE_BYTES = 128 * 1024
+#: what epoll should wait for
+EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time
 
 
@@ -80,7 +83,6 @@ class Connection:
         self._answer_bytes = 0
         self._head: tuple[int, int, int | None, bool] | None = None
         self._state = _State.CONNECTING
-        self._wants_write = True
         self._context = context
         self._socket = self._connect(address)
 
@@ -102,11 +104,6 @@ class Connection:
         """Whether a part of the answer is there."""
         return self._received > 0
 
-    @property
-    def interest(self) -> int:
-        """What epoll should wait for."""
-        return select.EPOLLIN | (select.EPOLLOUT if self._wants_write else 0)
-
     def request(self, buffers: Buffers) -> None:
         """Send a request; the buffers must stay as they are until it is answered."""
         assert not self._unsent
@@ -117,7 +114,7 @@ class Connection:
             self._send()
 
     def ready(self) -> Answer | None:
-        """The socket is readable or writable: go on. Returns the answer when it is complete."""
+        """The socket became readable or writable: go on. Returns the answer when it is complete."""
         if self._state is _State.CONNECTING:
             self._finish_connect()
         if self._state is _State.SHAKING:
@@ -180,19 +177,15 @@ class Connection:
         assert isinstance(self._socket, ssl.SSLSocket)
         try:
             self._socket.do_handshake()
-        except ssl.SSLWantReadError:
-            self._wants_write = False
-        except ssl.SSLWantWriteError:
-            self._wants_write = True
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
         except OSError as error:  # SSLError is one
             self.connected = False
             raise TeacherUnavailable(f"refuses the TLS handshake: {error}") from error
-        else:
-            self._start()
+        self._start()
 
     def _start(self) -> None:
         self._state = _State.SENDING if self._unsent else _State.IDLE
-        self._wants_write = False
 
     def _to_send(self, part: bytes | memoryview | InFile) -> memoryview | InFile:
         if not isinstance(part, InFile):
@@ -205,15 +198,10 @@ class Connection:
         try:
             while unsent:
                 self._send_some(unsent)
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            self._wants_write = True
-            return
-        except ssl.SSLWantReadError:
-            self._wants_write = False
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return
         except OSError as error:
             raise TeacherUnavailable(f"broke off: {error}") from error
-        self._wants_write = False
         self._state = _State.RECEIVING
 
     def _send_some(self, unsent: list[memoryview | InFile]) -> None:
@@ -265,7 +253,7 @@ class Connection:
         end = self._buffer.find(b"\r\n\r\n", 0, self._received)
         if end < 0:
             return
-        status, length, head_bytes, closes = parse_head(bytes(self._buffer[:end]))
+        status, length, head_bytes, closes = _parsed(bytes(self._buffer[:end]))
         self._head = (end + 4, status, head_bytes, closes)
         self._answer_bytes = end + 4 + length
         if self._answer_bytes > _LARGEST_ANSWER_BYTES:
@@ -318,3 +306,7 @@ def parse_head(head: bytes) -> tuple[int, int, int | None, bool]:
         raise ProtocolError(f"sends the {oip.HEADER_LENGTH} {head_bytes!r}")
     closes = fields.get(b"connection", b"").lower() == b"close" or version == b"HTTP/1.0"
     return int(rest[:3]), int(length), None if head_bytes is None else int(head_bytes), closes
+
+
+#: answers of a teacher mostly have the head of one before
+_parsed = lru_cache(256)(parse_head)

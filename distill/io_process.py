@@ -9,6 +9,7 @@ answered.
 Imports no torch. One thread; discovery may have threads of its own and wakes the loop through an eventfd.
 """
 
+import array
 import contextlib
 import logging
 import math
@@ -49,7 +50,8 @@ from distill.timeline import Timeline
 logger = logging.getLogger(__name__)
 
 _MESSAGE_BYTES = 1 << 16
-_MOST_DESCRIPTORS = 64
+#: room for the descriptors beside a message
+_BESIDE_BYTES = socket.CMSG_SPACE(64 * array.array("i").itemsize)
 #: shortest and longest sleep of the loop
 _LEAST_S, _MOST_S = 0.005, 0.5
 _REPORT_EVERY_S = 1.0
@@ -67,6 +69,8 @@ class IoProcess:
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._stopped = False
         self._unsent: deque[bytes] = deque()
+        #: the message that is being read
+        self._message = memoryview(bytearray(_MESSAGE_BYTES))
         self._flight = Flight(settings.limits, lambda: random.uniform(0.75, 1.25))
         self._batches = Batches(ring, settings.teacher_batch_size, settings.below)
         timeline = Timeline(settings.timeline, "io process") if settings.timeline else None
@@ -203,17 +207,16 @@ class IoProcess:
         if events & select.EPOLLOUT:
             self._watch(self._trainer.fileno(), select.EPOLLIN, self._from_trainer)
             self._send_unsent()
-        while not self._stopped:
-            try:
-                data, descriptors, _, _ = socket.recv_fds(self._trainer, _MESSAGE_BYTES, _MOST_DESCRIPTORS)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, descriptors = b"", []
-            if not data:
-                self._stop()
-            else:
-                self._take(decode_request(data), descriptors)
+        try:
+            size, beside, _, _ = self._trainer.recvmsg_into([self._message], _BESIDE_BYTES, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if size:
+            self._take(decode_request(self._message[:size]), _descriptors(beside))
+        else:
+            self._stop()
 
     def _take(self, message: Request, descriptors: list[int]) -> None:
         if isinstance(message, Post):
@@ -331,6 +334,15 @@ class _Reports:
             self._demand = rate / (1 - starved)
         self._at_s, self._before, self.next_s = now_s, (samples, waited_s), now_s + _REPORT_EVERY_S
         return StudentReport(rate, self._demand, starved, waited_s, waiting_for)
+
+
+def _descriptors(beside: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """Those that came beside a message (SCM_RIGHTS)."""
+    found = array.array("i")
+    for level, kind, data in beside:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
 
 
 def _drain(eventfd: int) -> None:
