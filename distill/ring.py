@@ -5,19 +5,17 @@ Slots are generous (`slot_bytes`) and cost only the pages that were written. Own
 that fills a slot, over the IO process that reads it and adds the predictions, to the trainer; only the trainer
 allocates.
 
-Invariant: a slot is given out again when nothing refers to its memory any more. The trainer's tensors of a slot share
-one memoryview (its lease); when the last of them is gone, so is the lease, and the slot is free.
+Invariant: a slot is given out again when nothing refers to its memory any more, which is what its lease says.
 
-Not here: torch, and what a batch looks like (loaders.py).
+Not here: torch, what a batch looks like (slot_batches.py) and who refers to it (slot_tensors.py).
 """
 
 import mmap
 import os
 import struct
-import weakref
 from collections import deque
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, Protocol
 
 from distill.io_messages import LARGEST_BYTES, NO_SLOT
 
@@ -107,31 +105,45 @@ class Control:
         return samples, waited_s, waiting_since_s
 
 
+class Lease(Protocol):
+    """What a batch that was given out refers to."""
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing refers to the slot any more."""
+
+
 class Slots:
-    """Which slots are free. Lives in the trainer; the callback of a lease may run in any thread that drops a tensor."""
+    """Which slots are free. Lives in the trainer, on its thread."""
 
     def __init__(self, ring: Ring) -> None:
-        self._ring = ring
         # The one that was freed last is taken first, so that few slots ever cost memory.
         self._free: deque[int] = deque(range(ring.slots))
-        self._leases: dict[int, weakref.ref[memoryview]] = {}
+        self._lent: dict[int, Lease] = {}
 
     @property
     def free(self) -> int:
+        self._take_back()
         return len(self._free)
 
     def take(self) -> int:
         """A free slot for a batch to come, NO_SLOT when there is none."""
+        self._take_back()
         try:
             return self._free.popleft()
         except IndexError:
             return NO_SLOT
 
-    def lend(self, slot: int, memory: memoryview) -> None:
-        """The slot is free again when nothing refers to `memory`, one view of it, any more."""
-        self._leases[slot] = weakref.ref(memory, lambda _: self._free.appendleft(slot))
+    def lend(self, slot: int, lease: Lease) -> None:
+        """The slot is free again when its lease is."""
+        self._lent[slot] = lease
 
     def give_back(self, slot: int) -> None:
-        """Free a slot that was not leased."""
+        """Free a slot that was not lent."""
         if slot != NO_SLOT:
+            self._free.appendleft(slot)
+
+    def _take_back(self) -> None:
+        for slot in [slot for slot, lease in self._lent.items() if lease.free]:
+            del self._lent[slot]
             self._free.appendleft(slot)
