@@ -27,6 +27,7 @@ from distill.batches_in_flight import Batch, Batches
 from distill.errors import DistillError, TeacherRefused
 from distill.flight import Action, Close, Deliver, Drop, Flight, GiveUp, Probe, Send
 from distill.io_messages import (
+    NO_SLOT,
     Abandon,
     Abandoned,
     Answer,
@@ -35,14 +36,16 @@ from distill.io_messages import (
     Done,
     GaveUp,
     Go,
+    Look,
     Post,
     Request,
+    Result,
     Status,
     decode_request,
     encode,
 )
 from distill.io_settings import IoSettings, decode
-from distill.ring import Control, Ring
+from distill.ring import Control, Ring, fence
 from distill.source import FixedTeachers, StudentReport, Teacher, TeacherSource
 from distill.teacher_links import Failure, Outcome, TeacherLinks
 from distill.timeline import Timeline
@@ -81,7 +84,8 @@ class IoProcess:
         self._source = self._make_source()
         self._named: tuple[Teacher, ...] = ()
         self._status: Status | None = None
-        self._reports = _Reports(Control(ring), time.monotonic())
+        self._ring, self._control = ring, Control(ring)
+        self._reports = _Reports(self._control, time.monotonic())
         #: the flight was told something since its next tick was computed
         self._moved = True
         self._tick_s = self._ticked_s = 0.0
@@ -295,8 +299,19 @@ class IoProcess:
             return self._give_up(batch, type(error).__name__, str(error))
         if complete:
             self._batches.remove(batch.post.seq)
-            self._tell(Done(batch.post.seq, batch.outputs, outcome.teacher.teacher, outcome.latency_s))
+            self._tell_done(Done(batch.post.seq, batch.outputs, outcome.teacher.teacher, outcome.latency_s), batch)
         return []
+
+    def _tell_done(self, done: Done, batch: Batch) -> None:
+        """Write it into the slot, where the trainer looks first, and wake the trainer if it waits for that."""
+        slot = batch.post.slot
+        result = b"" if slot == NO_SLOT else encode(Result(done.outputs, done.teacher))
+        if slot == NO_SLOT or not self._ring.answer(slot, done.seq, done.latency_s, result):
+            self._tell(done)
+            return
+        fence()
+        if self._control.awaits(done.seq):
+            self._tell(Look())
 
     def _give_up(self, batch: Batch, kind: str, reason: str) -> list[Action]:
         self._batches.remove(batch.post.seq)

@@ -211,6 +211,8 @@ def _dtype(datatype: str) -> torch.dtype:
 
 def append(nest: Any, names: Sequence[str], extra: Sequence[Any]) -> Any:
     """The batch with further items, under `names` where it is a mapping."""
+    if type(nest) is list:  # before all that is rare
+        return [*nest, *extra]
     if isinstance(nest, Recorded):
         return Recorded(nest.sample_index, append(nest.item, names, extra))
     if isinstance(nest, Mapping):

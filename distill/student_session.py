@@ -27,7 +27,7 @@ from distill.io_messages import NO_SLOT, Abandoned, Done, GaveUp, Go, Part, Post
 from distill.io_settings import IoSettings
 from distill.loaders import Ticket, Token
 from distill.reader_options import HARD_LABELS, ReaderOptions
-from distill.ring import Control, Ring, Slots
+from distill.ring import Control, Ring, Slots, fence
 from distill.slot_batches import Filling
 from distill.slot_tensors import SlotTensors
 from distill.timeline import Timeline
@@ -257,7 +257,7 @@ class StudentSession:
         self.stats.last_waited_s = 0.0
         if self.link is None:
             return None
-        answer = self.link.take(token.seq)
+        answer = self.link.take(token.seq, token.slot)
         if answer is None:
             answer = self._wait_long(self.link, token, nest)
         if isinstance(answer, GaveUp):
@@ -267,13 +267,14 @@ class StudentSession:
 
     def _wait_long(self, link: IoLink, token: Token, nest: Any) -> Done | GaveUp | Abandoned:
         began_s = time.monotonic()
-        self._control.write(self.stats.samples, self.stats.waited_s, began_s)
+        self._control.write(self.stats.samples, self.stats.waited_s, began_s, token.seq)
+        fence()
         patience = _Patience(self._options, began_s)
         try:
             while True:
                 if self._preflight is not None:
                     self._agree(link, self._preflight, nest)
-                answer = link.take(token.seq)
+                answer = link.take(token.seq, token.slot)
                 if answer is not None:
                     self.stats.unanswered += isinstance(answer, Abandoned)
                     return answer
