@@ -47,6 +47,8 @@ INSTALL_REQUIRES = [
 HDFS = ["hdfs-native>=0.13"]
 WEBHDFS = ["requests>=2.31"]
 TRITON_CLIENT = "tritonclient[http]>=2.40"
+#: brings grpcio and protobuf
+TRITON_GRPC_CLIENT = "tritonclient[grpc]>=2.40"
 EXAMPLE = ["pillow>=11.0", "scikit-learn>=1.5"]
 
 EXTRAS = {
@@ -59,7 +61,7 @@ EXTRAS = {
     "webhdfs": WEBHDFS,
     "hdfs3": ["hdfs3>=0.3.1"],
     "example": EXAMPLE,
-    "bench": [*EXAMPLE, "torchft-nightly", TRITON_CLIENT],
+    "bench": [*EXAMPLE, "torchft-nightly", TRITON_CLIENT, TRITON_GRPC_CLIENT],
     "test": [
         "hypothesis>=6.100",
         "mypy>=1.13",
