@@ -56,6 +56,37 @@ def test_kill_freeze_and_return_of_a_teacher() -> None:
         assert numbers == list(range(SAMPLES))
 
 
+def test_large_batches_survive_all_of_that_and_kept_ones_stay_as_they_were() -> None:
+    """Large enough to be sent from the ring itself, so that what is still under way could show a later batch."""
+    samples = 1280
+    loader = DataLoader(Numbered(samples, width=1 << 16), batch_size=8, num_workers=2)
+    slow = ("--delay-ms", "4")
+    kept = []
+    with (
+        teachers(slow, slow, slow) as running,
+        DistillReader(loader, **reader_options(teachers=named(running), window=4)) as reader,
+    ):
+        batches = iter(reader)
+        numbers = read(batches, 10)
+        assert reader._session is not None
+        assert reader._session.link is not None
+        faults = {
+            20: running[0].kill,
+            40: lambda: running[1].process.send_signal(signal.SIGSTOP),
+            70: lambda: running[1].process.send_signal(signal.SIGCONT),
+            90: lambda: os.kill(reader._session.link.pid, signal.SIGKILL),  # type: ignore[union-attr]
+        }
+        for count, batch in enumerate(batches, 10):
+            numbers += check(*batch)
+            if count % 8 == 0:
+                kept.append(batch)
+            faults.get(count, lambda: None)()
+        assert numbers == list(range(samples))
+        assert reader.stats.outside_of_ring == 0
+    for batch in kept:
+        check(*batch)
+
+
 def test_all_teachers_die_and_return() -> None:
     with teachers((), ()) as running, reader_of(running) as reader:
         batches = iter(reader)

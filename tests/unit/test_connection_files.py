@@ -80,13 +80,18 @@ def test_a_request_that_is_dropped_is_not_sent_to_its_end(
     connection = Connection(listener.getsockname())
     connection.request([InFile(content, fd, 0)] * 16)
     peer, _ = listener.accept()
-    with peer, select.epoll() as poll:
-        poll.register(connection.fileno(), EVENTS)
-        while poll.poll(0.2):  # until the sockets are full
-            assert connection.ready() is None
+    with peer:
+        send_what_fits(connection)
         connection.close()
         with pytest.raises(ConnectionResetError):
             read_all(peer)
+
+
+def send_what_fits(connection: Connection) -> None:
+    with select.epoll() as poll:
+        poll.register(connection.fileno(), EVENTS)
+        while poll.poll(0.2):
+            assert connection.ready() is None
 
 
 def read_all(peer: socket.socket) -> None:
@@ -99,7 +104,7 @@ def test_a_peer_that_goes_breaks_the_request(file: tuple[int, memoryview], liste
     connection = Connection(listener.getsockname())
     connection.request([InFile(content, fd, 0)] * 16)
     peer, _ = listener.accept()
-    peer.recv(1000)
+    send_what_fits(connection)
     peer.close()
     with pytest.raises(TeacherUnavailable, match="broke off"):
         ask(connection)
