@@ -57,6 +57,8 @@ class Report(Message, frozen=True, kw_only=True):
     near_end: bool = False
     message: str = ""
     last_step_at: float = 0.0
+    samples_left: int | None = None
+    pause_s: float | None = None
 
 
 class Happened(Message, frozen=True, kw_only=True):

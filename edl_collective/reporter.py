@@ -43,6 +43,7 @@ class Reporter:
         self._last_step: float | None = None
         self._resize_pending = False
         self._reported = 0.0
+        self._pause_s: float | None = None
         #: loss and accuracy of the last completed epoch, shown until there are newer ones
         self._shown: dict[str, float] = {}
 
@@ -56,6 +57,7 @@ class Reporter:
         """The state is equal on all ranks; the resize is told when its first step is done."""
         self._generation = generation
         self._resize_pending = True
+        self._epoch_samples, self._epoch_seconds = 0, 0.0  # a speed is that of one size
         self._end_phase("sync")
 
     def resumed(self, loaded: LoadedCheckpoint) -> None:
@@ -141,6 +143,7 @@ class Reporter:
         self._resize_pending = False
         self._end_phase("step")
         pause_s = None if self._last_step is None else round(now - self._last_step, 4)
+        self._pause_s = pause_s if pause_s is not None else self._pause_s
         cause = self._worlds.cause if self._worlds is not None else ""
         spans = self._worlds.phases.spans(self._last_step) if self._worlds is not None else {}
         parts = ", ".join(f"{phase} {span:.3f}" for phase, span in spans.items())
@@ -158,7 +161,8 @@ class Reporter:
     def _report(self, sampler: ElasticBatchSampler) -> Report:
         total = self._epochs_total
         shown = {**self._shown, **self._metrics}
-        left = None if total is None else 1.0 - sampler.samples_seen / (total * sampler.dataset_size)
+        whole = None if total is None else total * sampler.dataset_size
+        left = None if whole is None else max(0, whole - sampler.samples_seen)
         return Report(
             generation=self._generation,
             world_size=self._size,
@@ -168,8 +172,10 @@ class Reporter:
             samples_per_s=self._samples_per_s(),
             loss=shown.get("loss"),
             accuracy=shown.get("accuracy"),
-            near_end=left is not None and left <= NEAR_END_FRACTION,
+            near_end=whole is not None and left is not None and left <= NEAR_END_FRACTION * whole,
             last_step_at=time.time(),
+            samples_left=left,
+            pause_s=self._pause_s,
         )
 
     def _samples_per_s(self) -> float | None:

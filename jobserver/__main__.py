@@ -83,7 +83,7 @@ def _on_signals() -> threading.Event:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named: then asyncio sets TCP_NODELAY
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -116,6 +116,8 @@ def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
         save_timeout_s=config.save_timeout_s,
         absence_timeout_s=config.absence_timeout_s,
         pack=config.pack,
+        load_ceiling=config.load_ceiling,
+        patience_s=config.patience_s,
         changing=config.changing,
     )
     leadership = Leadership(store, paths, config.server_name, url)

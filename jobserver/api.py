@@ -32,8 +32,8 @@ from jobserver.api_models import (
     events_after,
     host_rows,
     job_detail,
-    job_row,
-    node_row,
+    job_rows,
+    node_rows,
     parse_np,
     parse_spec,
     pods,
@@ -43,6 +43,7 @@ from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
 from jobserver.service_rows import all_services, find_service
+from jobserver.shown import Shown
 from jobserver.snapshot import Job, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Service:
         self._clock = clock
         self._changing = changing
         self.token = token
+        self.shown = Shown(clock)
         self._connected = threading.Event()
         store.on_session(self._session_changed)
         self._session_changed(store.session)
@@ -252,7 +254,7 @@ Body = Annotated[bytes, Depends(read_body)]
 def create_app(service: Service) -> FastAPI:
     """The ASGI application."""
     app = FastAPI(title="EDL JobServer", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json")
-    _add_errors(app, service.token)
+    _add_errors(app, service)
     _add_jobs(app, service)
     _add_job_views(app, service)
     _add_cluster(app, service)
@@ -264,6 +266,10 @@ def _json(value: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
+def _shown(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
 def _refusal(status: int, error: str, field: str | None = None) -> Response:
     return _json({"error": error, "field": field}, status)
 
@@ -272,12 +278,15 @@ def _trusted(request: Request, token: str) -> bool:
     return same(request.headers.get("authorization", ""), f"Bearer {token}")
 
 
-def _add_errors(app: FastAPI, token: str) -> None:
+def _add_errors(app: FastAPI, service: Service) -> None:
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path != HEALTH_PATH and not _trusted(request, token):
+        if request.url.path != HEALTH_PATH and not _trusted(request, service.token):
             return _refusal(401, "the bearer token is missing or wrong: use the cluster's key file (--key-file)")
-        return await call_next(request)
+        response = await call_next(request)
+        if request.method != "GET":
+            service.shown.forget()
+        return response
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
@@ -322,9 +331,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/jobs")
     def jobs() -> Response:
-        snapshot = service.snapshot()
-        rows = [job_row(job) for job in snapshot.jobs.values()]
-        return _json({"jobs": sorted(rows, key=lambda row: (row["submitted_at"], row["job"]))})
+        return _shown(service.shown.answer("jobs", service.snapshot, job_rows))
 
     @app.get("/api/v1/jobs/{job}")
     def describe(job: str) -> Response:
@@ -368,8 +375,7 @@ def _add_job_views(app: FastAPI, service: Service) -> None:
 def _add_cluster(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/nodes")
     def nodes() -> Response:
-        snapshot = service.snapshot()
-        return _json({"nodes": [node_row(node, snapshot) for _, node in sorted(snapshot.nodes.items())]})
+        return _shown(service.shown.answer("nodes", service.snapshot, node_rows))
 
     @app.get("/api/v1/services")
     def services() -> Response:

@@ -17,6 +17,7 @@ from edl_collective.coord.records import (
     JobKind,
     JobSpec,
     NodeRecord,
+    Phase,
     WorkerRecord,
     WorkerState,
     decode,
@@ -125,8 +126,22 @@ def differences(old: JobSpec, new: JobSpec) -> list[str]:
     return [n for n in names if not (n == "np" and new.np is None)]
 
 
-def job_row(job: Job) -> Json:
-    """One line of the list of jobs."""
+def queue(snapshot: Snapshot) -> dict[str, int]:
+    """The jobs that wait for their minimum, numbered from 1 in the order in which they are served."""
+    phases = {name: job.status.value.phase if job.status else Phase.PENDING for name, job in snapshot.jobs.items()}
+    waiting = [job for name, job in snapshot.jobs.items() if phases[name] in (Phase.PENDING, Phase.HOLDING)]
+    return {job.name: number for number, job in enumerate(sorted(waiting, key=lambda job: job.turn), 1)}
+
+
+def job_rows(snapshot: Snapshot) -> Json:
+    """All jobs, the oldest first."""
+    places = queue(snapshot)
+    rows = [job_row(job, places.get(job.name)) for job in snapshot.jobs.values()]
+    return {"jobs": sorted(rows, key=lambda row: (row["submitted_at"], row["job"]))}
+
+
+def job_row(job: Job, place: int | None = None) -> Json:
+    """One line of the list of jobs. `place`: in the queue, None if it does not wait."""
     spec, progress = job.spec.value, job.progress
     status = job.status.value if job.status else None
     return {
@@ -140,6 +155,8 @@ def job_row(job: Job) -> Json:
         "min_np": spec.min_np,
         "max_np": spec.max_np,
         "np": spec.np,
+        "priority": spec.priority,
+        "queue": place,
         "epoch": progress.epoch if progress else 0,
         "epochs_total": progress.epochs_total if progress else None,
         "step": progress.step if progress else 0,
@@ -153,7 +170,7 @@ def job_row(job: Job) -> Json:
 def job_detail(job: Job, snapshot: Snapshot, events: int = 20) -> Json:
     """Everything about one job, with its last `events` events."""
     return {
-        **job_row(job),
+        **job_row(job, queue(snapshot).get(job.name)),
         "spec": msgspec.to_builtins(job.spec.value),
         "plan": msgspec.to_builtins(job.plan.value) if job.plan else None,
         "status": msgspec.to_builtins(job.status.value) if job.status else None,
@@ -189,15 +206,20 @@ def events_after(job: Job, after: int) -> list[Json]:
     return [event_row(event) for event in job.events if _number(event.name) > after]
 
 
-def node_row(node: NodeRecord, snapshot: Snapshot) -> Json:
+def node_rows(snapshot: Snapshot) -> Json:
+    """All nodes, by name."""
+    planned: dict[str, list[Json]] = {name: [] for name in snapshot.nodes}
+    for job in snapshot.jobs.values():
+        plan = job.plan.value if job.plan else None
+        for worker in plan.everybody if plan else ():
+            if worker.node in planned:
+                row = {"job": job.name, "worker": worker.worker, "slot": worker.slot}
+                planned[worker.node].append({**row, "spare": plan is not None and worker in plan.spares})
+    return {"nodes": [_node_row(node, planned[name], snapshot) for name, node in sorted(snapshot.nodes.items())]}
+
+
+def _node_row(node: NodeRecord, planned: list[Json], snapshot: Snapshot) -> Json:
     """A node with the workers and spares that are planned on it; `drain` is set while somebody drains it."""
-    planned = [
-        {"job": job.name, "worker": w.worker, "slot": w.slot, "spare": w in job.plan.value.spares}
-        for job in snapshot.jobs.values()
-        if job.plan is not None
-        for w in job.plan.value.everybody
-        if w.node == node.node
-    ]
     order = snapshot.drains.get(node.node)
     drain = None if order is None else {"deadline_s": order.value.deadline_s, "asked_at": order.value.asked_at}
     return {**msgspec.to_builtins(node), "drain": drain, "workers": sorted(planned, key=lambda row: row["slot"])}

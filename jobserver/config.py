@@ -22,7 +22,14 @@ from jobclient.config import machine_slots
 from jobserver.changing import Changing
 
 DEFAULT_PORT = 8180
-_POSITIVE = ("zookeeper_wait_s", "session_timeout_s", "finish_timeout_s", "save_timeout_s", "absence_timeout_s")
+_POSITIVE = (
+    "zookeeper_wait_s",
+    "session_timeout_s",
+    "finish_timeout_s",
+    "save_timeout_s",
+    "absence_timeout_s",
+    "patience_s",
+)
 #: how the predecessor spelled its options; any of these asks for a changing script
 _CHANGING_OPTIONS = ("time_interval_to_change", "add_pods_one_step", "del_pods_one_step")
 
@@ -51,6 +58,8 @@ class Config:
     save_timeout_s: float = 3600.0
     absence_timeout_s: float = 10.0
     pack: bool = True
+    load_ceiling: float = 1.0
+    patience_s: float = 600.0
     log_level: int = 20
     changing: Changing | None = None
 
@@ -69,6 +78,8 @@ class Config:
             if not 0 < getattr(self, name) < math.inf:
                 option = "--" + name.removesuffix("_s").replace("_", "-")
                 raise ConfigError(f"{option} is {getattr(self, name):g}: it must be positive")
+        if not 0 < self.load_ceiling <= 1:
+            raise ConfigError(f"--load-ceiling is {self.load_ceiling:g}: it must be above 0 and at most 1")
         if not 0 <= self.server_port <= 65535:
             raise ConfigError(f"--server-port is {self.server_port}: it must be between 0 (any free port) and 65535")
         if not is_loopback(self.host) and not self.key_file_given:
@@ -106,6 +117,11 @@ OPTIONS: dict[str, tuple[str, str]] = {
         "not below the session time-out of the JobClients (default: 10)",
     ),
     "placement": ("pack|spread", "fill a node before the next one, or spread workers (default: pack)"),
+    "load_ceiling": ("PART", "of all slots, up to which jobs get more than their --min-np (default: 1)"),
+    "patience": (
+        "SECONDS",
+        "after a job has waited for so long, no later job of its priority begins before it (default: 600)",
+    ),
     "log_level": ("N", "10 debug, 20 info, 30 warnings, 40 errors (default: 20)"),
     "node_ips": ("LIST", "nodes of the changing script, separated by commas (default: 127.0.0.1)"),
     "pod_num_of_node": ("N", "pods on each of these nodes (default: 1)"),
@@ -190,6 +206,8 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         save_timeout_s=_number(values, "save_timeout", 3600.0),
         absence_timeout_s=_number(values, "absence_timeout", 10.0),
         pack=placement == "pack",
+        load_ceiling=_number(values, "load_ceiling", 1.0),
+        patience_s=_number(values, "patience", 600.0),
         log_level=_integer(values, "log_level", 20),
         changing=_changing(values, environ),
     )

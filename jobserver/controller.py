@@ -30,6 +30,7 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import LeaderRecord, NodeRecord, Record, decode, encode
 from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
 from jobserver.death_watch import DeathWatch, Endpoint
+from jobserver.reading import Reading
 from jobserver.reconcile import (
     Action,
     Decision,
@@ -41,13 +42,14 @@ from jobserver.reconcile import (
     reconcile,
 )
 from jobserver.sight import Sight
-from jobserver.snapshot import Snapshot, build, excuse, with_services
+from jobserver.snapshot import Snapshot, excuse, with_services
 
 logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.01
 LAST_RETRY_S = 5.0
 STOP_TIMEOUT_S = 10.0
+LONGEST_REST_S = 0.2
 SERVICES_EVERY_S = 0.5
 
 
@@ -69,6 +71,7 @@ class View:
         self._lock = threading.Lock()
         self._values: Mapping[str, Versioned] = {}
         self._snapshot = Snapshot()
+        self._reading = Reading(paths)
         #: nodes whose record this process took away because their JobClient had died
         self.buried: frozenset[str] = frozenset()
 
@@ -84,9 +87,9 @@ class View:
         """
         with self._lock:  # a Mirror is refreshed by one thread at a time
             values = self._mirror.refresh()
-            changed = values != self._values
+            changed = values is not self._values
             if changed:
-                self._snapshot = build(values, self._paths)
+                self._snapshot = self._reading.build(values)
                 self._values = values
             serving = services or any(job.spec.value.service for job in self._snapshot.jobs.values())
             if (serving and self._look_at_services()) or changed:
@@ -170,8 +173,12 @@ class Controller:
         """Turn until stopped."""
         while not self._stopping.is_set():
             self._woken.clear()  # before loading: what changes from here on wakes the next turn
+            began_s = self._clock.monotonic_s()
             timeout_s = self._turn()
+            took_s = self._clock.monotonic_s() - began_s
             self._woken.wait(timeout_s)
+            # Changes of a large cluster come by hundreds: half of the time is left to those who ask about it.
+            self._stopping.wait(min(LONGEST_REST_S, took_s))
 
     def step(self) -> float | None:
         """Load, decide, apply once; returns after how many seconds to look again, None: when something changes."""

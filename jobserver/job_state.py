@@ -80,6 +80,9 @@ def crew_of(job: Job, snapshot: Snapshot) -> Crew:
     for worker in everybody:
         at = job.workers.get(worker.worker)
         record = None if at is None else at.value
+        if record is not None and _lives_for_sure(worker, record, snapshot):
+            living.append(worker)
+            continue
         ended = record is not None and record.state is WorkerState.EXITED
         if ended and record is not None and record.outcome is Outcome.FINISHED and _can_finish(worker, job, waiting):
             finished.append(worker)
@@ -109,6 +112,14 @@ def crew_of(job: Job, snapshot: Snapshot) -> Crew:
         lost_spares=tuple(death for death in dead if death.worker in waiting),
         warm=warm,
     )
+
+
+def _lives_for_sure(worker: PlannedWorker, record: WorkerRecord, snapshot: Snapshot) -> bool:
+    """True of nearly every worker: what a large cluster is asked about first."""
+    node = snapshot.nodes.get(worker.node)
+    if node is None or record.state is WorkerState.EXITED:
+        return False
+    return record.incarnation == node.incarnation and worker.slot < node.slots
 
 
 def _can_finish(worker: PlannedWorker, job: Job, waiting: tuple[PlannedWorker, ...]) -> bool:

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from edl_collective.coord.records import JobKind, JobStatus, Phase, PlannedWorker
 from jobserver.allocate import worker_number
+from jobserver.gain import Outlook, remember
 from jobserver.job_state import (
     Crew,
     check_transition,
@@ -65,7 +66,7 @@ def judge(job: Job, crew: Crew, now_s: float, finish_timeout_s: float, save_time
         return _stop(case, now_s)
     if crew.finished:
         return _finish(case, now_s, finish_timeout_s, save_timeout_s)
-    return _ask(_count(case, now_s), now_s)
+    return _ask(_note_speed(_count(case, now_s)), now_s)
 
 
 def _first_status(job: Job, now_s: float) -> JobStatus:
@@ -146,6 +147,8 @@ def _count_standbys(case: Case, now_s: float) -> JobStatus:
     """
     status, crew = case.status, case.crew
     died = [worker_number(death.worker.worker) for death in (*crew.dead, *crew.lost_spares) if death.standby]
+    if not died and not status.standby_deaths:
+        return status
     newest = max([status.standby_newest, *died])
     warm = max((worker_number(w.worker) for w in (*crew.living, *crew.spares) if w.worker in crew.warm), default=0)
     deaths = 0 if warm > newest else status.standby_deaths + len(died)
@@ -240,8 +243,7 @@ def _ask(case: Case, now_s: float) -> Case:
         status = with_(counted, counts=(began, counted.failures, counted.restarts, counted.epoch_seen))
         return replace(enter(replace(case, status=status), Phase.FAILED, why, now_s), clear=True)
     spec, status = case.job.spec.value, case.status
-    bounded = spec.kind is not JobKind.TEACHER
-    if bounded and status.phase is Phase.HOLDING and now_s >= status.since + spec.hold_timeout_s:
+    if may_time_out(case) and status.phase is Phase.HOLDING and now_s >= status.since + spec.hold_timeout_s:
         why = f"held below min_np {spec.min_np} for hold_timeout_s {spec.hold_timeout_s:g}"
         if len(case.crew.living) < spec.min_np:
             return replace(enter(case, Phase.FAILED, why, now_s), clear=True)
@@ -251,6 +253,28 @@ def _ask(case: Case, now_s: float) -> Case:
     back = due_at if now_s < due_at else None
     wakes = [at for at in (case.wake_at or want.wake_at, back) if at is not None]
     return replace(case, clear=None, wanted=want, wake_at=min(wakes, default=None), held_back_until=back)
+
+
+def may_time_out(case: Case) -> bool:
+    """Whether it matters how long the job holds: students wait as long as they like, the preempted for their turn."""
+    return case.job.spec.value.kind is not JobKind.TEACHER and case.status.preempted_for is None
+
+
+def _note_speed(case: Case) -> Case:
+    """Remember what a world of this size does."""
+    progress, world = case.job.progress, case.job.rendezvous
+    if progress is None or progress.samples_per_s is None or progress.generation != world.generation:
+        return case
+    speeds = remember(case.status.speeds, progress.world_size, progress.samples_per_s)
+    return replace(case, status=structs.replace(case.status, speeds=speeds))
+
+
+def outlook(case: Case) -> Outlook:
+    """What is known of the job's speed."""
+    progress = case.job.progress
+    if progress is None:
+        return Outlook(case.status.speeds)
+    return Outlook(case.status.speeds, progress.pause_s, progress.samples_left)
 
 
 def _next_change(case: Case, now_s: float) -> Case:

@@ -8,11 +8,14 @@ between two calls.
 
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from edl_collective.coord.records import Event, JobKind, JobSpec, JobStatus, Phase, Plan, PlannedWorker
+from jobserver import reasons
 from jobserver.allocate import Grant, Request, Room, allocate, worker_number
 from jobserver.changing import Changing, fill_in
 from jobserver.job_state import WORLDLESS, crew_of, is_over
-from jobserver.judge import Case, enter, judge, near_end, note_effect, some, with_
+from jobserver.judge import Case, enter, judge, may_time_out, near_end, note_effect, outlook, with_
 from jobserver.snapshot import At, Job, Slot, Snapshot
 
 
@@ -28,6 +31,10 @@ class ReconcileConfig:
     absence_timeout_s: float = 10.0
     #: fill a node before the next one; otherwise spread
     pack: bool = True
+    #: part of the slots up to which jobs get more than their minimum; the others are kept for jobs to come
+    load_ceiling: float = 1.0
+    #: a job that has waited for so long is not overtaken by later ones of its priority any more
+    patience_s: float = 600.0
     #: events and ended workers that are kept of each job, for people
     max_events: int = 200
     max_ended_workers: int = 32
@@ -39,7 +46,9 @@ class ReconcileConfig:
     changing: Changing | None = None
 
     def __post_init__(self) -> None:
-        for name in ("finish_timeout_s", "save_timeout_s", "absence_timeout_s"):
+        if not 0 < self.load_ceiling <= 1:
+            raise ValueError(f"load_ceiling is {self.load_ceiling:g}: it must be above 0 and at most 1")
+        for name in ("finish_timeout_s", "save_timeout_s", "absence_timeout_s", "patience_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}: it must be positive")
         for name in ("max_events", "max_ended_workers", "max_deletions"):
@@ -100,20 +109,20 @@ class Decision:
 
 def reconcile(snapshot: Snapshot, now_s: float, config: ReconcileConfig) -> Decision:
     """Decide. `now_s` is wall time in seconds, because what it is compared with survives a change of leader."""
-    order = sorted(snapshot.jobs.values(), key=lambda j: (j.spec.value.submitted_at, j.name))
+    order = sorted(snapshot.jobs.values(), key=lambda job: job.turn)
     open_jobs = [action for job in order for action in _fill_in(job, config)]
     left_open = {action.job for action in open_jobs}
     order = [job for job in order if job.name not in left_open]
     timeouts = (config.finish_timeout_s, config.save_timeout_s)
     cases = [judge(job, crew_of(job, snapshot), now_s, *timeouts) for job in order]
     asking = [case for case in cases if case.clear is None]
-    grants = allocate([_request(case) for case in asking], _room(cases, snapshot, config))
+    grants = allocate([_request(case, now_s, config) for case in asking], _room(cases, snapshot, config))
     actions: list[Action] = [*open_jobs]
     final: list[Case] = []
     for case in cases:
         case, plan = _settle(case, grants.get(case.job.name), snapshot, now_s, config)
         actions += _update(case, plan, now_s)
-        final.append(case)
+        final.append(_wake_when_overdue(case, now_s, config))
     rubbish = [action for case in final for action in _rubbish(case, snapshot, config)]
     actions += rubbish[: config.max_deletions]
     reasons = [_in_one_line(case) for case in final if not case.status.phase.terminal]
@@ -136,7 +145,7 @@ def _fill_in(job: Job, config: ReconcileConfig) -> list[FillInSpec]:
 # ---- what all jobs get ---------------------------------------------------------------------------------------------
 
 
-def _request(case: Case) -> Request:
+def _request(case: Case, now_s: float, config: ReconcileConfig) -> Request:
     assert case.wanted is not None, "only a job that asks makes a request"
     spec, living, standing = case.job.spec.value, case.crew.living, case.crew.spares
     least, want, spares = spec.min_np, case.wanted.np, spec.spares
@@ -148,7 +157,16 @@ def _request(case: Case) -> Request:
         want, spares = max(least, min(want, len(living) + len(standing))), min(spares, len(standing))
     members = frozenset(m.worker for m in case.job.rendezvous.members)
     started = case.status.started_at is not None
-    return Request(case.job.name, least, want, living, started, spares, standing, members)
+    overdue = case.status.phase is Phase.PENDING and now_s >= case.status.since + config.patience_s
+    claim = (spec.priority, overdue, outlook(case))
+    return Request(case.job.name, least, want, living, started, spares, standing, members, *claim)
+
+
+def _wake_when_overdue(case: Case, now_s: float, config: ReconcileConfig) -> Case:
+    due_at = case.status.since + config.patience_s
+    if case.status.phase is not Phase.PENDING or now_s >= due_at:
+        return case
+    return replace(case, wake_at=min(due_at, case.wake_at or due_at))
 
 
 def _room(cases: list[Case], snapshot: Snapshot, config: ReconcileConfig) -> Room:
@@ -167,7 +185,7 @@ def _room(cases: list[Case], snapshot: Snapshot, config: ReconcileConfig) -> Roo
     for name in snapshot.unknown_nodes:  # it keeps who is there and takes nobody
         nodes[name] = 1 + max((slot.slot for slot in living if slot.node == name), default=-1)
         taken |= {Slot(name, i) for i in range(nodes[name])} - living
-    return Room(nodes, taken, leaving - taken, config.pack)
+    return Room(nodes, taken, leaving - taken, config.pack, config.load_ceiling)
 
 
 # ---- what is written -----------------------------------------------------------------------------------------------
@@ -197,8 +215,8 @@ def _settle(
     drained = tuple(f"{w.worker} leaves {w.node}, which drains" for w in leaving)
     if carrier is not None:
         drained += (f"{carrier.worker} stays on {carrier.node}, which drains, until others have its state",)
-    case = _phase(replace(case, news=case.news + promoted + drained), workers, grant.missing, snapshot, now_s)
-    plan = _plan(case, workers, spares, snapshot, _plan_reason(case, workers, spares), config)
+    case = _phase(replace(case, news=case.news + promoted + drained), workers, grant, snapshot, now_s)
+    plan = _plan(case, workers, spares, snapshot, reasons.of_plan(case, workers, spares), config)
     return (note_effect(case, now_s) if plan is None else case), plan
 
 
@@ -235,54 +253,25 @@ def _drains(node: str, snapshot: Snapshot) -> bool:
     return record is not None and record.draining
 
 
-def _phase(case: Case, workers: tuple[PlannedWorker, ...], missing: int, snapshot: Snapshot, now_s: float) -> Case:
+def _phase(case: Case, workers: tuple[PlannedWorker, ...], grant: Grant, snapshot: Snapshot, now_s: float) -> Case:
     """The phase that `workers` put the job in."""
     assert case.wanted is not None
-    spec, status, want = case.job.spec.value, case.status, case.wanted
+    spec, status = case.job.spec.value, case.status
     if len(workers) >= spec.min_np:
-        reason = f"{_workers(len(workers))}: {want.reason}"
-        if len(workers) < want.np and not near_end(case):
-            reason += f"; {want.np - len(workers)} more {_when(case)}"
+        reason = reasons.running(case, len(workers), may_grow=not near_end(case))
         started = with_(status, started_at=now_s) if status.started_at is None else status
+        started = structs.replace(started, preempted_for=None)
         return enter(replace(case, status=started), Phase.RUNNING, reason, now_s)
-    lack = _lack(spec.min_np, missing, snapshot)
-    if case.held_back_until is not None and not missing:
-        lack = f"min_np is {spec.min_np}: the next start {_when(case)}"
+    lack = reasons.waiting(case, grant, snapshot)
     if status.started_at is None:
         return enter(case, Phase.PENDING, lack, now_s)
+    preempted_for = grant.preempted_for or status.preempted_for
     held = enter(case, Phase.HOLDING, lack, now_s)
-    if spec.kind is JobKind.TEACHER:  # students wait for as long as they like
+    held = replace(held, status=structs.replace(held.status, preempted_for=preempted_for))
+    if not may_time_out(held):
         return held
     deadline = held.status.since + spec.hold_timeout_s
     return replace(held, wake_at=min(deadline, case.wake_at or deadline))
-
-
-def _when(case: Case) -> str:
-    if case.held_back_until is None:
-        return "when slots become free"
-    who = "teachers" if case.job.spec.value.kind is JobKind.TEACHER else "standbys"
-    return f"after a pause, because {case.status.standby_deaths} {who} in a row have died"
-
-
-def _lack(min_np: int, missing: int, snapshot: Snapshot) -> str:
-    if not missing:
-        return f"min_np is {min_np}: waiting for slots whose workers are still ending"
-    nodes = [node for node in snapshot.nodes.values() if not node.draining]
-    there = f"{sum(node.slots for node in nodes)} slots on {len(nodes)} nodes"
-    text = f"too few slots: min_np is {min_np} and {missing} of them {'is' if missing == 1 else 'are'} missing ({there}"
-    return f"{text}, less what other jobs use); start a JobClient, or submit with a lower min_np"
-
-
-def _plan_reason(case: Case, workers: tuple[PlannedWorker, ...], spares: tuple[PlannedWorker, ...]) -> str:
-    assert case.wanted is not None
-    if workers == case.workers:
-        return "; ".join((*([some(case.news)] if case.news else []), f"{_spares(len(spares))} beside the workers"))
-    before, after = len(case.workers), len(workers)
-    what = f"start with {_workers(after)}" if not case.workers else f"{before} to {_workers(after)}"
-    if case.news and before == after:
-        what = f"replaced, still {_workers(after)}"
-    why = case.wanted.reason if after >= case.wanted.np else f"{case.wanted.np} are wanted ({case.wanted.reason})"
-    return "; ".join((*([some(case.news)] if case.news else []), f"{what}: {why}"))
 
 
 def _plan(
@@ -318,11 +307,15 @@ def _driver_node(case: Case, workers: tuple[PlannedWorker, ...], snapshot: Snaps
     """Stay while the node lives: moving the driver costs more than a driver away from its workers does."""
     if not workers or case.job.spec.value.kind in WORLDLESS:
         return None
-    usable = {name for name, node in snapshot.nodes.items() if not node.draining} | snapshot.unknown_nodes
     old = case.job.plan.value.driver_node if case.job.plan else None
-    if old in usable:
+    if old is not None and _takes_drivers(old, snapshot):
         return old
-    return next((w.node for w in workers if w.node in usable), workers[0].node)
+    return next((w.node for w in workers if _takes_drivers(w.node, snapshot)), workers[0].node)
+
+
+def _takes_drivers(node: str, snapshot: Snapshot) -> bool:
+    record = snapshot.nodes.get(node)
+    return node in snapshot.unknown_nodes if record is None else not record.draining
 
 
 def _update(case: Case, plan: Plan | None, now_s: float) -> list[Action]:
@@ -368,11 +361,3 @@ def _rubbish(case: Case, snapshot: Snapshot, config: ReconcileConfig) -> list[Ac
     old_events = case.job.events[: max(0, len(case.job.events) - config.max_events)]
     forget: list[Action] = [ForgetWorker(case.job.name, n, case.job.workers[n].version) for n in old_workers]
     return forget + [ForgetEvent(case.job.name, e.name, e.version) for e in old_events]
-
-
-def _workers(count: int) -> str:
-    return "1 worker" if count == 1 else f"{count} workers"
-
-
-def _spares(count: int) -> str:
-    return "1 spare" if count == 1 else f"{count or 'no'} spares"

@@ -4,15 +4,11 @@ Invariant: a record that does not parse is never read as an empty one. It become
 it belongs to is left alone: a job with an unreadable record is not decided about, and keeps the slots it had.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
 
-from msgspec import structs
-
 from distill.listing import Listing
-from edl_collective.coord.errors import RecordError
-from edl_collective.coord.paths import Key, Paths
 from edl_collective.coord.records import (
     DrainRecord,
     DriverRecord,
@@ -25,9 +21,7 @@ from edl_collective.coord.records import (
     Record,
     Rendezvous,
     WorkerRecord,
-    decode,
 )
-from edl_collective.coord.store import Versioned
 
 R = TypeVar("R", bound=Record)
 
@@ -75,6 +69,12 @@ class Job:
     @property
     def name(self) -> str:
         return self.spec.value.job
+
+    @property
+    def turn(self) -> tuple[int, float, str]:
+        """Jobs are served in the order of this: the highest priority first, then the oldest."""
+        spec = self.spec.value
+        return -spec.priority, spec.submitted_at, spec.job
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,115 +142,3 @@ def _of_jobs(snapshot: Snapshot) -> set[str]:
         if job.plan is not None:
             known |= {job.plan.value.driver_node, *(w.node for w in job.plan.value.everybody)}
     return {name for name in known if name is not None}
-
-
-_JOB_TYPES: dict[str, type[Record]] = {
-    "spec": JobSpec,
-    "plan": Plan,
-    "status": JobStatus,
-    "progress": Progress,
-    "driver": DriverRecord,
-    "rendezvous": Rendezvous,
-}
-
-
-class _JobParts:
-    """The records of one job while they are collected."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, At[Record]] = {}
-        self.workers: dict[str, At[WorkerRecord]] = {}
-        self.events: list[StoredEvent] = []
-        self.problems: list[Problem] = []
-
-    def add(self, key: Key, path: str, found: Versioned) -> None:
-        if key.event is not None:
-            self.events.append(StoredEvent(key.event, found.data, found.version))
-            return
-        try:
-            if key.worker is not None:
-                self.workers[key.worker] = At(decode(found.data, WorkerRecord, path), found.version)
-            else:
-                self.records[key.kind] = At(decode(found.data, _JOB_TYPES[key.kind], path), found.version)
-        except RecordError as error:
-            self.problems.append(Problem(path, str(error)))
-
-    def get(self, kind: str, record_type: type[R]) -> At[R] | None:
-        at = self.records.get(kind)
-        if at is None:
-            return None
-        assert isinstance(at.value, record_type)
-        return At(at.value, at.version)
-
-    def value(self, kind: str, record_type: type[R]) -> R | None:
-        at = self.get(kind, record_type)
-        return None if at is None else at.value
-
-    def job(self, spec: At[JobSpec]) -> Job:
-        return Job(
-            spec=spec,
-            plan=self.get("plan", Plan),
-            status=self.get("status", JobStatus),
-            progress=self.value("progress", Progress),
-            driver=self.value("driver", DriverRecord),
-            rendezvous=self.value("rendezvous", Rendezvous) or Rendezvous.EMPTY,
-            workers=self.workers,
-            events=tuple(sorted(self.events, key=lambda event: event.name)),
-        )
-
-    def slots(self) -> frozenset[Slot]:
-        plan = self.value("plan", Plan)
-        planned = {Slot(w.node, w.slot) for w in plan.everybody} if plan else set()
-        return frozenset(planned | {Slot(at.value.node, at.value.slot) for at in self.workers.values()})
-
-
-def build(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
-    """The snapshot of what a Mirror holds: `values` by path, below `paths.root`."""
-    nodes: dict[str, NodeRecord] = {}
-    unreadable_nodes: set[str] = set()
-    drains: dict[str, At[DrainRecord]] = {}
-    parts: dict[str, _JobParts] = {}
-    problems: list[Problem] = []
-    leader: LeaderRecord | None = None
-    for path, key, found in _known(values, paths):
-        try:
-            if key.kind == "leader":
-                leader = decode(found.data, LeaderRecord, path)
-            elif key.kind == "drain" and key.node is not None:
-                drains[key.node] = At(decode(found.data, DrainRecord, path), found.version)
-            elif key.node is not None:
-                nodes[key.node] = decode(found.data, NodeRecord, path)
-            elif key.job is not None:
-                parts.setdefault(key.job, _JobParts()).add(key, path, found)
-        except RecordError as error:
-            problems.append(Problem(path, str(error)))
-            if key.kind == "node" and key.node is not None:
-                unreadable_nodes.add(key.node)
-    nodes.update({name: structs.replace(nodes[name], draining=True) for name in drains.keys() & nodes.keys()})
-    jobs: dict[str, Job] = {}
-    unreadable: dict[str, frozenset[Slot]] = {}
-    for name, collected in parts.items():
-        spec = collected.get("spec", JobSpec)
-        wrong = collected.problems or _inconsistent(name, spec, paths)
-        if spec is None or wrong:
-            problems += wrong
-            unreadable[name] = collected.slots()
-        else:
-            jobs[name] = collected.job(spec)
-    return Snapshot(nodes, jobs, leader, tuple(problems), frozenset(unreadable_nodes), unreadable, drains)
-
-
-def _known(values: Mapping[str, Versioned], paths: Paths) -> Iterator[tuple[str, Key, Versioned]]:
-    for path in sorted(values):
-        key = paths.parse(path)
-        if key is not None:
-            yield path, key, values[path]
-
-
-def _inconsistent(name: str, spec: At[JobSpec] | None, paths: Paths) -> list[Problem]:
-    path = paths.spec(name)
-    if spec is None:
-        return [Problem(path, f"job {name} has records but no spec: submit it again, or delete it")]
-    if spec.value.job != name:
-        return [Problem(path, f"the spec of job {name} names job {spec.value.job}")]
-    return []

@@ -86,8 +86,15 @@ class World:
         old = self.jobs[job].spec
         self._change(job, spec=At(msgspec.structs.replace(old.value, **fields), old.version + 1))
 
-    def report(self, job: str = "j", epoch: int = 0, near_end: bool = False) -> None:
-        self._change(job, progress=Progress(generation=1, world_size=1, epoch=epoch, step=0, near_end=near_end))
+    def report(self, job: str = "j", epoch: int = 0, near_end: bool = False, **fields: Any) -> None:
+        values = {"generation": 1, "world_size": 1, "epoch": epoch, "step": 0, "near_end": near_end, **fields}
+        self._change(job, progress=Progress(**values))
+
+    def measure(self, job: str, rate: float, pause_s: float | None = None, left: int | None = None) -> None:
+        """Rank 0 of the newest world reports its speed."""
+        world = self.jobs[job].rendezvous
+        size = {"generation": world.generation, "world_size": len(world.members)}
+        self.report(job, **size, samples_per_s=rate, pause_s=pause_s, samples_left=left)
 
     def run_workers(self, job: str = "j") -> None:
         """All planned workers run, and form the world."""

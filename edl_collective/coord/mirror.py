@@ -25,14 +25,20 @@ class Mirror:
         self._lock = threading.Lock()
         self._dirty: set[str] = {root}
         self._values: dict[str, Versioned] = {}
+        self._shown: Mapping[str, Versioned] = MappingProxyType({})
         #: containers and the paths directly below them
         self._children: dict[str, set[str]] = {}
         self._end_session_listener = store.on_session(self._session_changed)
 
     def refresh(self) -> Mapping[str, Versioned]:
-        """All records by path, as they are now. Raises Disconnected; a valid mapping stays valid and unchanged."""
+        """All records by path, as they are now; the same mapping as before if nothing was touched since.
+
+        Raises Disconnected. A mapping that was returned stays as it is.
+        """
         with self._lock:
             pending, self._dirty = self._dirty, set()
+        if not pending:
+            return self._shown
         try:
             while pending:
                 path = min(pending, key=len)
@@ -42,7 +48,8 @@ class Mirror:
             with self._lock:
                 self._dirty |= pending
             raise
-        return MappingProxyType(dict(self._values))
+        self._shown = MappingProxyType(dict(self._values))
+        return self._shown
 
     def close(self) -> None:
         """Stop listening; watches that are still left fire into nothing."""
@@ -53,7 +60,7 @@ class Mirror:
         """Read `path` again; returns the children that were not known."""
         value = self._store.get(path, self._changed)
         if value is not None and value.data:
-            self._forget(path)
+            self._forget_below(path)
             self._values[path] = value
             return set()
         if value is None and path != self._root:
@@ -74,9 +81,11 @@ class Mirror:
         """Drop the subtree. Its parent forgets the name too: one that is created again has to be new to it."""
         self._values.pop(path, None)
         self._children.get(path.rsplit("/", 1)[0], set()).discard(path)
-        for child in list(self._children.get(path, ())):
+        self._forget_below(path)
+
+    def _forget_below(self, path: str) -> None:
+        for child in self._children.pop(path, set()):
             self._forget(child)
-        self._children.pop(path, None)
 
     def _changed(self, path: str) -> None:
         with self._lock:

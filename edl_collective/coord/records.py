@@ -101,6 +101,7 @@ class JobKind(StrEnum):
     TEACHER = "teacher"
 
 
+MAX_PRIORITY = 1000
 #: fields of a JobSpec that are times in seconds
 TIMEOUTS = ("hold_timeout_s", "leave_timeout_s", "stop_timeout_s", "warm_timeout_s", "return_timeout_s")
 
@@ -118,6 +119,8 @@ class JobSpec(Record, frozen=True, kw_only=True):
     spares: int = 0
     schedule: Schedule | None = None
     kind: JobKind = JobKind.ELASTIC
+    #: among jobs that wait for slots the higher is served first, and may take the slots of a lower one
+    priority: int = 0
     #: of teachers: the service that they serve
     service: str | None = None
     #: directory in which the package hook runs and, without `pod_path`, the command too
@@ -155,6 +158,8 @@ class JobSpec(Record, frozen=True, kw_only=True):
             raise ValueError(f"min_np is {self.min_np} and max_np is {self.max_np}: min_np must not exceed max_np")
         if self.np is not None and not self.min_np <= self.np <= self.max_np:
             raise ValueError(f"np is {self.np}: it must be between min_np {self.min_np} and max_np {self.max_np}")
+        if abs(self.priority) > MAX_PRIORITY:
+            raise ValueError(f"priority is {self.priority}: it must be between -{MAX_PRIORITY} and {MAX_PRIORITY}")
         if self.spares < 0:
             raise ValueError(f"spares is {self.spares}: it must be at least 0")
         if self.spares and self.kind is JobKind.EXTERNAL:
@@ -238,6 +243,13 @@ class TeachersAsked(msgspec.Struct, frozen=True):
     fewer_since: float | None = None
 
 
+class Speed(msgspec.Struct, frozen=True, array_like=True):
+    """Samples a second of a world of `np` workers, as rank 0 measured it."""
+
+    np: int
+    rate: float
+
+
 class JobStatus(Record, frozen=True, kw_only=True):
     """The leader's view of a job."""
 
@@ -266,6 +278,10 @@ class JobStatus(Record, frozen=True, kw_only=True):
     standby_died_at: float = 0.0
     #: of teachers whose number follows their students
     asked: TeachersAsked | None = None
+    #: the sizes that the job has had, the newest last
+    speeds: tuple[Speed, ...] = ()
+    #: the job of higher priority that took its minimum; None while nobody did
+    preempted_for: str | None = None
 
 
 class WorkerState(StrEnum):
@@ -364,6 +380,10 @@ class Progress(Record, frozen=True, kw_only=True):
     message: str = ""
     #: wall time of the last completed step
     last_step_at: float = 0.0
+    #: of all epochs, not trained yet; None if the number of epochs is not known
+    samples_left: int | None = None
+    #: how long nobody trained at the last resize of this process
+    pause_s: float | None = None
 
 
 class Event(Record, frozen=True, kw_only=True):

@@ -47,6 +47,7 @@ def default_name(command: tuple[str, ...]) -> str:
 @click.option("--min-np", type=int, default=None, help="fewest workers it may run with (default: 1)")
 @click.option("--max-np", type=int, default=None, help="most workers it may have (default: --np, else --min-np)")
 @click.option("--np", type=int, default=None, help="wanted workers (default: as many as fit, or the schedule)")
+@click.option("--priority", type=int, default=None, help="higher is served first, and may take slots (default: 0)")
 @click.option("--spares", type=int, default=None, help="standbys kept warm where no job wants the slot (default: 0)")
 @click.option("--schedule", default=None, help='"0:1,2:2" (epoch:np), "0s:1,60s:2" or "900s:-1+1"')
 @click.option("--checkpoint", default=None, help="URL of the checkpoint directory")
@@ -131,7 +132,8 @@ def ps(api: Api, as_json: bool) -> None:
     rows: list[tuple[object, ...]] = [
         (
             job["job"],
-            job["phase"],
+            job["phase"] if job["queue"] is None else f"{job['phase']} (no. {job['queue']})",
+            job["priority"],
             f"{job['world_size']}/{job['workers']} of {job['min_np']}..{job['max_np']}",
             job["epoch"] if job["epochs_total"] is None else f"{job['epoch']}/{job['epochs_total']}",
             job["step"],
@@ -141,7 +143,7 @@ def ps(api: Api, as_json: bool) -> None:
         )
         for job in answer["jobs"]
     ]
-    print_table(("JOB", "PHASE", "WORKERS", "EPOCH", "STEP", "SAMPLES/S", "LOSS", "REASON"), rows)
+    print_table(("JOB", "PHASE", "PRIORITY", "WORKERS", "EPOCH", "STEP", "SAMPLES/S", "LOSS", "REASON"), rows)
 
 
 @click.command()
@@ -162,6 +164,8 @@ def describe(api: Api, as_json: bool, job: str) -> None:
         ("workers", f"{found['workers']} planned, {found['min_np']} to {found['max_np']}, np {spec['np'] or 'open'}"),
         ("spares", f"{found['spares']} of {spec['spares']}"),
         ("plan", f"revision {plan['revision']}, driver on {plan['driver_node']}: {plan['reason']}" if plan else "none"),
+        ("priority", found["priority"]),
+        ("speeds", ", ".join(f"{np}: {rate:.4g} samples/s" for np, rate in sorted(status.get("speeds", ()))) or "none"),
         ("attempt", f"{status['attempt']} ({status['restarts']} restarts, {status['failures']} failures this epoch)"),
         ("training", _training(progress)),
         ("checkpoint", spec["checkpoint_url"] or "none"),

@@ -12,7 +12,6 @@ from edl_collective.audit import AuditReport, Records, audit, derive_lineage, re
 from jobserver.drill.cluster import POLL_S, Cluster, ClusterError, Json, Unavailable
 from jobserver.drill.steps import Step, read_steps
 
-
 #: for an event to be written after the report that came with it
 TOLD_S = 30.0
 

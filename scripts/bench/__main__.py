@@ -23,6 +23,7 @@ from bench.cases import (
     interleaved,
     selected,
 )
+from bench.control import command as controlling
 from bench.distill import command as distillation
 from bench.errors import NotInstalled
 from bench.resize import machine, run_rendezvous, run_trials, system_class
@@ -71,12 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     distillation.add_arguments(distill)
+    control = commands.add_parser(
+        "control",
+        help="decisions, JobServers and a simulated day at the size of a large cluster",
+        description=controlling.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    controlling.add_arguments(control)
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error(f"--runs is {options.runs}: it must be at least 1")
-    if options.what == "distill":
+    if options.what in ("distill", "control"):
         try:
-            distillation.run(options, start_report())
+            (distillation if options.what == "distill" else controlling).run(options, start_report())
         except ValueError as error:
             parser.error(str(error))
         return 0

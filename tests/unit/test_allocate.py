@@ -46,13 +46,13 @@ def test_minimums_come_before_what_others_want_beyond_theirs() -> None:
     assert [grants[j].count for j in "abc"] == [1, 2, 1]
 
 
-def test_what_is_held_comes_before_growth_of_an_older_job() -> None:
+def test_a_job_lets_go_what_another_needs_for_the_same_fulfilment() -> None:
     room = Room({"n": 4})
     grants = allocate(
         [Request("a", 1, 4, held(("n", 0)), True), Request("b", 1, 3, held(*[("n", i) for i in (1, 2, 3)]), True)], room
     )
-    assert grants["b"].dropped == ()
-    assert grants["a"].added == ()
+    assert [w.worker for w in grants["b"].dropped] == ["w3"]
+    assert grants["a"].added == (), "its slot is still busy"
 
 
 def test_a_job_that_has_not_begun_gets_all_of_its_minimum_or_nothing() -> None:

@@ -121,6 +121,32 @@ def test_mirror_reads_only_what_changed_and_forgets_nothing_in_an_outage() -> No
     assert first["/edl/a"].data == b"1"
 
 
+class LoggingStore(MemoryStore):
+    """A store that remembers which paths were read."""
+
+    def __init__(self, tree: MemoryTree) -> None:
+        super().__init__(tree)
+        self.read: list[str] = []
+
+    def get(self, path: str, wake: Wake | None = None) -> Versioned | None:
+        self.read.append(path)
+        return super().get(path, wake)
+
+
+def test_mirror_reads_no_brothers_of_what_came_or_went() -> None:
+    tree = MemoryTree()
+    store, writer = LoggingStore(tree), MemoryStore(tree)
+    for name in ("a", "b", "c"):
+        writer.create(f"/edl/nodes/{name}", b"1")
+    mirror = Mirror(store, "/edl", lambda: None)
+    mirror.refresh()
+    store.read.clear()
+    writer.create("/edl/nodes/d", b"1")
+    writer.delete("/edl/nodes/a")
+    assert sorted(mirror.refresh()) == ["/edl/nodes/b", "/edl/nodes/c", "/edl/nodes/d"]
+    assert not {"/edl/nodes/b", "/edl/nodes/c"} & set(store.read)
+
+
 class LateChildren(MemoryStore):
     """A store whose news of the children of one path comes when the test says so, after all other news."""
 

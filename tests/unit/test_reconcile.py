@@ -48,13 +48,13 @@ def test_an_elastic_job_runs_with_what_there_is_and_grows() -> None:
     assert world.ids() == ["w1", "w2", "w3"]
 
 
-def test_two_jobs_first_come_first_served_after_both_minimums() -> None:
+def test_two_jobs_share_what_is_left_after_both_minimums() -> None:
     world = World()
     world.join("a", 4)
     world.submit("first", max_np=4)
     world.submit("second", max_np=4)
     world.settle()
-    assert [len(world.ids(j)) for j in ("first", "second")] == [3, 1]
+    assert [len(world.ids(j)) for j in ("first", "second")] == [2, 2]
 
 
 def test_a_new_job_gets_its_minimum_when_the_older_one_has_let_go() -> None:

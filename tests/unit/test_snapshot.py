@@ -1,5 +1,8 @@
 """From bytes to a snapshot: a record that does not parse is seen, and what it belongs to is left alone."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
     Event,
@@ -14,7 +17,8 @@ from edl_collective.coord.records import (
     encode,
 )
 from edl_collective.coord.store import Versioned
-from jobserver.snapshot import Slot, Snapshot, build
+from jobserver.reading import Reading
+from jobserver.snapshot import Slot, Snapshot
 
 P = Paths()
 NODE = NodeRecord(node="a", incarnation="i", address="127.0.0.1", port=1, slots=2)
@@ -28,7 +32,7 @@ ALL: dict[str, Record] = {P.node("a"): NODE, P.spec("j"): SPEC, P.plan("j"): PLA
 
 def snapshot_of(records: dict[str, Record], **raw: bytes) -> Snapshot:
     values = {path: Versioned(encode(record), 7) for path, record in records.items()}
-    return build(values | {P.root + path: Versioned(data, 3) for path, data in raw.items()}, P)
+    return Reading(P).build(values | {P.root + path: Versioned(data, 3) for path, data in raw.items()})
 
 
 def test_reads_everything_with_its_version() -> None:
@@ -88,3 +92,22 @@ def test_an_unreadable_node_is_not_a_missing_node() -> None:
 
 def test_foreign_paths_are_ignored() -> None:
     assert snapshot_of(ALL, **{"/jobs/j/spec/x": b"1", "/other": b"2"}).problems == ()
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from(sorted(ALL)), st.sampled_from(["write", "spoil", "remove"])), max_size=3),
+        max_size=6,
+    )
+)
+def test_reading_again_is_reading_anew(rounds: list[list[tuple[str, str]]]) -> None:
+    values = {path: Versioned(encode(record), 0) for path, record in ALL.items()}
+    reading = Reading(P)
+    reading.build(values)
+    for version, changes in enumerate(rounds, 1):
+        for path, what in changes:
+            if what == "remove":
+                values.pop(path, None)
+            else:
+                values[path] = Versioned(encode(ALL[path]) if what == "write" else b"{", version)
+        assert reading.build(dict(values)) == Reading(P).build(values)
