@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -69,18 +69,20 @@ def test_large_batches_survive_all_of_that_and_kept_ones_stay_as_they_were() -> 
         batches = iter(reader)
         numbers = read(batches, 10)
         assert reader._session is not None
-        assert reader._session.link is not None
-        faults = {
+        link = reader._session.link
+        assert link is not None
+        faults: dict[int, Callable[[], object]] = {
             20: running[0].kill,
             40: lambda: running[1].process.send_signal(signal.SIGSTOP),
             70: lambda: running[1].process.send_signal(signal.SIGCONT),
-            90: lambda: os.kill(reader._session.link.pid, signal.SIGKILL),  # type: ignore[union-attr]
+            90: lambda: os.kill(link.pid, signal.SIGKILL),
         }
         for count, batch in enumerate(batches, 10):
             numbers += check(*batch)
             if count % 8 == 0:
                 kept.append(batch)
-            faults.get(count, lambda: None)()
+            if count in faults:
+                faults[count]()
         assert numbers == list(range(samples))
         assert reader.stats.outside_of_ring == 0
     for batch in kept:

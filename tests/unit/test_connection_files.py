@@ -59,7 +59,13 @@ def serve(listener: socket.socket, size: int, got: bytearray, requests: int) -> 
 def test_parts_in_a_file_and_in_memory_arrive_in_order(file: tuple[int, memoryview], listener: socket.socket) -> None:
     fd, content = file
     cut = 200_001  # not at a page
-    parts = [b"head", InFile(content[cut:], fd, cut), b"middle", InFile(content[:5], fd, 0), InFile(content, fd, 0)]
+    parts: list[bytes | memoryview | InFile] = [
+        b"head",
+        InFile(content[cut:], fd, cut),
+        b"middle",
+        InFile(content[:5], fd, 0),
+        InFile(content, fd, 0),
+    ]
     expected = b"head" + content[cut:] + b"middle" + content[:5] + bytes(content)
     got = bytearray()
     server = threading.Thread(target=serve, args=(listener, len(expected), got, 2))
