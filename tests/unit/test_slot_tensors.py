@@ -56,7 +56,7 @@ def graph(tensor: Tensor) -> Any:
 
 
 def dlpack(tensor: Tensor) -> Any:
-    return tensor.__dlpack__()  # type: ignore[no-untyped-call]
+    return tensor.__dlpack__()
 
 
 KEEPERS: list[Callable[[Tensor], Any]] = [
