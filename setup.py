@@ -50,6 +50,8 @@ LIBHDFS = ["pyarrow>=14.0"]
 S3 = ["s3fs>=2024.10"]
 WEBHDFS = ["requests>=2.31"]
 TRITON_CLIENT = "tritonclient[http]>=2.40"
+#: brings grpcio and protobuf
+TRITON_GRPC_CLIENT = "tritonclient[grpc]>=2.40"
 EXAMPLE = ["pillow>=11.0", "scikit-learn>=1.5"]
 
 EXTRAS = {
@@ -64,7 +66,7 @@ EXTRAS = {
     "hdfs3": HDFS3,
     "s3": S3,
     "example": EXAMPLE,
-    "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, *HDFS],
+    "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, TRITON_GRPC_CLIENT, *HDFS],
     "test": [
         # With flask-cors what the server of moto needs; its own extra brings much more.
         "flask>=3.0",
