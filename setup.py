@@ -44,7 +44,8 @@ INSTALL_REQUIRES = [
     "xxhash>=3.4",
 ]
 
-HDFS = ["hdfs-native>=0.13"]
+#: the first with hsync
+HDFS = ["hdfs-native>=0.14.7"]
 HDFS3 = ["hdfs3>=0.3.1"]
 LIBHDFS = ["pyarrow>=14.0"]
 S3 = ["s3fs>=2024.10"]
