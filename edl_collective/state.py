@@ -242,10 +242,9 @@ class State:
 
     def keep(self) -> None:
         """Nobody goes on with this state: save it where it is, in the middle of an epoch, on the rank that saves."""
-        if self._saver is None or self._reporter.rank != 0 or not self._whole():
-            return
-        self._save(self._reporter.kept)
-        self._saver.finish()
+        if self._saver is not None and self._reporter.rank == 0 and self._whole():
+            self._save(self._reporter.kept)
+            self._saver.finish()
 
     def _reserve(self) -> None:
         self._reserved = True
@@ -334,8 +333,8 @@ class State:
             "order_floor": self._order_floor,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
-        optimizer = self._in_world().optimizer
-        return {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "training": training}
+        optimizer = self._in_world().optimizer.state_dict()
+        return {"model": self.model.state_dict(), "optimizer": optimizer, "training": training}
 
     def load_state_dict(self, parts: dict[str, Any]) -> None:
         """Take what state_dict() gave. Raises ValueError, KeyError or RuntimeError when it is of something else."""
