@@ -1,0 +1,128 @@
+"""GET /api/v1/stream, which tells what changes while it changes, and GET /api/v1/jobs/JOB/events, page by page.
+
+Server-sent events: `change` (parts of a topic that are not as they were, or all of them), `events` (of the job that is
+followed; its id is the number of the last), and `beat` with the server's time, so that silence means that it is gone.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Protocol
+
+import msgspec
+from fastapi import FastAPI, Header, Query, Request, Response
+from starlette.responses import StreamingResponse
+
+from edl_collective.coord.clock import Clock
+from edl_collective.coord.paths import check_name
+from edl_collective.coord.store import Session
+from jobserver.api_models import ApiError, Json
+from jobserver.controller import Controller
+from jobserver.feed import Alarm, Feed, Follower, Wish
+from jobserver.snapshot import Job, Snapshot
+from jobserver.topics import event_page, message
+
+TOPICS = ("jobs", "nodes", "services")
+#: a client that hears nothing for a few times as long knows that the server is gone
+BEAT_S = 5.0
+MAX_EVENTS = 1000
+
+
+class Cluster(Protocol):
+    """What the endpoints need of the JobServer."""
+
+    @property
+    def controller(self) -> Controller: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def snapshot(self, *, services: bool = False) -> Snapshot: ...
+
+    def job(self, name: str) -> tuple[Job, Snapshot]: ...
+
+
+def add_stream(app: FastAPI, cluster: Cluster) -> None:
+    """Add the endpoints; `app.state.feed` is to be closed before the server ends."""
+    feed = Feed(
+        cluster.controller.view,
+        lambda services: cluster.snapshot(services=services),
+        lambda snapshot: _server(cluster, snapshot),
+        cluster.clock,
+    )
+    app.state.feed = feed
+
+    @app.get("/api/v1/stream", response_class=StreamingResponse)
+    async def stream(
+        request: Request,
+        topics: Annotated[str, Query(description="of jobs, nodes and services, separated by commas")] = "",
+        job: Annotated[str | None, Query(description="a job to follow with its events")] = None,
+        service: Annotated[str | None, Query(description="a service to follow")] = None,
+        after: Annotated[int, Query(description="number of the last event of the job that is known")] = -1,
+        last_event_id: Annotated[int | None, Header(description="the same, as browsers say it")] = None,
+    ) -> StreamingResponse:
+        wish = Wish(_topics(topics), job, service, after if last_event_id is None else last_event_id)
+        for kind, name in (("job", job), ("service", service)):
+            if name is not None:
+                check_name(kind, name)
+        alarm = Alarm(asyncio.get_running_loop())
+        follower = await asyncio.to_thread(feed.join, wish, alarm.ring)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        told = _tell(feed, follower, alarm, cluster.clock, request)
+        return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+
+    @app.get("/api/v1/jobs/{job}/events")
+    def events(
+        job: str,
+        after: Annotated[int | None, Query(description="only events with a higher number")] = None,
+        before: Annotated[int | None, Query(description="only events with a lower number, the newest of them")] = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="at most so many")] = MAX_EVENTS,
+    ) -> Response:
+        found = event_page(cluster.job(job)[0], after, before, limit)
+        return Response(msgspec.json.encode(found), media_type="application/json")
+
+
+def _topics(text: str) -> frozenset[str]:
+    found = frozenset(name for name in text.split(",") if name)
+    for name in sorted(found - set(TOPICS)):
+        raise ApiError(422, f"there is no topic {name!r}: choose of {', '.join(TOPICS)}", "topics")
+    return found
+
+
+async def _tell(feed: Feed, follower: Follower, alarm: Alarm, clock: Clock, request: Request) -> AsyncIterator[bytes]:
+    """What the client is told, until it goes or the server ends."""
+    try:
+        yield _beat(clock)
+        while not follower.closed:
+            for told in await asyncio.to_thread(feed.take, follower):
+                yield told
+            if await alarm.wait(BEAT_S):
+                continue
+            if await request.is_disconnected():
+                return
+            yield _beat(clock)
+    finally:
+        feed.leave(follower)
+
+
+def _beat(clock: Clock) -> bytes:
+    return message("beat", {"at": round(clock.wall_s(), 3)})
+
+
+def _server(cluster: Cluster, snapshot: Snapshot | None) -> Json:
+    """What pages show of the control plane; it changes rarely."""
+    controller = cluster.controller
+    problems = [controller.failure] if controller.failure else []
+    problems += [problem.text for problem in snapshot.problems] if snapshot else []
+    return {
+        "zookeeper": (Session.CONNECTED if snapshot else Session.SUSPENDED).value,
+        "leader": snapshot.leader.server if snapshot and snapshot.leader else None,
+        "leading": controller.epoch is not None,
+        "reason": controller.reason,
+        "problems": list(dict.fromkeys(problems)),
+    }
+
+
+def close_streams(app: FastAPI) -> None:
+    """End them, so that the server need not wait for its clients to go."""
+    feed: Feed = app.state.feed
+    feed.close()
