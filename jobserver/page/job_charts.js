@@ -51,7 +51,7 @@ function drawAll(charts, job, history, live, now, axis) {
   });
   charts.speed.update({
     kind: "line", x, last: job.samples_per_s ?? undefined, live: live.map(([moment, value]) => [at(moment), value]),
-    points: history.epochs.filter((epoch) => epoch.samples_per_s)
+    points: history.epochs.filter((epoch) => Number.isFinite(epoch.samples_per_s))
       .map((epoch) => [at(epoch.at), epoch.samples_per_s, tip(epoch.at, `${number(epoch.samples_per_s)} samples/s with ${epoch.workers} workers`)]),
   });
   charts.pause.update({

@@ -1,8 +1,9 @@
 """A JobServer that a browser can show: real HTTP and a real control loop on a store in this process.
 
-`JobClients` are played by the test: it writes what they would write.
+JobClients are played by whoever uses it: it writes what they would write, and serves the logs that they would serve.
 """
 
+import http.server
 import socket
 import threading
 import time
@@ -39,6 +40,24 @@ KEY = ClusterKey(b"k" * 32)
 TOKEN = KEY.api_token
 
 
+class _Logs(http.server.BaseHTTPRequestHandler):
+    """GET /logs/JOB/WORKER as a JobClient answers it."""
+
+    text = b""
+
+    def do_GET(self) -> None:
+        offset = int(self.path.partition("offset=")[2].partition("&")[0])
+        body = self.text[offset:]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-EDL-Next-Offset", str(offset + len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
 class PageServer:
     """HTTP can be stopped and started again on the same port; the store goes on."""
 
@@ -47,6 +66,10 @@ class PageServer:
         leadership = Leadership(self.store, P, "server-1", "http://server-1")
         self.controller = Controller(self.store, P, leadership, SystemClock(), ReconcileConfig())
         self.controller.start()
+        self.logs = type("Logs", (_Logs,), {})
+        self._log_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.logs)
+        self._log_thread = threading.Thread(target=self._log_server.serve_forever, args=(0.05,))
+        self._log_thread.start()
         self.port = 0
         self.start_http()
 
@@ -78,14 +101,27 @@ class PageServer:
     def close(self) -> None:
         self.stop_http()
         self.controller.stop()
+        self._log_server.shutdown()
+        self._log_thread.join()
+        self._log_server.server_close()
 
     def put(self, path: str, record: Record) -> None:
         found = self.store.get(path)
         self.store.set(path, encode(record, path), None if found is None else found.version)
 
-    def node(self, name: str, slots: int = 4, port: int = 1, **labels: str) -> None:
-        values = {"node": name, "incarnation": "i", "address": "127.0.0.1", "port": port, "slots": slots}
-        self.put(P.node(name), NodeRecord(**values, labels=labels))
+    def node(self, name: str, slots: int = 4, **labels: str) -> None:
+        port = self._log_server.server_address[1]
+        record = NodeRecord(node=name, incarnation="i", address="127.0.0.1", port=port, slots=slots, labels=labels)
+        self.put(P.node(name), record)
+
+    def without_jobs_and_nodes(self) -> None:
+        for kind in (P.jobs, P.nodes):
+            self._delete(kind)
+
+    def _delete(self, path: str) -> None:
+        for name in self.store.children(path):
+            self._delete(f"{path}/{name}")
+            self.store.delete(f"{path}/{name}", None)
 
     def submit(self, job: str, **values: Any) -> None:
         spec = {"command": ("python", "train.py"), "max_np": 4, "submitted_at": time.time() - 600, **values}

@@ -1,9 +1,10 @@
-"""Headless Chromium for tests, through the DevTools protocol on a pipe: no driver, no port, no library.
+"""Headless Chromium for tests and measurements, through the DevTools protocol on a pipe: no driver, port or library.
 
 The browser ends when the pipe does, so it cannot outlive the tests. Everything that a page reports as an error is kept.
 """
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -105,15 +106,11 @@ class Browser:
     def close(self) -> None:
         os.close(self._write_fd)
         try:
-            self._process.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_TIMEOUT_S)
         finally:
-            with_children = self._process.pid
-            try:
-                os.killpg(with_children, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            with contextlib.suppress(ProcessLookupError):  # its helpers may outlive it by a moment
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._reader.join(END_TIMEOUT_S)
             os.close(self._read_fd)
