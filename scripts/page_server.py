@@ -78,8 +78,8 @@ class PageServer:
         return f"http://127.0.0.1:{self.port}"
 
     def address(self, view: str = "") -> str:
-        """Of a view with the token, as `edl ui` prints it; a fragment alone would not load the page again."""
-        return f"{self.url}/?{time.monotonic_ns()}#token={TOKEN}" if not view else f"{self.url}/#/{view}"
+        """Of a view, or with the token as `edl ui` prints it. With a fragment alone a tab would not load it again."""
+        return f"{self.url}/?{time.monotonic_ns()}#" + (f"/{view}" if view else f"token={TOKEN}")
 
     def start_http(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))
