@@ -65,8 +65,8 @@ class Service:
     ) -> None:
         self._store = store
         self._paths = paths
-        self.controller = controller
-        self.clock = clock
+        self._controller = controller
+        self._clock = clock
         self._changing = changing
         self.token = token
         self.shown = Shown(clock)
@@ -77,11 +77,11 @@ class Service:
     def snapshot(self, *, services: bool = False) -> Snapshot:
         """The newest; one that the end of a session cut short is taken again in the next. Raises Disconnected."""
         try:
-            return self.controller.view.load(services=services)
+            return self._controller.view.load(services=services)
         except Disconnected:
             if not self._connected.wait(PATIENCE_S):
                 raise
-            return self.controller.view.load(services=services)
+            return self._controller.view.load(services=services)
 
     def _session_changed(self, session: Session) -> None:
         if session is Session.CONNECTED:
@@ -105,7 +105,7 @@ class Service:
 
         Records that a job of that name left without a spec are deleted first: they are not the new job's.
         """
-        spec = parse_spec(body, self._changing, self.clock.wall_s())
+        spec = parse_spec(body, self._changing, self._clock.wall_s())
         path = self._paths.spec(spec.job)
         there = self._store.children(self._paths.job(spec.job))
         if there and "spec" not in there:
@@ -179,17 +179,17 @@ class Service:
         return snapshot
 
     def drain(self, node: str, body: bytes) -> Json:
-        return order_drain(self._store, self._paths, self.snapshot(), node, body, self.clock.wall_s())
+        return order_drain(self._store, self._paths, self.snapshot(), node, body, self._clock.wall_s())
 
     def undrain(self, node: str) -> Json:
         return cancel_drain(self._store, self._paths, node)
 
     def health(self, trusted: bool) -> Json:
         """Never fails: it says how much is wrong, and to those with the token what."""
-        problems = [self.controller.failure] if self.controller.failure else []
+        problems = [self._controller.failure] if self._controller.failure else []
         leader = None
         try:
-            snapshot = self.controller.view.load()
+            snapshot = self._controller.view.load()
             problems += [problem.text for problem in snapshot.problems]
             leader = snapshot.leader.server if snapshot.leader else None
         except CoordError as error:
@@ -203,8 +203,8 @@ class Service:
         }
         if not trusted:
             return public
-        epoch, reason = self.controller.epoch, self.controller.reason
-        unsettled_s = round(self.controller.view.unsettled_s, 3)
+        epoch, reason = self._controller.epoch, self._controller.reason
+        unsettled_s = round(self._controller.view.unsettled_s, 3)
         ours: Json = {"leading": epoch is not None, "epoch": epoch, "problems": problems, "reason": reason}
         return {**public, **ours, "unsettled_s": unsettled_s}
 
@@ -260,7 +260,7 @@ def create_app(service: Service) -> FastAPI:
     _add_job_views(app, service)
     _add_cluster(app, service)
     _add_health(app, service)
-    add_stream(app, service)
+    add_stream(app, service, service._controller, service._clock)
     add_page(app)
     return app
 

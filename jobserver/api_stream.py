@@ -30,24 +30,18 @@ MAX_EVENTS = 1000
 class Cluster(Protocol):
     """What the endpoints need of the JobServer."""
 
-    @property
-    def controller(self) -> Controller: ...
-
-    @property
-    def clock(self) -> Clock: ...
-
     def snapshot(self, *, services: bool = False) -> Snapshot: ...
 
     def job(self, name: str) -> tuple[Job, Snapshot]: ...
 
 
-def add_stream(app: FastAPI, cluster: Cluster) -> None:
+def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Clock) -> None:
     """Add the endpoints; `app.state.feed` is to be closed before the server ends."""
     feed = Feed(
-        cluster.controller.view,
+        controller.view,
         lambda services: cluster.snapshot(services=services),
-        lambda snapshot: _server(cluster, snapshot),
-        cluster.clock,
+        lambda snapshot: _server(controller, snapshot),
+        clock,
     )
     app.state.feed = feed
 
@@ -67,7 +61,7 @@ def add_stream(app: FastAPI, cluster: Cluster) -> None:
         alarm = Alarm(asyncio.get_running_loop())
         follower = await asyncio.to_thread(feed.join, wish, alarm.ring)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        told = _tell(feed, follower, alarm, cluster.clock, request)
+        told = _tell(feed, follower, alarm, clock, request)
         return StreamingResponse(told, media_type="text/event-stream", headers=headers)
 
     @app.get("/api/v1/jobs/{job}/events")
@@ -108,9 +102,8 @@ def _beat(clock: Clock) -> bytes:
     return message("beat", {"at": round(clock.wall_s(), 3)})
 
 
-def _server(cluster: Cluster, snapshot: Snapshot | None) -> Json:
+def _server(controller: Controller, snapshot: Snapshot | None) -> Json:
     """What pages show of the control plane; it changes rarely."""
-    controller = cluster.controller
     problems = [controller.failure] if controller.failure else []
     problems += [problem.text for problem in snapshot.problems] if snapshot else []
     return {

@@ -73,14 +73,17 @@ def services_topic() -> Topic:
 
 
 def job_topic(name: str) -> Topic:
-    """The parts are the fields of the job's detail; of a job that is not there, `missing` says why."""
+    """The parts are the fields of the job's detail; of a job that is not there, `missing` says why.
+
+    Nobody is told its environment, which may hold secrets: whoever may only read follows streams, too.
+    """
 
     def show(snapshot: Snapshot) -> Parts:
         job = snapshot.jobs.get(name)
         if job is not None:
             detail = job_detail(job, snapshot, events=0)
             del detail["events"]
-            return detail
+            return {**detail, "spec": {name: value for name, value in detail["spec"].items() if name != "env"}}
         if name in snapshot.unreadable_jobs:
             return {"missing": f"job {name} is left alone: its records cannot be read"}
         return {"missing": f"there is no job {name}"}

@@ -3,9 +3,10 @@
 import { h, panel } from "./dom.js";
 import { percent, seconds } from "./format.js";
 
-const ORDER = ["train", "checkpoint", "data_wait", "teacher_wait", "recompute", "restore", "re_form", "detect", "pending"];
+const ORDER = ["train", "checkpoint", "between", "data", "teacher", "recompute", "restore", "re_form", "detect", "down", "start", "pending"];
+const LABELS = { data: "data wait", teacher: "teacher wait", between: "between steps", re_form: "re-form" };
 const place = (name) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length);
-const label = (name) => name.replaceAll("_", " ");
+const label = (name) => LABELS[name] ?? name.replaceAll("_", " ");
 
 export function goodput() {
   const bar = h("div", { class: "bar", role: "img" });

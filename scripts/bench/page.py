@@ -24,7 +24,7 @@ from browser import Browser, Page
 from page_server import P, PageServer
 
 from edl_collective.coord.key_file import load_or_create_key
-from edl_collective.coord.records import JobSpec, NodeRecord, encode
+from edl_collective.coord.records import NodeRecord, encode
 from edl_collective.coord.zk_store import ZkStore
 from jobserver.local_zookeeper import LocalZooKeeper
 
@@ -104,12 +104,13 @@ def memory(folder: Path) -> dict[str, object]:
     ):
         for number in range(NODES):
             put_node(store, number, "start")
-        for number in range(JOBS):
-            spec = JobSpec(job=f"job-{number}", command=("train",), max_np=64, submitted_at=float(number))
-            store.set(P.spec(spec.job), encode(spec), None)
         with job_server(folder, zookeeper.hosts) as (process, url, token), ExitStack() as streams:
             headers = {"Authorization": f"Bearer {token}"}
-            httpx.get(f"{url}/api/v1/nodes", headers=headers, timeout=READY_TIMEOUT_S).raise_for_status()
+            with httpx.Client(base_url=url, headers=headers, timeout=READY_TIMEOUT_S) as http:
+                for number in range(JOBS):
+                    job = {"job": f"job-{number}", "command": ["train"], "max_np": 64}
+                    http.post("/api/v1/jobs", json=job).raise_for_status()
+                http.get("/api/v1/nodes").raise_for_status()
             before = process.memory_info().rss
             for _ in range(STREAMS):
                 streams.enter_context(stream(url, token))

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from browser import Browser, Page
 from page_scripts import CONTRASTS, LATER, SCROLL_LIST, WATCH_FRAMES
-from page_server import P, PageServer
+from page_server import TOKEN, P, PageServer
 
 from edl_collective.coord.records import DrainRecord, JobSpec, NodeRecord, decode
 
@@ -69,7 +70,7 @@ def shown(tab: Shown) -> Iterator[Shown]:
     server.without_jobs_and_nodes()
     server.node("node-a", zone="east")
     server.node("node-b", zone="west")
-    server.submit("resnet50", submitted_at=time.time() - 600)
+    server.submit("resnet50")
     server.submit("bert", priority=5, min_np=64, max_np=64)
     server.training("resnet50")
     server.progress("resnet50", epochs_total=90, samples_per_s=412.5, loss=0.21, accuracy=0.93)
@@ -138,11 +139,11 @@ def test_the_goodput_bar_shows_what_it_is_told(shown: Shown) -> None:
     page = shown.view("jobs/resnet50", "[data-key=w1]")
     bar = page.run("""import("/page/goodput.js").then(({ goodput }) => {
         const one = goodput();
-        one.update({ train: 90, re_form: 6, teacher_wait: 3, nonsense: "x", pending: 0, other: 1 });
+        one.update({ train: 90, re_form: 6, teacher: 3, nonsense: "x", pending: 0, other: 1 });
         return [one.node.hidden, one.node.querySelector("[role=img]").getAttribute("aria-label"),
                 [...one.node.querySelectorAll(".bar span")].map((part) => part.style.flexGrow)];
     })""")
-    assert bar == [False, "train 90 %, teacher wait 3.0 %, re form 6.0 %, other 1.0 %", ["0.9", "0.03", "0.06", "0.01"]]
+    assert bar == [False, "train 90 %, teacher wait 3.0 %, re-form 6.0 %, other 1.0 %", ["0.9", "0.03", "0.06", "0.01"]]
 
 
 def test_a_worker_that_joins_is_shown_at_once(shown: Shown) -> None:
@@ -306,7 +307,7 @@ def test_a_thousand_nodes_are_shown_without_jank(shown: Shown) -> None:
 
 def test_text_of_the_cluster_stays_text(shown: Shown) -> None:
     server = shown.server
-    server.submit("hostile", command=("python", HOSTILE), env={"A": HOSTILE}, checkpoint_url=HOSTILE)
+    server.submit("hostile", command=["python", HOSTILE], env={"A": HOSTILE}, checkpoint_url=HOSTILE)
     server.event("hostile", "epoch", HOSTILE, epoch=1, loss=HOSTILE, workers=HOSTILE)
     server.event("hostile", "resize", HOSTILE, from_=HOSTILE, to=2, pause_s=0.5)
     server.event("hostile", HOSTILE, HOSTILE)
@@ -336,10 +337,10 @@ def test_a_server_that_goes_is_told_of_and_its_return_too(shown: Shown) -> None:
         page.wait("document.getElementById('link').textContent === 'reconnecting'")
         page.wait("document.getElementById('problem').textContent.includes('Not live')")
         assert "bert" in page.text("main")  # what was known is still shown
-        shown.server.submit("meanwhile")
+        shown.server.store.delete(P.spec("bert"), None)
     finally:
         shown.server.start_http()
-    page.wait("document.querySelector('[data-key=meanwhile]')")
+    page.wait("!document.querySelector('[data-key=bert]')")
     page.wait("document.getElementById('link').textContent === 'live' && document.getElementById('problem').hidden")
     page.errors.clear()  # the browser reports each attempt
     shown.server.store.suspend()
@@ -354,16 +355,29 @@ def test_a_wrong_token_is_refused_and_the_right_one_is_in_no_address(shown: Show
         page.wait("document.querySelector('dialog').open")
         page.wait("document.querySelector('.refusal').textContent.includes('token is missing or wrong')")
         assert page.text("main") == ""
-        token = shown.server.address().partition("#token=")[2]
-        page.run(f"document.querySelector('dialog input').value = {json.dumps(token)}")
+        page.run(f"document.querySelector('dialog input').value = {json.dumps(TOKEN)}")
         page.click("dialog button.primary")
         page.wait("document.querySelector('[data-key=bert]')")
         where = page.run(
             "[location.href, document.cookie, JSON.stringify(localStorage), JSON.stringify(history.state)]"
         )
-        assert token not in "".join(where)
+        assert TOKEN not in "".join(where)
         requests = page.run("performance.getEntriesByType('resource').map((entry) => entry.name)")
         assert any("/api/v1/stream?" in name for name in requests)
-        assert token not in "".join(requests)
+        assert TOKEN not in "".join(requests)
     finally:
         page.close()
+
+
+def test_a_client_that_goes_is_forgotten(server: PageServer) -> None:
+    feed = server.app.state.feed
+    before = feed.followers
+    url = f"{server.url}/api/v1/stream?topics=jobs"
+    with httpx.stream("GET", url, headers={"Authorization": f"Bearer {TOKEN}"}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert next(answer.iter_lines()) == "event: beat"
+        assert feed.followers == before + 1
+    until_s = time.monotonic() + 40
+    while feed.followers > before:
+        assert time.monotonic() < until_s
+        time.sleep(0.02)

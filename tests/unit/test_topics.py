@@ -58,9 +58,10 @@ def test_only_what_changed_is_told_and_everything_on_request(server: Server) -> 
 
 
 def test_of_a_job_only_the_fields_that_changed_are_told(server: Server) -> None:
-    server.http.post("/api/v1/jobs", json=SUBMIT)
+    server.http.post("/api/v1/jobs", json={**SUBMIT, "env": {"PASSWORD": "secret"}})
     topic = job_topic("j")
-    assert "spec" in told(topic.look(server.controller.view.load()))["parts"]
+    spec = told(topic.look(server.controller.view.load()))["parts"]["spec"]
+    assert (spec["max_np"], "env" in spec, "secret" in topic.everything().decode()) == (4, False, False)
     server.put(P.progress("j"), Progress(generation=1, world_size=2, epoch=1, step=7))
     assert set(told(topic.look(server.controller.view.load()))["parts"]) == {"progress", "world_size", "epoch", "step"}
 
