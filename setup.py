@@ -46,6 +46,9 @@ INSTALL_REQUIRES = [
 ]
 
 HDFS = ["hdfs-native>=0.13"]
+HDFS3 = ["hdfs3>=0.3.1"]
+LIBHDFS = ["pyarrow>=14.0"]
+S3 = ["s3fs>=2024.10"]
 WEBHDFS = ["requests>=2.31"]
 TRITON_CLIENT = "tritonclient[http]>=2.40"
 EXAMPLE = ["pillow>=11.0", "scikit-learn>=1.5"]
@@ -58,11 +61,17 @@ EXTRAS = {
     "horovod": ["horovod==0.28.1"],
     "hdfs": HDFS,
     "webhdfs": WEBHDFS,
-    "hdfs3": ["hdfs3>=0.3.1"],
+    "libhdfs": LIBHDFS,
+    "hdfs3": HDFS3,
+    "s3": S3,
     "example": EXAMPLE,
-    "bench": [*EXAMPLE, "torchft-nightly", TRITON_CLIENT],
+    "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, *HDFS],
     "test": [
+        # With flask-cors what the server of moto needs; its own extra brings much more.
+        "flask>=3.0",
+        "flask-cors>=5.0",
         "hypothesis>=6.100",
+        "moto[s3]>=5.0",
         "mypy>=1.13",
         "pytest>=8.3",
         "pytest-asyncio>=0.24",
@@ -72,6 +81,9 @@ EXTRAS = {
         "safetensors>=0.4",
         TRITON_CLIENT,
         *HDFS,
+        *HDFS3,
+        *LIBHDFS,
+        *S3,
         *WEBHDFS,
         *EXAMPLE,
     ],

@@ -93,8 +93,9 @@ class Asking:
         return outputs
 
     def _check_hash(self, teacher: Teacher, answer: oip.InferResponse) -> None:
-        wanted = teacher.model_hash or self._go.model_hash
-        if answer.model_hash is not None and wanted is not None and answer.model_hash != wanted:
+        # What was agreed on counts: a teacher that came later may be listed with another model.
+        wanted = self._go.model_hash or teacher.model_hash
+        if wanted is not None and answer.model_hash != wanted:
             raise WrongAnswer(f"answers with another model: its hash is {answer.model_hash}, not {wanted}")
 
     def _check(self, tensor: oip.TensorHead, data: memoryview, rows: int) -> None:

@@ -68,11 +68,21 @@ class IoLink:
         self._deaths = 0
         self.respawns = 0
         self.status: Status | None = None
+        #: retries and hedges of the IO processes that died
+        self._counted = (0, 0)
         self._start()
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Requests that were sent again, and that a second teacher was asked besides; up to a second old."""
+        retried, hedged = self._counted
+        return (
+            (retried, hedged) if self.status is None else (retried + self.status.retried, hedged + self.status.hedged)
+        )
 
     def _start(self) -> None:
         package = str(Path(__file__).resolve().parents[1])
@@ -167,6 +177,7 @@ class IoLink:
         logger.warning("the IO process ended with %s; starting another one", code)
         self.respawns += 1
         self._cancelled = max(self._cancelled, self._settings.below)  # the new one knows nothing older
+        self._counted, self.status = self.counts, None
         self._start()
         for slot in range(self._ring.slots):
             seq, message = self._ring.announced(slot)

@@ -113,6 +113,9 @@ class Status(msgspec.Struct, array_like=True, frozen=True, tag=15):
     #: why no teacher can be expected to answer, and since when (monotonic clock); None while one can
     why_none: str | None = None
     none_since_s: float | None = None
+    #: requests that were sent again after a failure, and that a second teacher was asked besides; once a second
+    retried: int = 0
+    hedged: int = 0
 
     def as_teachers(self) -> list[Teacher]:
         """Whom the source names now."""

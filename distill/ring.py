@@ -24,7 +24,7 @@ from distill.io_messages import LARGEST_BYTES, NO_SLOT
 PAGE_BYTES = mmap.PAGESIZE
 #: sequence number and length of the message in a slot's header page
 _HEADER = struct.Struct("=qi")
-_FIGURES = struct.Struct("=3d")
+_FIGURES = struct.Struct("=4d")
 #: predictions and inputs begin at multiples of this, so that any dtype is aligned and rows start on cache lines
 ALIGNMENT_BYTES = 64
 
@@ -93,14 +93,14 @@ class Control:
     def __init__(self, ring: Ring) -> None:
         self._page = ring.control()
 
-    def write(self, samples: float, waited_s: float, waiting_since_s: float) -> None:
-        """Samples yielded, seconds waited for teachers in all, and when the wait under way began (0: none)."""
-        _FIGURES.pack_into(self._page, 0, samples, waited_s, waiting_since_s)
+    def write(self, samples: float, batches: float, waited_s: float, waiting_since_s: float) -> None:
+        """Samples and batches yielded, seconds waited for teachers in all, when the wait under way began (0: none)."""
+        _FIGURES.pack_into(self._page, 0, samples, batches, waited_s, waiting_since_s)
 
-    def read(self) -> tuple[float, float, float]:
+    def read(self) -> tuple[float, float, float, float]:
         """The figures of write()."""
-        samples, waited_s, waiting_since_s = _FIGURES.unpack_from(self._page)
-        return samples, waited_s, waiting_since_s
+        samples, batches, waited_s, waiting_since_s = _FIGURES.unpack_from(self._page)
+        return samples, batches, waited_s, waiting_since_s
 
 
 class Slots:

@@ -59,6 +59,9 @@ class ReaderStats:
     outside_of_ring: int = 0
     #: times that the IO process was started again
     respawns: int = 0
+    #: requests that were sent again after a failure, and that a second teacher was asked besides; up to a second old
+    retried: int = 0
+    hedged: int = 0
     #: batches answered by each teacher
     by_teacher: dict[str, int] | None = None
 
@@ -157,6 +160,12 @@ class StudentSession:
         if preflight is None and self.link is not None:
             self.link.go(Go(tuple(name for name in ins if name is not None)))
 
+    def current_stats(self) -> ReaderStats:
+        """The stats, with what the IO process counts."""
+        if self.link is not None:
+            self.stats.retried, self.stats.hedged = self.link.counts
+        return self.stats
+
     # ---- tickets --------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -220,7 +229,7 @@ class StudentSession:
         predictions = self._predictions(answer, memory, token.rows)
         self.stats.batches += 1
         self.stats.samples += token.rows
-        self._control.write(self.stats.samples, self.stats.waited_s, 0.0)
+        self._control.write(self.stats.samples, self.stats.batches, self.stats.waited_s, 0.0)
         return Answered(nest, predictions, token.rows, isinstance(answer, Done))
 
     def _predictions(self, answer: Done | Abandoned | None, memory: memoryview, rows: int) -> list[Tensor]:
@@ -256,7 +265,7 @@ class StudentSession:
 
     def _wait_long(self, link: IoLink, token: Token, nest: Any) -> Done | GaveUp | Abandoned:
         began_s = time.monotonic()
-        self._control.write(self.stats.samples, self.stats.waited_s, began_s)
+        self._control.write(self.stats.samples, self.stats.batches, self.stats.waited_s, began_s)
         patience = _Patience(self._options, began_s)
         try:
             while True:

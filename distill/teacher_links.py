@@ -39,6 +39,8 @@ class Outcome(NamedTuple):
     outputs: Sequence[Output]
     teacher: Teacher
     latency_s: float
+    #: it closes the connection, which it did not do after other answers: it may be leaving
+    closing: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +73,8 @@ class TeacherLinks:
         self._settings = settings
         self._watch, self._unwatch = watch, unwatch
         self._answered, self._failed, self._probed = answered, failed, probed
+        #: those that have kept a connection after an answer
+        self._keepers: set[_Place] = set()
         self._timeline = timeline
         self._asking = Asking(settings.go or Go(()), settings.predicts, settings.token, settings.model)
         self._idle: defaultdict[_Place, list[_Link]] = defaultdict(list)
@@ -206,6 +210,7 @@ class TeacherLinks:
         if link.probing or answer.closes:
             self._close(link)
         else:
+            self._keepers.add(_place(link.teacher))
             self._idle[_place(link.teacher)].append(link)
         if link.probing:
             self._probed(link.teacher, outcome.reason if isinstance(outcome, Failure) else None)
@@ -229,7 +234,8 @@ class TeacherLinks:
             return Failure(Fault.WRONG, str(error))
         if self._timeline is not None:
             self._draw(self._timeline, link, now_s)
-        return Outcome(outputs, link.teacher, now_s - link.times[0])
+        closing = answer.closes and _place(link.teacher) in self._keepers
+        return Outcome(outputs, link.teacher, now_s - link.times[0], closing)
 
     def _draw(self, timeline: Timeline, link: _Link, now_s: float) -> None:
         given_s, sent_s, begun_s = (*link.times, now_s, now_s)[:3]

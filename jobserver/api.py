@@ -23,27 +23,26 @@ from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotF
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, encode
 from edl_collective.coord.store import Session, Store
+from jobserver.api_metrics import add_metrics
 from jobserver.api_models import (
     MAX_BODY_BYTES,
     ApiError,
     Json,
-    convert_spec,
     differences,
-    host_rows,
     job_detail,
     job_rows,
     node_rows,
     parse_np,
     parse_spec,
-    pods,
+    stopped,
 )
 from jobserver.api_page import add_page, is_page
 from jobserver.api_stream import add_stream
+from jobserver.api_views import add_views
 from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
-from jobserver.service_rows import all_services, find_service
 from jobserver.shown import Shown
 from jobserver.snapshot import Job, Snapshot
 
@@ -99,6 +98,14 @@ class Service:
             texts = [p.text for p in snapshot.problems if p.path.startswith(f"{self._paths.jobs}/{name}/")]
             raise ApiError(409, f"job {name} is left alone: {'; '.join(texts)}")
         raise ApiError(404, f"there is no job {name}", "job")
+
+    def now_s(self) -> float:
+        """Wall time."""
+        return self._clock.wall_s()
+
+    def detail(self, name: str) -> Json:
+        """Raises ApiError as `job` does."""
+        return job_detail(*self.job(name), self.now_s())
 
     def submit(self, body: bytes) -> tuple[int, Json]:
         """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is.
@@ -260,7 +267,9 @@ def create_app(service: Service) -> FastAPI:
     _add_job_views(app, service)
     _add_cluster(app, service)
     _add_health(app, service)
-    add_stream(app, service, service._controller, service._clock)
+    add_metrics(app, service)
+    add_views(app, service)
+    add_stream(app, service, service._controller, service._clock, service._store)
     add_page(app)
     return app
 
@@ -339,7 +348,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/jobs/{job}")
     def describe(job: str) -> Response:
-        return _json(job_detail(*service.job(job)))
+        return _json(service.detail(job))
 
     @app.post("/api/v1/jobs/{job}/scale")
     def scale(job: str, body: Body) -> Response:
@@ -347,43 +356,23 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.post("/api/v1/jobs/{job}/stop")
     def stop(job: str) -> Response:
-        return _json(service.change(job, _stopped))
+        return _json(service.change(job, stopped))
 
     @app.delete("/api/v1/jobs/{job}")
     def delete(job: str) -> Response:
         return _json(service.delete(job))
 
 
-def _stopped(spec: JobSpec) -> JobSpec:
-    return convert_spec({**msgspec.to_builtins(spec), "stopped": True})
-
-
 def _add_job_views(app: FastAPI, service: Service) -> None:
-    @app.get("/api/v1/jobs/{job}/hosts")
-    def hosts(job: str) -> Response:
-        return _json({"hosts": host_rows(*service.job(job))})
-
     @app.get("/api/v1/jobs/{job}/logs/{worker}")
     def logs(job: str, worker: str, offset: int = 0, limit: int = 65536) -> Response:
         return service.log(job, worker, offset, min(max(limit, 1), MAX_LOG_BYTES))
-
-    @app.get("/rest/1.0/get/query_pods")
-    def query_pods(job_id: str) -> Response:
-        return _json(pods(*service.job(job_id)))
 
 
 def _add_cluster(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/nodes")
     def nodes() -> Response:
         return _shown(service.shown.answer("nodes", service.snapshot, node_rows))
-
-    @app.get("/api/v1/services")
-    def services() -> Response:
-        return _json({"services": all_services(service.snapshot(services=True))})
-
-    @app.get("/api/v1/services/{name}")
-    def one_service(name: str) -> Response:
-        return _json(find_service(service.snapshot(services=True), name))
 
     @app.post("/api/v1/nodes/{node}/drain")
     def drain(node: str, body: Body) -> Response:

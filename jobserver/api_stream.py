@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.paths import check_name
-from edl_collective.coord.store import Session
+from edl_collective.coord.store import Session, Store
 from jobserver.api_models import ApiError, Json
 from jobserver.controller import Controller
 from jobserver.feed import Alarm, Feed, Follower, Wish
@@ -35,12 +35,12 @@ class Cluster(Protocol):
     def job(self, name: str) -> tuple[Job, Snapshot]: ...
 
 
-def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Clock) -> None:
+def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Clock, store: Store) -> None:
     """Add the endpoints; `app.state.feed` is to be closed before the server ends."""
     feed = Feed(
         controller.view,
         lambda services: cluster.snapshot(services=services),
-        lambda snapshot: _server(controller, snapshot),
+        lambda snapshot: _server(controller, store.session, snapshot),
         clock,
     )
     app.state.feed = feed
@@ -102,12 +102,12 @@ def _beat(clock: Clock) -> bytes:
     return message("beat", {"at": round(clock.wall_s(), 3)})
 
 
-def _server(controller: Controller, snapshot: Snapshot | None) -> Json:
+def _server(controller: Controller, session: Session, snapshot: Snapshot | None) -> Json:
     """What pages show of the control plane; it changes rarely."""
     problems = [controller.failure] if controller.failure else []
     problems += [problem.text for problem in snapshot.problems] if snapshot else []
     return {
-        "zookeeper": (Session.CONNECTED if snapshot else Session.SUSPENDED).value,
+        "zookeeper": session.value,
         "leader": snapshot.leader.server if snapshot and snapshot.leader else None,
         "leading": controller.epoch is not None,
         "reason": controller.reason,

@@ -170,7 +170,7 @@ class Feed:
 
     def _make(self, name: str, wish: Wish) -> Topic:
         if name == f"job/{wish.job}" and wish.job is not None:
-            return job_topic(wish.job)
+            return job_topic(wish.job, self._clock.wall_s)
         if name == f"service/{wish.service}" and wish.service is not None:
             return service_topic(wish.service)
         if name == "server":

@@ -72,23 +72,33 @@ def services_topic() -> Topic:
     return Topic("services", lambda snapshot: {row["service"]: row for row in all_services(snapshot)})
 
 
-def job_topic(name: str) -> Topic:
+def job_topic(name: str, now_s: Callable[[], float]) -> Topic:
     """The parts are the fields of the job's detail; of a job that is not there, `missing` says why.
 
-    Nobody is told its environment, which may hold secrets: whoever may only read follows streams, too.
+    Nobody is told its environment, which may hold secrets: whoever may only read follows streams, too. Its goodput,
+    which changes with the time alone (`now_s`, wall time), is told again with anything else.
     """
+    shown: Parts = {}
 
     def show(snapshot: Snapshot) -> Parts:
-        job = snapshot.jobs.get(name)
-        if job is not None:
-            detail = job_detail(job, snapshot, events=0)
-            del detail["events"]
-            return {**detail, "spec": {name: value for name, value in detail["spec"].items() if name != "env"}}
-        if name in snapshot.unreadable_jobs:
-            return {"missing": f"job {name} is left alone: its records cannot be read"}
-        return {"missing": f"there is no job {name}"}
+        nonlocal shown
+        found = _job_parts(name, snapshot, now_s())
+        if {**found, "goodput": None} != {**shown, "goodput": None}:
+            shown = found
+        return shown
 
     return Topic(f"job/{name}", show)
+
+
+def _job_parts(name: str, snapshot: Snapshot, now_s: float) -> Parts:
+    job = snapshot.jobs.get(name)
+    if job is not None:
+        detail = job_detail(job, snapshot, now_s, events=0)
+        del detail["events"]
+        return {**detail, "spec": {field: value for field, value in detail["spec"].items() if field != "env"}}
+    if name in snapshot.unreadable_jobs:
+        return {"missing": f"job {name} is left alone: its records cannot be read"}
+    return {"missing": f"there is no job {name}"}
 
 
 def service_topic(name: str) -> Topic:

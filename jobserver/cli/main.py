@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "undrain": ("jobserver.cli.nodes", "Let a drained node take workers again."),
     "teacher": ("jobserver.cli.teacher", "Serve models to students, and watch teachers."),
     "drill": ("jobserver.cli.drill", "Break things on a private cluster, and see that training goes on."),
-    "ckpt": ("jobserver.cli.ckpt", "Look at checkpoints."),
+    "ckpt": ("jobserver.cli.ckpt", "Look after checkpoints: list, verify, pin, collect, copy, export."),
 }
 
 

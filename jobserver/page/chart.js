@@ -52,7 +52,7 @@ export function chart(title, unit) {
 function draw(spec, width, values) {
   const low = spec.fromZero === false ? Math.min(...values) : Math.min(0, ...values);
   const high = Math.max(...values, low + 1e-9);
-  const yTicks = ticks(low, high, 3);
+  const yTicks = ticks(low, high, 4);
   const top = Math.max(high, yTicks.at(-1) ?? high);
   const { low: xLow, high: xHigh } = spec.x;
   const right = width - RIGHT;

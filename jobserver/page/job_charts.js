@@ -42,7 +42,7 @@ function drawAll(charts, job, history, live, now, axis) {
   const overTime = axis === "time";
   const x = overTime
     ? { low: 0, high: end - begin, format: seconds, label: "time" }
-    : { low: 0, high: Math.max(job.epochs_total ?? 0, epochAt(history.marks, begin, end), 1), format: (at) => number(at, 3), label: "epochs" };
+    : { low: 0, high: Math.max(epochAt(history.marks, begin, end), 1), format: (at) => number(at, 3), label: "epochs" };
   const at = (moment) => (overTime ? moment - begin : epochAt(history.marks, begin, moment));
   const tip = (moment, what) => `${what}, ${overTime ? `after ${seconds(moment - begin)}` : `epoch ${number(at(moment), 3)}`}`;
 
@@ -57,7 +57,7 @@ function drawAll(charts, job, history, live, now, axis) {
   charts.pause.update({
     kind: "bars", x, points: history.pauses.map((pause) => [at(pause.at), pause.seconds, tip(pause.at, pauseText(pause))]),
   });
-  const byEpoch = { low: 0, high: Math.max(job.epochs_total ?? 0, history.epochs.length, 1), format: (value) => number(value, 3), label: "epochs" };
+  const byEpoch = { low: 0, high: Math.max(job.epoch, ...history.epochs.map((epoch) => epoch.epoch + 1), 1), format: (value) => number(value, 3), label: "epochs" };
   for (const name of ["loss", "accuracy"]) {
     charts[name].update({
       kind: "line", x: byEpoch, fromZero: false,

@@ -28,8 +28,13 @@ export function logPanel(job) {
     choice.value = name;
     node.hidden = false;
     clearTimeout(timer);
-    node.scrollIntoView({ block: "nearest" });
     read(name);
+  }
+
+  /** Open it because somebody asked to see it. */
+  function show(name) {
+    open(name);
+    node.scrollIntoView({ block: "nearest" });
   }
 
   async function read(name) {
@@ -73,5 +78,5 @@ export function logPanel(job) {
     clearTimeout(timer);
     worker = "";
   }
-  return { node, open, workers, close };
+  return { node, show, workers, close };
 }

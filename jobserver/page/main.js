@@ -99,6 +99,7 @@ function show() {
   view.now = heardAt;
   document.title = `${view.title} – EDL`;
   main.replaceChildren(view.node);
+  scrollTo(0, 0);
   follow();
 }
 

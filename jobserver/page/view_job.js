@@ -32,7 +32,7 @@ function workerColumns(openLog, ranks) {
       "aria-label": `log of ${row.worker}`, onclick: () => openLog(row.worker) }, row.worker) }) },
     { title: "State", cell: (row) => ({ text: row.state, badge: row.outcome === "failed" ? "bad" : STATES[row.state] }) },
     { title: "Rank", class: "number", cell: (row) => ranks.get(row.worker) },
-    { title: "Node", cell: (row) => ({ text: row.node, href: `#/nodes` }) },
+    { title: "Node", cell: (row) => ({ text: row.node, href: "#/nodes" }) },
     { title: "Slot", class: "number", cell: (row) => row.slot },
     { title: "Generation", class: "number", cell: (row) => row.generation },
     { title: "End", cell: (row) => (row.outcome ? `${row.outcome} (${row.exit_code})` : null) },
@@ -46,7 +46,7 @@ export function jobView(name) {
   let live = [];
   const ranks = new Map();
   const log = logPanel(name);
-  const parts = layout(name, workerColumns((worker) => log.open(worker), ranks), log.node, () => job);
+  const parts = layout(name, workerColumns((worker) => log.show(worker), ranks), log.node, () => job);
 
   function change(_, found) {
     if (job.submitted_at !== found.submitted_at) [events, live, history] = [new Map(), [], readHistory([])];

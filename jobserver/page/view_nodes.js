@@ -2,7 +2,7 @@
 
 import { askToDrain, askToUndrain } from "./actions.js";
 import { h, text } from "./dom.js";
-import { jobLink, plural } from "./format.js";
+import { jobLink, number, plural } from "./format.js";
 import { hue, nodeMap } from "./node_map.js";
 
 const ROW_PX = 44;
@@ -58,7 +58,7 @@ export function nodesView(redraw) {
       const slots = nodes.reduce((count, node) => count + node.slots, 0);
       const used = nodes.reduce((count, node) => count + node.workers.length, 0);
       const found = wanted ? nodes.filter((node) => matches(node, wanted)) : nodes;
-      text(sum, `${plural(nodes.length, "node")}, ${plural(slots, "slot")}, ${used} in use, ${slots - used} free` +
+      text(sum, `${plural(nodes.length, "node")}, ${plural(slots, "slot")}, ${number(used, 9)} in use, ${number(slots - used, 9)} free` +
         (wanted ? `; ${found.length} found` : ""));
       map.update(found);
       drawList(found);

@@ -126,7 +126,7 @@ def test_a_job_with_its_history_workers_checkpoints_and_log(shown: Shown) -> Non
     shown.server.logs.text += b"epoch 2\n"
     page.wait("document.querySelector('pre.log').textContent.endsWith('epoch 2\\n')")
     assert page.run("document.querySelectorAll('[aria-label=Checkpoints] tbody tr').length") == 8
-    assert page.run("document.querySelector('.goodput').hidden")  # the server does not tell it: nothing is invented
+    assert page.run("document.querySelector('.goodput [role=img]').getAttribute('aria-label')")
     page.click("button", "epochs")
     page.wait(
         "document.querySelector('[data-chart=Pauses] svg').getAttribute('aria-label').startsWith('Pauses over epochs')"
@@ -176,7 +176,7 @@ def test_events_come_as_they_happen_and_once(shown: Shown) -> None:
 
 
 def test_nodes_and_slots_can_be_found_and_drained_after_a_question(shown: Shown) -> None:
-    page = shown.view("nodes", "[data-node=node-a] .slot.taken")
+    page = shown.view("nodes", ".slot.taken")
     assert page.text("[data-node=node-a]").startswith("node-a")
     assert "zone=east" in page.text("[data-node=node-a]")
     page.click("[data-node=node-b] button", "Drain")
@@ -344,8 +344,10 @@ def test_a_server_that_goes_is_told_of_and_its_return_too(shown: Shown) -> None:
     page.wait("document.getElementById('link').textContent === 'live' && document.getElementById('problem').hidden")
     page.errors.clear()  # the browser reports each attempt
     shown.server.store.suspend()
-    page.wait("document.getElementById('problem').textContent.includes('cannot reach ZooKeeper')")
-    shown.server.store.resume()
+    try:
+        page.wait("document.getElementById('problem').textContent.includes('cannot reach ZooKeeper')")
+    finally:
+        shown.server.store.resume()
     page.wait("document.getElementById('problem').hidden")
 
 

@@ -50,8 +50,8 @@ def test_what_was_announced_is_there_until_it_is_cleared() -> None:
     ring.clear(1)
     assert ring.announced(1) == (0, b"")
     control = Control(ring)
-    control.write(320, 1.5, 99.25)
-    assert Control(ring).read() == (320, 1.5, 99.25)
+    control.write(320, 10, 1.5, 99.25)
+    assert Control(ring).read() == (320, 10, 1.5, 99.25)
     ring.close()
 
 

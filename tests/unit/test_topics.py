@@ -59,15 +59,18 @@ def test_only_what_changed_is_told_and_everything_on_request(server: Server) -> 
 
 def test_of_a_job_only_the_fields_that_changed_are_told(server: Server) -> None:
     server.http.post("/api/v1/jobs", json={**SUBMIT, "env": {"PASSWORD": "secret"}})
-    topic = job_topic("j")
+    topic = job_topic("j", server.clock.wall_s)
     spec = told(topic.look(server.controller.view.load()))["parts"]["spec"]
     assert (spec["max_np"], "env" in spec, "secret" in topic.everything().decode()) == (4, False, False)
     server.put(P.progress("j"), Progress(generation=1, world_size=2, epoch=1, step=7))
-    assert set(told(topic.look(server.controller.view.load()))["parts"]) == {"progress", "world_size", "epoch", "step"}
+    changed = told(topic.look(server.controller.view.load()))["parts"]
+    assert set(changed) - {"goodput"} == {"progress", "world_size", "epoch", "step"}
+    server.clock.advance(60)  # its goodput is another now, and that alone is no news
+    assert topic.look(server.controller.view.load()) is None
 
 
 def test_a_job_that_is_not_there_says_so_until_it_is(server: Server) -> None:
-    topic = job_topic("j")
+    topic = job_topic("j", server.clock.wall_s)
     assert told(topic.look(server.controller.view.load()))["parts"] == {"missing": "there is no job j"}
     server.http.post("/api/v1/jobs", json=SUBMIT)
     there = told(topic.look(server.controller.view.load()))
