@@ -84,16 +84,18 @@ def _topics(text: str) -> frozenset[str]:
 
 async def _tell(feed: Feed, follower: Follower, alarm: Alarm, clock: Clock, request: Request) -> AsyncIterator[bytes]:
     """What the client is told, until it goes or the server ends."""
+    loop = asyncio.get_running_loop()
+    due_s = loop.time()
     try:
-        yield _beat(clock)
         while not follower.closed:
+            if loop.time() >= due_s:
+                if await request.is_disconnected():
+                    return
+                yield _beat(clock)
+                due_s = loop.time() + BEAT_S
             for told in await asyncio.to_thread(feed.take, follower):
                 yield told
-            if await alarm.wait(BEAT_S):
-                continue
-            if await request.is_disconnected():
-                return
-            yield _beat(clock)
+            await alarm.wait(max(0.0, due_s - loop.time()))
     finally:
         feed.leave(follower)
 

@@ -6,6 +6,7 @@ is told everything anew when it has time, instead of every change.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -261,12 +262,9 @@ class Alarm:
         except RuntimeError as error:
             logger.debug("nobody to wake: %s", error)
 
-    async def wait(self, timeout_s: float) -> bool:
-        """Whether it rang within `timeout_s`."""
-        try:
+    async def wait(self, timeout_s: float) -> None:
+        """Until it rings, at most `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._event.wait()
-        except TimeoutError:
-            return False
         self._event.clear()
-        return True

@@ -18,7 +18,8 @@ const leader = document.getElementById("leader");
 let view = null;
 let drawing = 0;
 let server = {};
-let heardAt = 0;
+// the server's time, when it was told, and when anything was heard last
+let [serverAt, toldMs, heardAt] = [0, 0, 0];
 
 const stream = new Stream({
   change(topic, parts) {
@@ -32,23 +33,26 @@ const stream = new Stream({
   },
   state: showLink,
   beat(at) {
-    heardAt = at;
-    if (view) view.now = at;
+    [serverAt, toldMs] = [at, performance.now()];
     draw();
   },
 });
+
+/** The time by the server's clock, in seconds since 1970; 0 until it is known. */
+const now = () => (serverAt ? serverAt + (performance.now() - toldMs) / 1000 : 0);
 
 /** Draw once for all that came before the next frame. */
 function draw() {
   if (drawing) return;
   drawing = requestAnimationFrame(() => {
     drawing = 0;
-    view?.draw();
+    view?.draw(now());
   });
 }
 
 function showLink(state, why) {
   link.dataset.state = state;
+  if (state === "live") heardAt = now();
   text(link, state === "live" ? "live" : "reconnecting");
   showProblem(state === "live" ? "" : `Not live: ${why}. Shown is what was known at ${when(heardAt)}; it is tried again.`);
 }
@@ -96,7 +100,6 @@ function show() {
   }
   view?.close?.();
   view = chosen.make(draw);
-  view.now = heardAt;
   document.title = `${view.title} – EDL`;
   main.replaceChildren(view.node);
   scrollTo(0, 0);

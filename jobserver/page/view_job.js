@@ -64,7 +64,6 @@ export function jobView(name) {
     title: name,
     query: `job=${encodeURIComponent(name)}`,
     node: parts.node,
-    now: 0,
     change,
     events(found) {
       if (found.anew) events = new Map();
@@ -72,15 +71,15 @@ export function jobView(name) {
       events = new Map([...events].slice(-MOST_EVENTS));
       history = readHistory(events.values());
     },
-    draw() {
+    draw(now) {
       if (!("phase" in job)) {
         text(parts.reason, job.missing ?? "");
         parts.rest.hidden = true;
         return;
       }
       parts.rest.hidden = false;
-      drawJob(parts, job, this.now);
-      parts.charts.update(job, history, live, this.now);
+      drawJob(parts, job, now);
+      parts.charts.update(job, history, live, now);
       parts.workers.update(job.worker_records, (row) => row.worker, "no worker yet");
       parts.events.update([...events.values()].reverse(), (event) => event.number, "nothing happened yet");
       parts.checkpoints.update([...history.checkpoints].reverse(), (saved) => saved.number, "none was told of");

@@ -89,6 +89,7 @@ def shown(tab: Shown) -> Iterator[Shown]:
 def picture(page: Page, name: str, size: tuple[int, int] = (1200, 800)) -> None:
     folder = os.environ.get("EDL_SCREENSHOTS")
     if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         page.resize(*size)
         page.run(LATER)
         path = Path(folder) / f"page-{name}.png"
