@@ -118,6 +118,10 @@ class PageServer:
         for kind in (P.jobs, P.nodes):
             self._delete(kind)
 
+    def forget_job(self, job: str) -> None:
+        self._delete(P.job(job))
+        self.store.delete(P.job(job), None)
+
     def _delete(self, path: str) -> None:
         for name in self.store.children(path):
             self._delete(f"{path}/{name}")

@@ -115,6 +115,9 @@ function follow() {
 onRefused((sentence) => {
   forgetToken();
   stream.stop();
+  view?.close?.();
+  view = null;
+  main.replaceChildren();
   askForToken(sentence, show);
 });
 addEventListener("hashchange", show);

@@ -33,8 +33,8 @@ NODES = 1000
 JOBS = 200
 STREAMS = 20
 CHANGES = 300
-#: longer than the rest between two looks, so that no change waits for one before it
-BETWEEN_S = 0.3
+#: longer than the control loop writes about a worker, so that no change waits for one before it
+BETWEEN_S = 1.0
 MIB = 1024 * 1024
 
 

@@ -338,7 +338,7 @@ def test_a_server_that_goes_is_told_of_and_its_return_too(shown: Shown) -> None:
         page.wait("document.getElementById('link').textContent === 'reconnecting'")
         page.wait("document.getElementById('problem').textContent.includes('Not live')")
         assert "bert" in page.text("main")  # what was known is still shown
-        shown.server.store.delete(P.spec("bert"), None)
+        shown.server.forget_job("bert")
     finally:
         shown.server.start_http()
     page.wait("!document.querySelector('[data-key=bert]')")
