@@ -26,6 +26,7 @@ from edl_collective.coord.records import (
     Progress,
     Record,
     Rendezvous,
+    Spent,
     WorkerRecord,
     WorkerState,
     encode,
@@ -66,7 +67,7 @@ class PageServer:
         leadership = Leadership(self.store, P, "server-1", "http://server-1")
         self.controller = Controller(self.store, P, leadership, SystemClock(), ReconcileConfig())
         self.controller.start()
-        self.logs = type("Logs", (_Logs,), {})
+        self.logs: type[_Logs] = type("Logs", (_Logs,), {})
         self._log_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.logs)
         self._log_thread = threading.Thread(target=self._log_server.serve_forever, args=(0.05,))
         self._log_thread.start()
@@ -134,9 +135,17 @@ class PageServer:
         httpx.post(f"{self.url}/api/v1/jobs", json=body, headers=headers, timeout=60).raise_for_status()
 
     def worker(self, job: str, number: int, node: str, state: WorkerState = WorkerState.RUNNING) -> None:
-        name = f"w{number}"
-        values = {"worker": name, "node": node, "slot": number, "incarnation": "i", "generation": 1}
-        self.put(P.worker(job, name), WorkerRecord(**values, state=state, pid=1000 + number, placed=True))
+        record = WorkerRecord(
+            worker=f"w{number}",
+            node=node,
+            slot=number,
+            incarnation="i",
+            generation=1,
+            state=state,
+            pid=1000 + number,
+            placed=True,
+        )
+        self.put(P.worker(job, record.worker), record)
 
     def world(self, job: str, node: str, size: int) -> None:
         members = tuple(Member(f"w{n}", node, n, n, size, 0, 1) for n in range(size))
@@ -157,6 +166,14 @@ class PageServer:
 
     def student(self, service: str, name: str, **values: Any) -> None:
         self.put(P.student(service, name), StudentRecord(student=name, **values))
+
+    def spent(self, job: str, **values: Any) -> None:
+        """A report of progress that tells where ten minutes went."""
+        seconds = {"train": 498.0, "data": 14.0, "teacher": 21.0, "checkpoint": 9.0, "between": 12.0}
+        resizes = {"detect": 1.5, "re_form": 4.5, "restore": 3.0, "recompute": 6.0}
+        now_s = time.time()
+        spent = Spent(by="w0", began_at=now_s - 600, began_step=0, fresh=True, seconds=seconds | resizes)
+        self.progress(job, spent=spent, last_step_at=now_s, **values)
 
     def training(self, job: str) -> None:
         """A job that grew, lost a worker and went on: sizes, pauses, epochs and checkpoints."""

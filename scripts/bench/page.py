@@ -126,9 +126,9 @@ def memory(folder: Path) -> dict[str, object]:
 
 def put_node(store: ZkStore, number: int, label: str) -> None:
     name = f"node-{number}"
-    values = {"node": name, "incarnation": "i", "address": "127.0.0.1", "port": 9, "slots": 8}
     found = store.get(P.node(name))
-    record = NodeRecord(**values, labels={"state": label})
+    labels = {"state": label}
+    record = NodeRecord(node=name, incarnation="i", address="127.0.0.1", port=9, slots=8, labels=labels)
     store.set(P.node(name), encode(record), None if found is None else found.version)
 
 

@@ -73,7 +73,7 @@ def shown(tab: Shown) -> Iterator[Shown]:
     server.submit("resnet50")
     server.submit("bert", priority=5, min_np=64, max_np=64)
     server.training("resnet50")
-    server.progress("resnet50", epochs_total=90, samples_per_s=412.5, loss=0.21, accuracy=0.93)
+    server.spent("resnet50", epochs_total=90, samples_per_s=412.5, loss=0.21, accuracy=0.93)
     for number in (0, 1):
         server.worker("resnet50", number, "node-a")
     server.world("resnet50", "node-a", 2)
@@ -91,6 +91,7 @@ def picture(page: Page, name: str, size: tuple[int, int] = (1200, 800)) -> None:
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.resize(*size)
+        page.run("document.activeElement.blur()")
         page.run(LATER)
         path = Path(folder) / f"page-{name}.png"
         page.screenshot(path)
@@ -127,7 +128,7 @@ def test_a_job_with_its_history_workers_checkpoints_and_log(shown: Shown) -> Non
     shown.server.logs.text += b"epoch 2\n"
     page.wait("document.querySelector('pre.log').textContent.endsWith('epoch 2\\n')")
     assert page.run("document.querySelectorAll('[aria-label=Checkpoints] tbody tr').length") == 8
-    assert page.run("document.querySelector('.goodput [role=img]').getAttribute('aria-label')")
+    assert "train 8" in page.run("document.querySelector('.goodput [role=img]').getAttribute('aria-label')")
     page.click("button", "epochs")
     page.wait(
         "document.querySelector('[data-chart=Pauses] svg').getAttribute('aria-label').startsWith('Pauses over epochs')"

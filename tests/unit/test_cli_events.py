@@ -12,7 +12,7 @@ from test_cli import Cluster, P
 
 from edl_collective.coord.records import Event, NodeRecord, encode
 from jobserver.cli import events as events_module
-from jobserver.cli.client import CommandFailed, StreamLost
+from jobserver.cli.client import Api, CommandFailed, StreamLost
 from jobserver.cli.events import _follow
 
 WAIT_S = 40.0
@@ -55,20 +55,17 @@ def test_following_prints_what_happens_until_the_job_has_ended(following: Cluste
         time.sleep(0.01)
     following.controller.step()
     assert following.store.children(P.events("j"))
-    found = following.store.get(P.spec("j"))
-    assert found is not None
-    stopped = {**json.loads(found.data), "stopped": True}
-    following.store.set(P.spec("j"), json.dumps(stopped).encode(), found.version)
+    Api(following.url, following.key_file).post("/jobs/j/stop")
     following.controller.step()
     following.controller.step()
     thread.join(WAIT_S)
     assert not thread.is_alive()
     assert results[0].exit_code == 0, results[0].output
     told = [json.loads(line) for line in results[0].stdout.splitlines()]
-    assert [event["kind"] for event in told] == ["plan", "job", "job", "job"]
-    assert told[-1]["fields"]["phase"] == "stopped"
+    assert told == following.json("events", "j")["events"]
+    assert (told[0]["kind"], told[-1]["fields"]["phase"]) == ("plan", "stopped")
     again = following.edl("events", "-f", "j")
-    assert (again.exit_code, len(again.output.splitlines())) == (0, 4)
+    assert (again.exit_code, len(again.output.splitlines())) == (0, len(told))
     assert len(following.edl("events", "-f", "j", "--limit", "1").output.splitlines()) == 1
 
 
