@@ -18,17 +18,19 @@ export function logPanel(job) {
   let worker = "";
   let offset = 0;
   let timer = 0;
+  let request = new AbortController();
   let decoder = new TextDecoder();
 
   function open(name) {
+    close();
+    request = new AbortController();
     worker = name;
     offset = 0;
     decoder = new TextDecoder();
     output.replaceChildren();
     choice.value = name;
     node.hidden = false;
-    clearTimeout(timer);
-    read(name);
+    read(name, request.signal);
   }
 
   /** Open it because somebody asked to see it. */
@@ -37,21 +39,22 @@ export function logPanel(job) {
     node.scrollIntoView({ block: "nearest" });
   }
 
-  async function read(name) {
+  async function read(name, signal) {
     let more = false;
     try {
-      const answer = await ask("GET", `${jobPath(job)}/logs/${encodeURIComponent(name)}?offset=${offset}&limit=${PIECE_BYTES}`);
+      const path = `${jobPath(job)}/logs/${encodeURIComponent(name)}?offset=${offset}&limit=${PIECE_BYTES}`;
+      const answer = await ask("GET", path, { signal });
       const bytes = await answer.arrayBuffer();
-      if (name !== worker) return;
+      if (signal.aborted) return;
       offset = Number(answer.headers.get("x-edl-next-offset") ?? offset + bytes.byteLength);
       append(decoder.decode(bytes, { stream: true }));
       more = bytes.byteLength >= PIECE_BYTES;
       text(state, output.childNodes.length ? "" : "the log is empty so far");
     } catch (error) {
-      if (name !== worker) return;
+      if (signal.aborted) return;
       text(state, error instanceof Refused ? error.message : "the server cannot be reached; it is tried again");
     }
-    timer = setTimeout(() => read(name), more ? 0 : EVERY_MS);
+    timer = setTimeout(() => read(name, signal), more ? 0 : EVERY_MS);
   }
 
   function append(piece) {
@@ -75,6 +78,7 @@ export function logPanel(job) {
   }
 
   function close() {
+    request.abort();
     clearTimeout(timer);
     worker = "";
   }
