@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 #: between two looks; longer where a look takes long, so that it leaves time for other requests
 REST_S = 0.2
 REST_TIMES_LOOK = 4.0
+#: after a look that failed, which may have left nobody to wake the next one
+AGAIN_S = 1.0
 MAX_STREAMS = 200
 #: what may wait for a client before it is told everything anew
 MAX_WAITING_BYTES = 1024 * 1024
@@ -93,6 +95,7 @@ class Feed:
         self._rested = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._failed = False
         #: the newest that could be loaded, and what is said of this server
         self._snapshot = Snapshot()
         self._server_now: Json = {}
@@ -194,15 +197,16 @@ class Feed:
                 for follower in woken:
                     follower.wake()
                 took_s = self._clock.monotonic_s() - began_s
-                self._woken.wait(SERVICES_EVERY_S if self._services_stale() else None)
                 self._rested.wait(max(REST_S, REST_TIMES_LOOK * took_s))
+                self._woken.wait(self._longest_wait_s())
         finally:
             for end in forget:
                 end()
 
-    def _services_stale(self) -> bool:
-        """They changed since they were looked at, which happens no more often than SERVICES_EVERY_S."""
-        return self._follows_services() and self._view.service_wakes.rung
+    def _longest_wait_s(self) -> float | None:
+        """When to look unasked: for services, which are looked at no more often, and after a look that failed."""
+        services = self._follows_services() and self._view.service_wakes.rung
+        return SERVICES_EVERY_S if services else AGAIN_S if self._failed else None
 
     def _follows_services(self) -> bool:
         return any(follower.wish.services for follower in tuple(self._followers))
@@ -210,10 +214,15 @@ class Feed:
     def _turn(self) -> set[Follower]:
         """Look, and put what changed before those who follow it; who has something to take now."""
         try:
+            self._failed = True
             self._look(self._follows_services())
-        except Exception:  # the next change is told again; a rule of the page that fails must not end all streams
+            self._failed = False
+        except Exception:  # a fault in one look must not end all streams
             logger.exception("the streams cannot be told")
             return set()
+        return self._tell()
+
+    def _tell(self) -> set[Follower]:
         woken: set[Follower] = set()
         for name, topic in self._topics.items():
             told = topic.look(self._snapshot)
