@@ -45,12 +45,15 @@ INSTALL_REQUIRES = [
     "xxhash>=3.4",
 ]
 
-HDFS = ["hdfs-native>=0.13"]
+#: the first with hsync
+HDFS = ["hdfs-native>=0.14.7"]
 HDFS3 = ["hdfs3>=0.3.1"]
 LIBHDFS = ["pyarrow>=14.0"]
 S3 = ["s3fs>=2024.10"]
 WEBHDFS = ["requests>=2.31"]
 TRITON_CLIENT = "tritonclient[http]>=2.40"
+#: brings grpcio and protobuf
+TRITON_GRPC_CLIENT = "tritonclient[grpc]>=2.40"
 EXAMPLE = ["pillow>=11.0", "scikit-learn>=1.5"]
 
 EXTRAS = {
@@ -65,7 +68,7 @@ EXTRAS = {
     "hdfs3": HDFS3,
     "s3": S3,
     "example": EXAMPLE,
-    "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, *HDFS],
+    "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, TRITON_GRPC_CLIENT, *HDFS],
     "test": [
         # With flask-cors what the server of moto needs; its own extra brings much more.
         "flask>=3.0",

@@ -10,6 +10,7 @@ import contextlib
 import mmap
 from typing import Any
 
+from checkpoints.errors import CheckpointError
 from checkpoints.shard_format import Row
 
 
@@ -19,6 +20,9 @@ class HostBuffer:
     Args:
         size_bytes: its size, at least 1.
         pinned: page-locked, which makes copies from a CUDA device faster.
+
+    Raises:
+        CheckpointError: if there is no memory.
     """
 
     def __init__(self, size_bytes: int, *, pinned: bool = False) -> None:
@@ -31,7 +35,12 @@ class HostBuffer:
             self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
             self.view = memoryview(self._memory.numpy())
         else:
-            self._memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            try:
+                self._memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except (OSError, OverflowError) as error:
+                raise CheckpointError(
+                    f"no memory for {size_bytes >> 20} MiB of a state ({error}): async_save=False makes no copy"
+                ) from error
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 with contextlib.suppress(OSError):  # without huge pages it is slower to take, otherwise the same
                     self._memory.madvise(mmap.MADV_HUGEPAGE)

@@ -111,8 +111,9 @@ class Asking:
 def has_nan(datatype: str, data: memoryview) -> bool:
     """Whether any number of a tensor is NaN; infinities are fine (masked classes)."""
     if datatype == "FP16":
-        # half-precision arithmetic is slow, the comparison of bits is not
-        return bool(((np.frombuffer(data, np.uint16) & 0x7FFF) > 0x7C00).any())
+        # half-precision arithmetic is slow, the comparison of bits is not; the sum shifts the sign out
+        bits = np.frombuffer(data, np.uint16)
+        return bool((bits + bits).max(initial=0) > 0xF800)
     if datatype in ("FP32", "FP64"):
         return bool(np.isnan(np.frombuffer(data, oip.DATATYPES[datatype][1])).any())
     return False

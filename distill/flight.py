@@ -233,7 +233,9 @@ class Flight:
             if request is None or request.attempts:
                 heapq.heappop(self._pending)
                 continue
-            asked = self._choose(request, request.avoid) or self._choose(request, ())
+            asked = self._choose(request, request.avoid)
+            if asked is None and request.avoid:
+                asked = self._choose(request, ())
             if asked is None:
                 break
             actions.append(self._send(heapq.heappop(self._pending), asked, now_s))

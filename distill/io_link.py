@@ -21,6 +21,7 @@ import msgspec
 from distill import io_settings
 from distill.errors import DistillError
 from distill.io_messages import (
+    NO_SLOT,
     Abandon,
     Abandoned,
     Cancel,
@@ -28,10 +29,12 @@ from distill.io_messages import (
     Done,
     GaveUp,
     Go,
+    Look,
     Post,
     Status,
     Stop,
     decode_answer,
+    decode_result,
     encode,
 )
 from distill.io_settings import IoSettings
@@ -132,8 +135,13 @@ class IoLink:
 
     # ---- what comes -----------------------------------------------------------------------------------------------
 
-    def take(self, seq: int) -> Done | GaveUp | Abandoned | None:
-        """The answer to a batch, None while there is none. Does not wait."""
+    def take(self, seq: int, slot: int) -> Done | GaveUp | Abandoned | None:
+        """The answer to the batch in `slot` (or outside of slots), None while there is none. Does not wait."""
+        answered = None if slot == NO_SLOT else self._ring.answered(slot, seq)
+        if answered is not None:
+            self._deaths = 0
+            result = decode_result(answered[1])
+            return Done(seq, result.outputs, result.teacher, answered[0])
         answer = self._answers.pop(seq, None)
         if answer is None:
             self._receive(seq)
@@ -162,6 +170,8 @@ class IoLink:
                 self.status = answer
             elif isinstance(answer, Cancelled):
                 self._cancelled = max(self._cancelled, answer.below)
+            elif isinstance(answer, Look):
+                continue  # the slot says it
             elif answer.seq >= self._settings.below:
                 self._answers[answer.seq] = answer
                 self._deaths = 0
@@ -181,11 +191,14 @@ class IoLink:
         self._start()
         for slot in range(self._ring.slots):
             seq, message = self._ring.announced(slot)
-            if message and seq >= self._settings.below and seq not in self._answers:
+            if message and seq >= self._settings.below and not self._is_answered(seq, slot):
                 self._send(message)
         for seq, (message, descriptors) in self._loose.items():
             if seq not in self._answers:
                 socket.send_fds(self.socket, [message], descriptors)
+
+    def _is_answered(self, seq: int, slot: int) -> bool:
+        return seq in self._answers or self._ring.answered(slot, seq) is not None
 
     def close(self) -> None:
         """End the IO process."""

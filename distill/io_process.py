@@ -9,6 +9,7 @@ answered.
 Imports no torch. One thread; discovery may have threads of its own and wakes the loop through an eventfd.
 """
 
+import array
 import contextlib
 import logging
 import math
@@ -26,6 +27,7 @@ from distill.batches_in_flight import Batch, Batches
 from distill.errors import DistillError, TeacherRefused
 from distill.flight import Action, Close, Deliver, Drop, Flight, GiveUp, Probe, Send
 from distill.io_messages import (
+    NO_SLOT,
     Abandon,
     Abandoned,
     Answer,
@@ -34,14 +36,16 @@ from distill.io_messages import (
     Done,
     GaveUp,
     Go,
+    Look,
     Post,
     Request,
+    Result,
     Status,
     decode_request,
     encode,
 )
 from distill.io_settings import IoSettings, decode
-from distill.ring import Control, Ring
+from distill.ring import Control, Ring, fence
 from distill.source import FixedTeachers, Teacher, TeacherSource
 from distill.starvation import Starvation
 from distill.teacher_links import Failure, Outcome, TeacherLinks
@@ -50,7 +54,8 @@ from distill.timeline import Timeline
 logger = logging.getLogger(__name__)
 
 _MESSAGE_BYTES = 1 << 16
-_MOST_DESCRIPTORS = 64
+#: room for the descriptors beside a message
+_BESIDE_BYTES = socket.CMSG_SPACE(64 * array.array("i").itemsize)
 #: shortest and longest sleep of the loop
 _LEAST_S, _MOST_S = 0.005, 0.5
 
@@ -65,6 +70,8 @@ class IoProcess:
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._stopped = False
         self._unsent: deque[bytes] = deque()
+        #: the message that is being read
+        self._message = memoryview(bytearray(_MESSAGE_BYTES))
         self._flight = Flight(settings.limits, lambda: random.uniform(0.75, 1.25))
         self._batches = Batches(ring, settings.teacher_batch_size, settings.below)
         timeline = Timeline(settings.timeline, "io process") if settings.timeline else None
@@ -79,7 +86,7 @@ class IoProcess:
         #: retries and hedges, as the trainer is told
         self._counts = (0, 0)
         self._status: Status | None = None
-        self._control = Control(ring)
+        self._ring, self._control = ring, Control(ring)
         self._starvation = Starvation(time.monotonic())
         #: the flight was told something since its next tick was computed
         self._moved = True
@@ -222,17 +229,16 @@ class IoProcess:
         if events & select.EPOLLOUT:
             self._watch(self._trainer.fileno(), select.EPOLLIN, self._from_trainer)
             self._send_unsent()
-        while not self._stopped:
-            try:
-                data, descriptors, _, _ = socket.recv_fds(self._trainer, _MESSAGE_BYTES, _MOST_DESCRIPTORS)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, descriptors = b"", []
-            if not data:
-                self._stop()
-            else:
-                self._take(decode_request(data), descriptors)
+        try:
+            size, beside, _, _ = self._trainer.recvmsg_into([self._message], _BESIDE_BYTES, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if size:
+            self._take(decode_request(self._message[:size]), _descriptors(beside))
+        else:
+            self._stop()
 
     def _take(self, message: Request, descriptors: list[int]) -> None:
         if isinstance(message, Post):
@@ -312,8 +318,19 @@ class IoProcess:
             return self._give_up(batch, type(error).__name__, str(error))
         if complete:
             self._batches.remove(batch.post.seq)
-            self._tell(Done(batch.post.seq, batch.outputs, outcome.teacher.teacher, outcome.latency_s))
+            self._tell_done(Done(batch.post.seq, batch.outputs, outcome.teacher.teacher, outcome.latency_s), batch)
         return []
+
+    def _tell_done(self, done: Done, batch: Batch) -> None:
+        """Write it into the slot, where the trainer looks first, and wake the trainer if it waits for that."""
+        slot = batch.post.slot
+        result = b"" if slot == NO_SLOT else encode(Result(done.outputs, done.teacher))
+        if slot == NO_SLOT or not self._ring.answer(slot, done.seq, done.latency_s, result):
+            self._tell(done)
+            return
+        fence()
+        if self._control.awaits(done.seq):
+            self._tell(Look())
 
     def _give_up(self, batch: Batch, kind: str, reason: str) -> list[Action]:
         self._batches.remove(batch.post.seq)
@@ -328,6 +345,15 @@ class IoProcess:
 
     def _probed(self, teacher: Teacher, reason: str | None) -> None:
         self._do(self._flight.probed(teacher, reason, time.monotonic()))
+
+
+def _descriptors(beside: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """Those that came beside a message (SCM_RIGHTS)."""
+    found = array.array("i")
+    for level, kind, data in beside:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
 
 
 def _drain(eventfd: int) -> None:

@@ -207,7 +207,8 @@ class DistillReader:
         return self._iterate(session, self._iteration)
 
     def _iterate(self, session: StudentSession, iteration: int) -> Iterator[Any]:
-        for token in self._while_current(iteration, self._posted(session)):
+        self._require(iteration)
+        for token in self._posted(session):
             answered = session.answer(token)
             if self._states:
                 self._state = self._states.pop(token.seq)
@@ -221,22 +222,18 @@ class DistillReader:
                 del answered, extra
                 yield from samples if self._kind is Kind.SAMPLE else [samples]
                 del samples
-                continue
-            batch = slot_batches.append(answered.nest, names, extra)
-            del answered, extra  # the user alone decides how long the slot is used
-            yield self._pinned(batch)
-            del batch
+            else:
+                batch = slot_batches.append(answered.nest, names, extra)
+                del answered, extra  # the user alone decides how long the slot is used
+                yield self._pinned(batch)
+                del batch
+            self._require(iteration)
         self._state = None
 
-    def _while_current(self, iteration: int, tokens: Iterator[Token]) -> Iterator[Token]:
-        """Raises DistillError instead of ending early when another iteration took the workers."""
-        while True:
-            if iteration != self._iteration:
-                raise DistillError("another iteration over this DistillReader has begun: one at a time")
-            token = next(tokens, None)
-            if token is None:
-                return
-            yield token
+    def _require(self, iteration: int) -> None:
+        """Raises DistillError when another iteration took the workers, instead of ending early."""
+        if iteration != self._iteration:
+            raise DistillError("another iteration over this DistillReader has begun: one at a time")
 
     def _pinned(self, batch: Any) -> Any:
         if not getattr(self._loader, "pin_memory", False) or not torch.cuda.is_available():
@@ -251,10 +248,13 @@ class DistillReader:
             self._states.clear()
             whole = (self._post_whole(session, batch) for batch in self._loader)
             return iter(ReadAhead(whole, self._options.window))
-        if isinstance(self.batch_sampler, Epochs):
+        ends = isinstance(self.batch_sampler, Epochs)
+        if ends:
             self.batch_sampler.epoch += 1
         filled = self._workers.iterate(self._tokens, self._epoch())
-        tokens = map(session.posted, itertools.takewhile(lambda token: not isinstance(token.nest, End), filled))
+        if ends:
+            filled = itertools.takewhile(lambda token: not isinstance(token.nest, End), filled)
+        tokens = map(session.posted, filled)
         ahead = 0 if getattr(self._loader, "num_workers", 0) else self._options.window
         return iter(ReadAhead(tokens, ahead)) if ahead else tokens
 

@@ -91,7 +91,7 @@ class TeacherLinks:
         return self._asking.feeds(parts)
 
     def send(
-        self, attempt: int, teacher: Teacher, parts: Sequence[Part], views: Sequence[memoryview], rows: int
+        self, attempt: int, teacher: Teacher, parts: Sequence[Part], views: connection.Buffers, rows: int
     ) -> Failure | None:
         """Send `rows` rows of `parts`, which lie in `views`; a Failure that shows at once is returned."""
         head = self._asking.head(teacher, parts, rows)
@@ -143,7 +143,7 @@ class TeacherLinks:
         opened = Connection(teacher.address, context)
         link = _Link(opened, teacher, opened.fileno())
         self._links[link.fd] = link
-        self._listen(link)
+        self._watch(link.fd, connection.EVENTS, lambda _: self._ready(link))
         return link
 
     def _tls(self) -> ssl.SSLContext:
@@ -155,15 +155,9 @@ class TeacherLinks:
         return self._context
 
     def _request(self, link: _Link, buffers: connection.Buffers) -> None:
-        before = link.connection.interest
         link.connection.request(buffers)
         if link.connection.receiving:
             link.times.append(time.monotonic())
-        if link.connection.interest != before:
-            self._listen(link)
-
-    def _listen(self, link: _Link) -> None:
-        self._watch(link.fd, link.connection.interest, lambda _: self._ready(link))
 
     def _close(self, link: _Link) -> None:
         if self._links.get(link.fd) is link:
@@ -172,14 +166,11 @@ class TeacherLinks:
             link.connection.close()
 
     def _ready(self, link: _Link) -> None:
-        before = link.connection.interest
         try:
             answer = link.connection.ready()
         except (TeacherUnavailable, ProtocolError) as error:
             self._broke(link, error)
             return
-        if link.connection.interest != before:
-            self._listen(link)
         self._note_times(link)
         if answer is not None:
             self._complete(link, answer)

@@ -1,9 +1,9 @@
 """A teacher that can be made to misbehave: `python fault_teacher.py PORT [--delay-ms N] [--fault NAME] [--after N]`.
 
 It speaks the protocol over plain sockets, starts at once (no numpy, no torch) and answers each row of its first input
-with FP32 [4]: the number in the row's first eight bytes, that number plus a half, and twice zero. So a prediction
-shows which sample it belongs to. After `--after` answers it has its fault: nan, shape, hash, refuse, busy, close,
-hang, garbage. With `--make` it speaks as servers of another make do.
+with FP32 [4]: the number in the row's first eight bytes, that number plus a half, the row's last byte, and zero. So a
+prediction shows which sample it belongs to, and that all of the sample came. After `--after` answers it has its fault:
+nan, shape, hash, refuse, busy, close, hang, garbage. With `--make` it speaks as servers of another make do.
 """
 
 import argparse
@@ -85,7 +85,7 @@ class Teacher:
         values: list[float] = []
         for row in range(rows):
             (number,) = struct.unpack_from("<q", data, row * row_bytes)
-            values += [float(number), number + 0.5, 0.0, 0.0]
+            values += [float(number), number + 0.5, float(data[(row + 1) * row_bytes - 1]), 0.0]
         if fault == "hang":
             time.sleep(3600)
         if fault == "close":

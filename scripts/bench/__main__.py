@@ -30,7 +30,10 @@ from bench.errors import NotInstalled
 from bench.resize import machine, run_rendezvous, run_trials, system_class
 from bench.rows import table
 
-PACKAGES = ("edl-elastic", "horovod", "torch", "torchft-nightly", "tritonclient", "kazoo", "safetensors", "hdfs-native")
+PACKAGES = (
+    "edl-elastic", "horovod", "torch", "torchft-nightly", "tritonclient", "grpcio", "kazoo", "safetensors",
+    "hdfs-native",
+)  # fmt: skip
 
 _DESCRIPTION = """\
 Does the same things to the same small job under this project and its peers, in turn, and prints what each cost:

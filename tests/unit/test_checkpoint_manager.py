@@ -24,6 +24,7 @@ from checkpoints import (
     list_checkpoints,
     load_checkpoint,
 )
+from checkpoints.host_memory import HostBuffer
 
 # ---- the copy and the thread -----------------------------------------------------------------------------------------
 
@@ -106,6 +107,11 @@ def test_memory_is_the_state_and_is_taken_once() -> None:
         assert checkpoints._staging._buffer is buffer
         checkpoints.save(at(4), state={**state, "more": torch.ones(1 << 20)})
         assert checkpoints.memory_bytes <= 1.05 * (size_bytes + (4 << 20))
+
+
+def test_memory_that_is_not_there_is_an_error_with_a_way_out() -> None:
+    with pytest.raises(CheckpointError, match="async_save=False"):
+        HostBuffer(1 << 60)
 
 
 def test_a_state_that_changes_its_shape_is_saved_as_it_is() -> None:
