@@ -213,14 +213,15 @@ class Feed:
 
     def _turn(self) -> set[Follower]:
         """Look, and put what changed before those who follow it; who has something to take now."""
+        self._failed = True
         try:
-            self._failed = True
             self._look(self._follows_services())
-            self._failed = False
+            woken = self._tell()
         except Exception:  # a fault in one look must not end all streams
             logger.exception("the streams cannot be told")
             return set()
-        return self._tell()
+        self._failed = False
+        return woken
 
     def _tell(self) -> set[Follower]:
         woken: set[Follower] = set()
