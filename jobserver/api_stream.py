@@ -45,7 +45,11 @@ def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Cl
     )
     app.state.feed = feed
 
-    @app.get("/api/v1/stream", response_class=StreamingResponse)
+    @app.get(
+        "/api/v1/stream",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {}}, "description": "server-sent events, without an end"}},
+    )
     async def stream(
         request: Request,
         topics: Annotated[str, Query(description="of jobs, nodes and services, separated by commas")] = "",
@@ -54,6 +58,7 @@ def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Cl
         after: Annotated[int, Query(description="number of the last event of the job that is known")] = -1,
         last_event_id: Annotated[int | None, Header(description="the same, as browsers say it")] = None,
     ) -> StreamingResponse:
+        """What changes, as it changes: first everything, then `change`, `events` and `beat`."""
         wish = Wish(_topics(topics), job, service, after if last_event_id is None else last_event_id)
         for kind, name in (("job", job), ("service", service)):
             if name is not None:
@@ -71,6 +76,7 @@ def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Cl
         before: Annotated[int | None, Query(description="only events with a lower number, the newest of them")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="at most so many")] = MAX_EVENTS,
     ) -> Response:
+        """The history of a job, oldest first; `next` is the `after`, or the `before`, of the next page."""
         found = event_page(cluster.job(job)[0], after, before, limit)
         return Response(msgspec.json.encode(found), media_type="application/json")
 
