@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Protocol
 
 import msgspec
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Response
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.paths import check_name
@@ -51,7 +52,6 @@ def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Cl
         responses={200: {"content": {"text/event-stream": {}}, "description": "server-sent events, without an end"}},
     )
     async def stream(
-        request: Request,
         topics: Annotated[str, Query(description="of jobs, nodes and services, separated by commas")] = "",
         job: Annotated[str | None, Query(description="a job to follow with its events")] = None,
         service: Annotated[str | None, Query(description="a service to follow")] = None,
@@ -64,10 +64,13 @@ def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Cl
             if name is not None:
                 check_name(kind, name)
         alarm = Alarm(asyncio.get_running_loop())
-        follower = await asyncio.to_thread(feed.join, wish, alarm.ring)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        told = _tell(feed, follower, alarm, clock, request)
-        return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+        follower = Follower(wish, alarm.ring)
+        try:
+            await asyncio.to_thread(feed.join, follower)
+        except BaseException:
+            feed.leave(follower)
+            raise
+        return _Told(feed, follower, _tell(feed, follower, alarm, clock))
 
     @app.get("/api/v1/jobs/{job}/events")
     def events(
@@ -88,22 +91,34 @@ def _topics(text: str) -> frozenset[str]:
     return found
 
 
-async def _tell(feed: Feed, follower: Follower, alarm: Alarm, clock: Clock, request: Request) -> AsyncIterator[bytes]:
-    """What the client is told, until it goes or the server ends."""
+class _Told(StreamingResponse):
+    """A stream that ends with its client, wherever it is then: nobody ends a generator that is left while it yields."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, feed: Feed, follower: Follower, messages: AsyncIterator[bytes]) -> None:
+        super().__init__(messages, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._feed = feed
+        self._follower = follower
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # the lock may be held for a while, and nothing can be waited for when this is cancelled
+            asyncio.get_running_loop().run_in_executor(None, self._feed.leave, self._follower)
+
+
+async def _tell(feed: Feed, follower: Follower, alarm: Alarm, clock: Clock) -> AsyncIterator[bytes]:
+    """What the client is told, until the server ends."""
     loop = asyncio.get_running_loop()
     due_s = loop.time()
-    try:
-        while not follower.closed:
-            if loop.time() >= due_s:
-                if await request.is_disconnected():
-                    return
-                yield _beat(clock)
-                due_s = loop.time() + BEAT_S
-            for told in await asyncio.to_thread(feed.take, follower):
-                yield told
-            await alarm.wait(max(0.0, due_s - loop.time()))
-    finally:
-        feed.leave(follower)
+    while not follower.closed:
+        if loop.time() >= due_s:
+            yield _beat(clock)
+            due_s = loop.time() + BEAT_S
+        for told in await asyncio.to_thread(feed.take, follower):
+            yield told
+        await alarm.wait(max(0.0, due_s - loop.time()))
 
 
 def _beat(clock: Clock) -> bytes:

@@ -104,10 +104,15 @@ class Feed:
     def followers(self) -> int:
         return len(self._followers)
 
-    def join(self, wish: Wish, wake: Callable[[], None]) -> Follower:
-        """Begin to follow; everything can be taken at once. Raises ApiError 503 when too many do."""
-        follower = Follower(wish, wake)
+    def join(self, follower: Follower) -> None:
+        """Begin to follow; everything can be taken at once. Raises ApiError 503 when too many do.
+
+        One that has left before does not.
+        """
+        wish = follower.wish
         with self._lock:
+            if follower.closed:
+                return
             if self._closed:
                 raise ApiError(503, "this JobServer ends")
             if len(self._followers) >= MAX_STREAMS:
@@ -120,7 +125,6 @@ class Feed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="edl-feed", daemon=True)
                 self._thread.start()
-        return follower
 
     def leave(self, follower: Follower) -> None:
         """The last to leave ends the thread."""
@@ -138,6 +142,8 @@ class Feed:
     def take(self, follower: Follower) -> Sequence[bytes]:
         """What `follower` has not been told yet."""
         with self._lock:
+            if follower.closed:
+                return []
             if not follower.behind:
                 found = list(follower.waiting)
             else:

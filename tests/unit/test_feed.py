@@ -34,7 +34,9 @@ class Cluster:
         return self.server.controller.view.load(services=services)
 
     def join(self, wish: Wish = JOBS) -> Follower:
-        return self.feed.join(wish, self.rung.set)
+        follower = Follower(wish, self.rung.set)
+        self.feed.join(follower)
+        return follower
 
     def take(self, follower: Follower) -> list[dict[str, Any]]:
         found = [data.decode().partition("data: ")[2] for data in self.feed.take(follower)]
@@ -148,6 +150,13 @@ def test_the_thread_ends_with_the_last_follower_and_begins_again(cluster: Cluste
         thread.join(WAIT_S)
         assert (cluster.feed.followers, thread.is_alive(), cluster.feed._topics) == (0, False, {})
     assert len(cluster.server.controller.view.wakes._listeners) == 1  # the control loop's
+
+
+def test_who_left_before_it_came_does_not_follow(cluster: Cluster) -> None:
+    follower = Follower(JOBS, cluster.rung.set)
+    cluster.feed.leave(follower)
+    cluster.feed.join(follower)
+    assert (cluster.feed.followers, cluster.take(follower)) == (0, [])
 
 
 def test_too_many_are_refused_and_none_after_the_end(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
