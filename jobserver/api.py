@@ -29,21 +29,20 @@ from jobserver.api_models import (
     ApiError,
     Json,
     differences,
-    events_after,
-    host_rows,
     job_detail,
     job_rows,
     node_rows,
     parse_np,
     parse_spec,
-    pods,
     stopped,
 )
+from jobserver.api_page import add_page, is_page
+from jobserver.api_stream import add_stream
+from jobserver.api_views import add_views
 from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
-from jobserver.service_rows import all_services, find_service
 from jobserver.shown import Shown
 from jobserver.snapshot import Job, Snapshot
 
@@ -269,6 +268,9 @@ def create_app(service: Service) -> FastAPI:
     _add_cluster(app, service)
     _add_health(app, service)
     add_metrics(app, service)
+    add_views(app, service)
+    add_stream(app, service, service._controller, service._clock, service._store)
+    add_page(app)
     return app
 
 
@@ -291,7 +293,8 @@ def _trusted(request: Request, token: str) -> bool:
 def _add_errors(app: FastAPI, service: Service) -> None:
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path != HEALTH_PATH and not _trusted(request, service.token):
+        path = request.url.path
+        if path != HEALTH_PATH and not is_page(path) and not _trusted(request, service.token):
             return _refusal(401, "the bearer token is missing or wrong: use the cluster's key file (--key-file)")
         response = await call_next(request)
         if request.method != "GET":
@@ -361,35 +364,15 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
 
 def _add_job_views(app: FastAPI, service: Service) -> None:
-    @app.get("/api/v1/jobs/{job}/events")
-    def events(job: str, after: int = -1) -> Response:
-        return _json({"events": events_after(service.job(job)[0], after)})
-
-    @app.get("/api/v1/jobs/{job}/hosts")
-    def hosts(job: str) -> Response:
-        return _json({"hosts": host_rows(*service.job(job))})
-
     @app.get("/api/v1/jobs/{job}/logs/{worker}")
     def logs(job: str, worker: str, offset: int = 0, limit: int = 65536) -> Response:
         return service.log(job, worker, offset, min(max(limit, 1), MAX_LOG_BYTES))
-
-    @app.get("/rest/1.0/get/query_pods")
-    def query_pods(job_id: str) -> Response:
-        return _json(pods(*service.job(job_id)))
 
 
 def _add_cluster(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/nodes")
     def nodes() -> Response:
         return _shown(service.shown.answer("nodes", service.snapshot, node_rows))
-
-    @app.get("/api/v1/services")
-    def services() -> Response:
-        return _json({"services": all_services(service.snapshot(services=True))})
-
-    @app.get("/api/v1/services/{name}")
-    def one_service(name: str) -> Response:
-        return _json(find_service(service.snapshot(services=True), name))
 
     @app.post("/api/v1/nodes/{node}/drain")
     def drain(node: str, body: Body) -> Response:
