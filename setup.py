@@ -65,6 +65,7 @@ EXTRAS = {
     "libhdfs": LIBHDFS,
     "hdfs3": HDFS3,
     "s3": S3,
+    "gpu": ["nvidia-ml-py>=12.535"],
     "example": EXAMPLE,
     "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, TRITON_GRPC_CLIENT, *HDFS],
     "test": [

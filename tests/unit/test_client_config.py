@@ -10,7 +10,8 @@ from edl_collective.coord.key_file import KeyFileError, key_file, load_key, load
 from edl_collective.coord.memory_store import MemoryStore
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, JobStatus, Phase, encode
-from jobclient.config import Config, ConfigError, host_name_problem, interface_of, parse
+from jobclient.addresses import host_name_problem, interface_of
+from jobclient.config import Config, ConfigError, parse
 from jobclient.submit import ensure_job
 
 
