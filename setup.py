@@ -79,6 +79,7 @@ EXTRAS = {
         "pytest-asyncio>=0.24",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
+        "pyyaml>=6.0",
         "ruff>=0.8",
         "safetensors>=0.4",
         TRITON_CLIENT,
