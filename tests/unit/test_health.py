@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from agent_cluster import until
 
 from edl_collective.coord.records import NodeRecord
 from jobclient import health, health_probe
@@ -51,6 +52,10 @@ async def test_each_probe_speaks_for_its_own_device(tmp_path: Path, caplog: pyte
     assert "GPU 2 is offered without a health check: no torch" in caplog.text
 
 
+def sleepers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if child.name() == "sleep"]
+
+
 async def test_a_probe_that_hangs_is_killed_in_time_or_when_the_client_ends(tmp_path: Path) -> None:
     def command(device: Device) -> Command:
         return Command(["sleep", "600"], {"PATH": "/usr/bin:/bin"}, tmp_path, tmp_path / f"{device}.log")
@@ -60,12 +65,12 @@ async def test_a_probe_that_hangs_is_killed_in_time_or_when_the_client_ends(tmp_
         0: "no answer within 0.2 s (--health-timeout)"
     }
     trying = asyncio.ensure_future(problems_of([0, 1], command, config()))
-    await asyncio.sleep(0)
+    await until(lambda: len(sleepers()) == 2)
     trying.cancel()
     with pytest.raises(asyncio.CancelledError):
         await trying
     assert time.monotonic() - begin < 60
-    assert [child for child in psutil.Process().children(recursive=True) if child.name() == "sleep"] == []
+    assert sleepers() == []
 
 
 def test_a_slot_whose_device_fails_is_not_offered_and_the_label_says_why() -> None:
