@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from logging.handlers import RotatingFileHandler
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.errors import CoordError, Disconnected
@@ -21,8 +22,10 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import NodeRecord, Rendezvous
 from edl_collective.coord.zk_store import ZkStore
 from edl_collective.messages import AgentMessage
+from jobclient.addresses import host_name_problem
 from jobclient.agent import Agent
-from jobclient.config import Config, ConfigError, host_name_problem, parse
+from jobclient.config import Config, ConfigError, parse
+from jobclient.health import healthy
 from jobclient.node_api import NodeApi, make_app
 from jobclient.rendezvous_http import RendezvousServer
 from jobclient.rendezvous_proxy import JobProxy
@@ -32,13 +35,15 @@ logger = logging.getLogger("jobclient")
 
 #: after this long without an answer of ZooKeeper the user is told what is being waited for
 _PATIENCE_S = 2.0
+#: of --log-file, and how many that are full are kept
+_OWN_LOG_BYTES = 16 * 2**20
+_OLD_LOGS = 4
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     try:
         config = parse(argv, environ)
-        logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
-        _quieten(config.log_level)
+        _begin_logging(config)
         key = load_or_create_key(config.key_file)
         api = _bind(config, key)
         problem = host_name_problem(config.address, socket.gethostname())
@@ -50,7 +55,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         return 2
     try:
         asyncio.run(_serve(config, key, api, store))
-    except (CoordError, OSError) as error:
+    except (ConfigError, CoordError, OSError) as error:
         print(f"jobclient: {error}", file=sys.stderr)
         return 2
     except ExceptionGroup as group:  # from a task beside the loop
@@ -63,6 +68,19 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     finally:
         store.close()
     return 0
+
+
+def _begin_logging(config: Config) -> None:
+    """Standard error, or --log-file, which is rotated. Raises ConfigError."""
+    handler: logging.Handler = logging.StreamHandler()
+    if config.log_file is not None:
+        try:
+            config.log_file.parent.mkdir(parents=True, exist_ok=True)
+            handler = RotatingFileHandler(config.log_file, maxBytes=_OWN_LOG_BYTES, backupCount=_OLD_LOGS)
+        except OSError as error:
+            raise ConfigError(f"--log-file {config.log_file} cannot be written: {error.strerror}") from error
+    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s", handlers=[handler])
+    _quieten(config.log_level)
 
 
 def _quieten(level: int) -> None:
@@ -108,6 +126,19 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
         started_at=time.time(),
         session_timeout_s=config.session_timeout_s,
     )
+    logger.info("%s", config.devices_text)
+    loop = asyncio.get_running_loop()
+    trying = loop.create_task(healthy(node, config))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, trying.cancel)
+    try:
+        node = await trying
+    except asyncio.CancelledError:
+        logger.info("ended by a signal, before the node was registered")
+        return
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
     rendezvous = RendezvousServer()
     await rendezvous.start()
 
@@ -118,7 +149,6 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
         return JobProxy(job, node.node, node.incarnation, key, send, rendezvous, world_changed)
 
     agent = Agent(config, node, store, key, proxy)
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.close)
     serving = loop.create_task(api.serve())

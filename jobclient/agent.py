@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import Clock, SystemClock
@@ -35,7 +36,9 @@ from jobclient.decide import (
 from jobclient.drain import Orders
 from jobclient.driver_process import Driver
 from jobclient.held_folders import HeldFolders
-from jobclient.launch import Launcher
+from jobclient.launch import DRIVER_LOG, Launcher
+from jobclient.log_keeping import LogKeeping
+from jobclient.node_api import log_path
 from jobclient.presence import RETRY_S, Presence
 from jobclient.proxies import Proxies, ProxyFactory
 from jobclient.reporting import Reporting, resized_after_restart
@@ -69,6 +72,8 @@ class Agent:
         self._reporting = Reporting(store, self._paths, self._clock)
         self._link = WorkerLink(node.node, self._token_of, self._heard)
         self._held = HeldFolders(node.node)
+        self._log_dir = config.log_dir
+        self._logs = LogKeeping(config, self._logs_in_use, self._clock)
         self._launcher = Launcher(config, node, key, str(self._link.path))
         self._session_timeout_s = config.session_timeout_s
         self._drain_timeout_s = config.drain_timeout_s
@@ -100,7 +105,8 @@ class Agent:
         orders = Orders(self._store, self._paths, self._node.node, lambda: _call_soon(loop, self._wake.set))
         try:
             async with asyncio.TaskGroup() as group:
-                background = [group.create_task(presence.keep()), group.create_task(self._reporting.publish())]
+                beside = (presence.keep(), self._reporting.publish(), self._logs.keep())
+                background = [group.create_task(work) for work in beside]
                 await self._loop(mirror, orders, presence)
                 for task in background:
                     task.cancel()
@@ -303,6 +309,10 @@ class Agent:
         spec = self._snapshot.jobs[job].spec
         assert spec is not None, "nothing is started without a spec"
         return spec
+
+    def _logs_in_use(self) -> list[Path]:
+        drivers = ((job, DRIVER_LOG) for job, driver in self._drivers.items() if driver.view.running)
+        return [log_path(self._log_dir, job, name) for job, name in (*self._workers, *drivers)]
 
     def _alive(self) -> bool:
         return any(not w.gone for w in self._workers.values()) or any(d.view.running for d in self._drivers.values())

@@ -5,13 +5,10 @@ Config; nothing after it looks at any of these again. Raises ConfigError with on
 """
 
 import argparse
-import fcntl
-import ipaddress
 import math
 import os
 import re
 import socket
-import struct
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +18,11 @@ from typing import TypeVar
 from edl_collective.coord.key_file import key_file
 from edl_collective.coord.paths import Paths, check_name
 from edl_collective.coord.records import JobSpec
+from jobclient import gpus as gpu_discovery
+from jobclient.addresses import interface_of
 
 #: upper bound of workers that a job started by a JobClient allows; the JobServer's options bound it further
 DEFAULT_MAX_NP = 1024
-_SIOCGIFADDR = 0x8915
 R = TypeVar("R")
 
 _HELP = """\
@@ -63,9 +61,19 @@ class Config:
     slots: int
     #: CUDA device of each slot; empty: CPU slots
     gpus: tuple[int, ...]
+    #: what was found on the machine and what of it is offered, for the log
+    devices_text: str
+    #: try the device of each slot before this node is registered
+    health_check: bool
+    health_timeout_s: float
     threads_per_slot: int
     labels: Mapping[str, str]
     log_dir: Path
+    #: the JobClient's own log; None: standard error
+    log_file: Path | None
+    #: how long, and up to how many bytes together, logs of ended workers stay; 0: without a limit
+    log_keep_days: float
+    log_max_bytes: int
     work_dir: Path
     key_file: Path
     #: where the JobClient was started, and where drivers run; it may be gone by then
@@ -80,12 +88,16 @@ class Config:
         _checked("--zookeeper-root", Paths, self.zookeeper_root)
         if not re.fullmatch(r"[^\s,:]+:\d+(,[^\s,:]+:\d+)*", self.zookeeper):
             raise ConfigError(f"--zookeeper is {self.zookeeper!r}: give host:port, several separated by commas")
-        for name in ("zookeeper_wait_s", "session_timeout_s", "slots", "threads_per_slot"):
+        for name in ("zookeeper_wait_s", "session_timeout_s", "slots", "threads_per_slot", "health_timeout_s"):
             if getattr(self, name) <= 0:
                 option = "--" + name.removesuffix("_s").replace("_", "-")
                 raise ConfigError(f"{option} is {getattr(self, name)}: it must be positive")
         if self.drain_timeout_s is not None and not 0 <= self.drain_timeout_s < math.inf:
             raise ConfigError(f"--drain-timeout is {self.drain_timeout_s}: it must be a number of seconds, at least 0")
+        for name in ("log_keep_days", "log_max_bytes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(f"{option} is {getattr(self, name)}: it must be a number, 0 for no limit")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port}: it must be between 0 (any free port) and 65535")
         if self.gpus and len(self.gpus) != self.slots:
@@ -103,6 +115,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     given = vars(_parser().parse_args([*map(_dashes, argv[:split]), *argv[split:]]))
     values = {**_from_file(given["config"] or environ.get("EDL_CONFIG")), **_from_environ(environ)}
     values |= {name: value for name, value in given.items() if value is not None}
+    values["labels"] = _labels(values.get("labels", "")) | _labels(",".join(given["label"] or ()), "--label")
     return _build(values, environ)
 
 
@@ -123,10 +136,26 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "port": ("PORT", "HTTP port for logs (default: 0, any free one)"),
     "interface": ("NAME", "network interface for training traffic (default: the one that holds --address)"),
     "slots": ("N", "workers that fit on this node (default: its GPUs, else its CPU cores)"),
-    "gpus": ("LIST", "CUDA device of each slot, for example 0,1,2,3; 'none' for CPU slots (default: the first ones)"),
+    "gpus": (
+        "auto|none|LIST",
+        "CUDA device of each slot, for example 0,1,2,3; none: CPU slots (default: auto, all visible ones)",
+    ),
+    "health_check": (
+        "on|off",
+        "try each slot's device before the node registers, and leave out those that fail (default: on for GPUs, off "
+        "for CPU slots, so that these start at once)",
+    ),
+    "health_timeout": ("SECONDS", "how long that may take, with the import of torch (default: 120)"),
     "threads_per_slot": ("N", "CPU threads for each worker (default: cores / slots)"),
     "labels": ("K=V,...", "labels of this node"),
     "log_dir": ("DIR", "one log per worker: DIR/<job>/<worker>.log (default: ./pod_log)"),
+    "log_file": ("FILE", "the JobClient's own log, rotated, four old ones stay (default: standard error)"),
+    "log_keep_days": ("DAYS", "how long logs of ended workers stay, 0: for ever (default: 30)"),
+    "log_max_bytes": (
+        "BYTES",
+        "logs of ended workers together; the oldest go first, 0: no limit (default: 10 GiB). Logs of running workers "
+        "are neither removed nor rotated",
+    ),
     "work_dir": ("DIR", "directory that relative paths of jobs start from (default: the current one)"),
     "key_file": ("FILE", "the cluster key (default: $EDL_KEY_FILE or ~/.edl/key, created if missing)"),
     "log_level": ("N", "10 debug, 20 info, 30 warnings, 40 errors (default: 20)"),
@@ -151,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of the options below")
     for name, (metavar, text) in _OPTIONS.items():
         parser.add_argument("--" + name.replace("_", "-"), dest=name, metavar=metavar, help=text)
+    parser.add_argument("--label", metavar="K=V", action="append", help="one label; may be given several times")
     parser.add_argument("script", nargs="?", help="training script: make sure that a job which runs it exists")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
     return parser
@@ -199,7 +229,8 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         return _number(name, values.get(name, default))
 
     address = text("address", "127.0.0.1")
-    slots, gpus = _slots(values, environ)
+    found = gpu_discovery.find(environ)
+    slots, gpus = _slots(values, found.devices)
     return Config(
         node=text("node", socket.gethostname()),
         zookeeper=text("zookeeper", "127.0.0.1:2181"),
@@ -212,11 +243,17 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         interface=str(values["interface"]) if "interface" in values else interface_of(address),
         slots=slots,
         gpus=gpus,
+        devices_text=f"{found.text}; {slots} {'GPU' if gpus else 'CPU'} slots",
+        health_check=_switch("health_check", values.get("health_check", "on" if gpus else "off")),
+        health_timeout_s=number("health_timeout", 120.0),
         threads_per_slot=_integer(
             "threads_per_slot", values.get("threads_per_slot", max(1, _cores() // max(1, slots)))
         ),
-        labels=_labels(values.get("labels", "")),
+        labels=_labels(values["labels"]),
         log_dir=Path(text("log_dir", "pod_log")).absolute(),
+        log_file=Path(text("log_file", "")).absolute() if values.get("log_file") else None,
+        log_keep_days=number("log_keep_days", 30.0),
+        log_max_bytes=_integer("log_max_bytes", values.get("log_max_bytes", 10 * 2**30)),
         work_dir=Path(text("work_dir", ".")).absolute(),
         start_dir=Path.cwd(),
         key_file=key_file(text("key_file", ""), environ),
@@ -253,22 +290,22 @@ def _job(values: Mapping[str, object]) -> JobSpec | None:
     )
 
 
-def _slots(values: Mapping[str, object], environ: Mapping[str, str]) -> tuple[int, tuple[int, ...]]:
-    """How many slots, and the CUDA device of each."""
-    found = _cuda_devices(environ)
-    given = values.get("gpus")
-    gpus = found if given is None else _gpu_list(given)
+def _slots(values: Mapping[str, object], found: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """How many slots, and the CUDA device of each; `found`: those of the machine."""
+    given = values.get("gpus", "auto")
+    auto = given == "auto"
+    gpus = found if auto else _gpu_list(given)
     if "slots" not in values:
         return (len(gpus), gpus) if gpus else (_cores(), ())
     slots = _integer("slots", values["slots"])
-    if given is None:
+    if auto:
         gpus = found[:slots] if len(found) >= slots else ()
     return slots, gpus
 
 
 def machine_slots(environ: Mapping[str, str]) -> int:
     """How many slots this machine has unless somebody says otherwise: its GPUs, else its CPU cores."""
-    return len(_cuda_devices(environ)) or _cores()
+    return len(gpu_discovery.find(environ).devices) or _cores()
 
 
 def _cores() -> int:
@@ -280,59 +317,19 @@ def _gpu_list(given: object) -> tuple[int, ...]:
     return tuple(_integer("gpus", word) for word in words)
 
 
-def _cuda_devices(environ: Mapping[str, str]) -> tuple[int, ...]:
-    """CUDA devices of this machine, without loading CUDA: what is made visible, else what the kernel driver lists."""
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(int(word) for word in visible.split(",") if word.strip().isdigit())
-    listed = Path("/proc/driver/nvidia/gpus")
-    return tuple(range(len(list(listed.iterdir())))) if listed.is_dir() else ()
+def _switch(name: str, value: object) -> bool:
+    if value not in ("on", "off", True, False):  # True and False: of a file
+        raise ConfigError(f"--{name.replace('_', '-')} is {value!r}: it must be on or off")
+    return value in ("on", True)
 
 
-def interface_of(address: str) -> str | None:
-    """Name of the network interface that holds `address`, None if none does or the address does not resolve."""
-    try:
-        wanted = ipaddress.ip_address(socket.gethostbyname(address))
-    except OSError:
-        return None
-    if wanted.is_loopback:
-        return "lo"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue  # an interface without an IPv4 address
-            if ipaddress.ip_address(answer[20:24]) == wanted:
-                return name
-    return None
-
-
-def host_name_problem(address: str, host_name: str) -> str | None:
-    """Why workers of other nodes may not reach those of this one, None if nothing is known against it.
-
-    Horovod makes the sockets of its process sets at the address of the host name, whatever interface it is told.
-    """
-    try:
-        found = ipaddress.ip_address(socket.gethostbyname(host_name))
-        wanted = ipaddress.ip_address(socket.gethostbyname(address))
-    except OSError:
-        return f"the host name {host_name} has no address, which Horovod needs: add it to /etc/hosts with {address}"
-    if wanted.is_loopback or not found.is_loopback:
-        return None
-    return (
-        f"the host name {host_name} leads to {found}, where Horovod's workers of other nodes cannot reach those of "
-        f"this one: let it lead to {address} in /etc/hosts"
-    )
-
-
-def _labels(given: object) -> dict[str, str]:
+def _labels(given: object, option: str = "--labels") -> dict[str, str]:
     if isinstance(given, dict):
         return {str(name): str(value) for name, value in given.items()}
     pairs = [word.partition("=") for word in str(given).split(",") if word]
     for name, equals, _ in pairs:
         if not name or not equals:
-            raise ConfigError(f"--labels holds {name!r}: write name=value, several separated by commas")
+            raise ConfigError(f"{option} holds {name!r}: write name=value, several separated by commas")
     return {name: value for name, _, value in pairs}
 
 

@@ -85,6 +85,8 @@ def worker_environment(
     defaults["HOROVOD_CACHE_CAPACITY"] = "0"
     # on a node of CPU slots the GPUs that it may have are hidden
     defaults["CUDA_VISIBLE_DEVICES"] = str(node.gpus[planned.slot]) if node.gpus else ""
+    if node.gpus:
+        defaults["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as NVML numbers them
     if spec.service is not None:
         defaults |= _teacher_defaults(node)
     if shared.interface:

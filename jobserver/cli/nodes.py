@@ -20,11 +20,12 @@ def nodes(api: Api, as_json: bool) -> None:
             f"{len(node['workers'])}/{node['slots']}",
             ",".join(map(str, node["gpus"])) or "cpu",
             "draining" if node["draining"] else "ready",
+            ",".join(f"{name}={value}" for name, value in sorted(node["labels"].items())),
             " ".join(f"{w['job']}:{w['worker']}{' (spare)' if w['spare'] else ''}" for w in node["workers"]),
         )
         for node in answer["nodes"]
     ]
-    print_table(("NODE", "ADDRESS", "SLOTS", "GPUS", "STATE", "WORKERS"), rows)
+    print_table(("NODE", "ADDRESS", "SLOTS", "GPUS", "STATE", "LABELS", "WORKERS"), rows)
 
 
 @click.command()

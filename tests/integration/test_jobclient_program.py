@@ -186,6 +186,27 @@ def test_signal_ends_a_jobclient_whose_name_is_taken(tmp_path: Path, zookeeper: 
         store.close()
 
 
+def test_signal_during_the_health_check_ends_a_jobclient_that_writes_its_own_log(
+    tmp_path: Path, zookeeper: str
+) -> None:
+    paths, log = Paths("/test-health"), tmp_path / "own" / "jobclient.log"
+    store = ZkStore(zookeeper).start()
+    options = ("--zookeeper", zookeeper, "--zookeeper-root", paths.root, "--node", "a", "--gpus", "none")
+    client = start_client(tmp_path, *options, "--health-check", "on", "--log-file", str(log))
+    try:
+        wait_for(lambda: log.exists() and "health check of the CPU" in log.read_text(), 60.0)
+        client.send_signal(signal.SIGTERM)
+        _, said = client.communicate(timeout=30)
+        assert (client.returncode, said) == (0, "")
+        assert "CPU slots" in log.read_text()
+        assert "before the node was registered" in log.read_text()
+        assert store.get(paths.node("a")) is None
+    finally:
+        client.kill()
+        client.communicate()
+        store.close()
+
+
 @pytest.mark.parametrize(
     ("argv", "knob"),
     [

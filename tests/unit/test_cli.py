@@ -113,7 +113,14 @@ def test_a_job_is_named_after_its_script(command: tuple[str, ...], name: str) ->
 
 
 def test_the_life_of_a_job(cluster: Cluster, tmp_path: Path) -> None:
-    node = NodeRecord(node="a", incarnation="i", address="127.0.0.1", port=1, slots=4)
+    node = NodeRecord(
+        node="a",
+        incarnation="i",
+        address="127.0.0.1",
+        port=1,
+        slots=4,
+        labels={"rack": "7", "unhealthy": "GPU 1: late"},
+    )
     cluster.store.set(P.node("a"), encode(node), None)
     submit = ["submit", "--name", "j", "--max-np", "4", "--np", "2", "--checkpoint", "file:///c", "--env", "A=b=c"]
     result = cluster.edl(*submit, "--work-dir", str(tmp_path), "--", "python", "train.py", "--epochs", "3")
@@ -125,6 +132,7 @@ def test_the_life_of_a_job(cluster: Cluster, tmp_path: Path) -> None:
     assert "2 workers: np 2 was asked for" in cluster.edl("ps").output
     assert "a:" not in cluster.edl("nodes").output
     assert "j:w1 j:w2" in cluster.edl("nodes").output
+    assert "rack=7,unhealthy=GPU 1: late" in cluster.edl("nodes").output
     assert cluster.edl("scale", "j", "3").output == "job j wants 3 workers\n"
     cluster.controller.step()
     described = cluster.edl("describe", "j").output

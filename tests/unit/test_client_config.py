@@ -10,7 +10,8 @@ from edl_collective.coord.key_file import KeyFileError, key_file, load_key, load
 from edl_collective.coord.memory_store import MemoryStore
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, JobStatus, Phase, encode
-from jobclient.config import Config, ConfigError, host_name_problem, interface_of, parse
+from jobclient.addresses import host_name_problem, interface_of
+from jobclient.config import Config, ConfigError, parse
 from jobclient.submit import ensure_job
 
 
@@ -45,6 +46,19 @@ def test_slots_follow_the_devices() -> None:
     assert config("--gpus", "0,0").slots == 2
 
 
+def test_labels_add_up(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('labels = {rack = "7", room = "1"}\n')
+    labels = config("--config", str(file), "--label", "rack=8", "--label=gpu=h200").labels
+    assert labels == {"rack": "8", "room": "1", "gpu": "h200"}
+    assert config("--label", "a=1", "train.py", "--label", "b=2", EDL_LABELS="c=3").labels == {"a": "1", "c": "3"}
+
+
+def test_logs_have_limits_unless_told_otherwise() -> None:
+    assert (config().log_keep_days, config().log_max_bytes, config().log_file) == (30.0, 10 * 2**30, None)
+    assert config("--log-keep-days", "0.5", "--log-max-bytes=0", "--log-file", "l").log_file == Path.cwd() / "l"
+
+
 def test_predecessors_command_line_makes_a_job() -> None:
     got = config(
         *("--log_level", "20", "--log_dir", "pod_log", "--package_sh", "./package.sh", "--pod_path", "./resnet50_pod"),
@@ -77,6 +91,10 @@ def test_predecessors_command_line_makes_a_job() -> None:
         (["--port", "70000"], "--port is 70000"),
         (["--session-timeout", "-1"], "--session-timeout is -1"),
         (["--labels", "rack"], "--labels holds 'rack'"),
+        (["--label", "rack"], "--label holds 'rack'"),
+        (["--health-timeout", "0"], "--health-timeout is 0"),
+        (["--log-keep-days", "-1"], "--log-keep-days is -1"),
+        (["--log-max-bytes", "10G"], "--log-max-bytes is '10G'"),
         (["--work-dir", "/nowhere/at/all"], "--work-dir /nowhere/at/all is not a directory"),
         (["--config", "/nowhere.toml"], "--config /nowhere.toml cannot be read"),
         (["--pod_path", "p"], "--pod_path is given without a script"),
