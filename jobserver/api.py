@@ -23,6 +23,8 @@ from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotF
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, encode
 from edl_collective.coord.store import Session, Store
+from jobserver.api_changes import add_changes, tagged
+from jobserver.api_goodput import add_goodput
 from jobserver.api_metrics import add_metrics
 from jobserver.api_models import (
     MAX_BODY_BYTES,
@@ -34,18 +36,18 @@ from jobserver.api_models import (
     job_detail,
     job_rows,
     node_rows,
-    parse_np,
     parse_spec,
     pods,
-    stopped,
 )
 from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_drain, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
+from jobserver.retry import changed, retry
 from jobserver.service_rows import all_services, find_service
 from jobserver.shown import Shown
 from jobserver.snapshot import Job, Snapshot
+from jobserver.versions import check_version, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +108,8 @@ class Service:
 
     def detail(self, name: str) -> Json:
         """Raises ApiError as `job` does."""
-        return job_detail(*self.job(name), self.now_s())
+        job, snapshot = self.job(name)
+        return {"version": version_of(job.spec), **job_detail(job, snapshot, self.now_s())}
 
     def submit(self, body: bytes) -> tuple[int, Json]:
         """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is.
@@ -129,28 +132,38 @@ class Service:
             return 200, {"job": spec.job, "created": False, "spec": msgspec.to_builtins(old)}
         return 201, {"job": spec.job, "created": True, "spec": msgspec.to_builtins(spec)}
 
-    def change(self, name: str, edit: Callable[[JobSpec], JobSpec]) -> Json:
-        """Compare-and-set the spec of a job that has not ended. Raises ApiError."""
+    def change(self, name: str, edit: Callable[[JobSpec], JobSpec], if_match: str | None = None) -> Json:
+        """Compare-and-set the spec of a job that has not ended. Raises ApiError, 412 if it is not at `if_match`."""
         path = self._paths.spec(name)
+        unsure = False
         for _ in range(WRITE_ATTEMPTS):
             job, _snapshot = self.job(name)
+            if not unsure:
+                check_version(job.spec, if_match)
             if job.status is not None and job.status.value.phase.terminal:
                 raise ApiError(409, f"job {name} has ended: {job.status.value.phase}")
             spec = edit(job.spec.value)
             if spec == job.spec.value:
-                return {"job": name, "spec": msgspec.to_builtins(spec)}
+                return changed(name, job.spec.version, spec)
+            check_version(job.spec, if_match)
             try:
-                self._store.set(path, encode(spec, path), job.spec.version)
+                version = self._store.set(path, encode(spec, path), job.spec.version)
             except VersionConflict:
                 continue
             except Disconnected:  # if it was written nevertheless, the next look shows it
                 if not self._connected.wait(PATIENCE_S):
                     raise
+                unsure = True
                 continue
             except NotFound:
                 raise ApiError(404, f"there is no job {name}", "job") from None
-            return {"job": name, "spec": msgspec.to_builtins(spec)}
+            return changed(name, version, spec)
         raise ApiError(409, f"job {name} is being changed by others: try again")
+
+    def retry(self, name: str, if_match: str | None = None) -> Json:
+        """Submit a job that has failed or was stopped again. Raises ApiError."""
+        now_s = self._clock.wall_s()
+        return retry(self._store, self._paths, name, self.job, lambda at, spec: encode(spec, at), if_match, now_s)
 
     def delete(self, name: str) -> Json:
         """Forget a job that has ended, or what is left of one that has no spec. Raises ApiError 409 while it runs."""
@@ -269,6 +282,8 @@ def create_app(service: Service) -> FastAPI:
     _add_cluster(app, service)
     _add_health(app, service)
     add_metrics(app, service)
+    add_changes(app, service, read_body)
+    add_goodput(app, service)
     return app
 
 
@@ -345,15 +360,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/jobs/{job}")
     def describe(job: str) -> Response:
-        return _json(service.detail(job))
-
-    @app.post("/api/v1/jobs/{job}/scale")
-    def scale(job: str, body: Body) -> Response:
-        return _json(service.change(job, lambda spec: parse_np(body, spec)))
-
-    @app.post("/api/v1/jobs/{job}/stop")
-    def stop(job: str) -> Response:
-        return _json(service.change(job, stopped))
+        return tagged(service.detail(job))
 
     @app.delete("/api/v1/jobs/{job}")
     def delete(job: str) -> Response:

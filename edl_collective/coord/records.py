@@ -144,8 +144,9 @@ class JobSpec(Record, frozen=True, kw_only=True):
     warm_timeout_s: float = 1800.0
     #: after an abort of its generation: how long a worker may be silent, and wait in Horovod beyond gloo's own time-out
     return_timeout_s: float = 5.0
-    #: set by stop: the job is to end
+    #: set by stop: the job is to end, and why, in the words of who stopped it
     stopped: bool = False
+    stop_reason: str = ""
     submitted_at: float = 0.0
 
     def __post_init__(self) -> None:
