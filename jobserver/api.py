@@ -24,6 +24,7 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, encode
 from edl_collective.coord.store import Session, Store
 from jobserver.api_changes import add_changes, tagged
+from jobserver.api_cordons import add_cordons
 from jobserver.api_goodput import add_goodput
 from jobserver.api_metrics import add_metrics
 from jobserver.api_models import (
@@ -41,7 +42,7 @@ from jobserver.api_models import (
 )
 from jobserver.changing import Changing
 from jobserver.controller import Controller
-from jobserver.drain_orders import cancel_drain, order_drain
+from jobserver.drain_orders import cancel_cordon, cancel_drain, order_cordon, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
 from jobserver.retry import changed, retry
 from jobserver.service_rows import all_services, find_service
@@ -205,6 +206,12 @@ class Service:
     def undrain(self, node: str) -> Json:
         return cancel_drain(self._store, self._paths, node)
 
+    def cordon(self, node: str, body: bytes) -> Json:
+        return order_cordon(self._store, self._paths, self.snapshot(), node, body, self._clock.wall_s())
+
+    def uncordon(self, node: str) -> Json:
+        return cancel_cordon(self._store, self._paths, node)
+
     def health(self, trusted: bool) -> Json:
         """Never fails: it says how much is wrong, and to those with the token what."""
         problems = [self._controller.failure] if self._controller.failure else []
@@ -283,6 +290,7 @@ def create_app(service: Service) -> FastAPI:
     _add_health(app, service)
     add_metrics(app, service)
     add_changes(app, service, read_body)
+    add_cordons(app, service, read_body)
     add_goodput(app, service)
     return app
 

@@ -229,7 +229,11 @@ def node_rows(snapshot: Snapshot) -> Json:
 def _node_row(node: NodeRecord, planned: list[Json], snapshot: Snapshot) -> Json:
     """A node with the workers and spares that are planned on it; `drain` is set while somebody drains it."""
     order = snapshot.drains.get(node.node)
-    drain = None if order is None else {"deadline_s": order.value.deadline_s, "asked_at": order.value.asked_at}
+    drain = (
+        None
+        if order is None or order.value.cordon
+        else {"deadline_s": order.value.deadline_s, "asked_at": order.value.asked_at}
+    )
     return {**msgspec.to_builtins(node), "drain": drain, "workers": sorted(planned, key=lambda row: row["slot"])}
 
 
