@@ -44,10 +44,13 @@ INSTALL_REQUIRES = [
     "xxhash>=3.4",
 ]
 
-HDFS = ["hdfs-native>=0.13"]
+#: the first with hsync
+HDFS = ["hdfs-native>=0.14.7"]
 HDFS3 = ["hdfs3>=0.3.1"]
 LIBHDFS = ["pyarrow>=14.0"]
-S3 = ["s3fs>=2024.10"]
+#: with an older one pip takes minutes to find a boto3 that moto and s3fs agree on
+S3 = ["s3fs>=2026.9"]
+TENSORBOARD = ["tensorboard>=2.15"]
 WEBHDFS = ["requests>=2.31"]
 TRITON_CLIENT = "tritonclient[http]>=2.40"
 #: brings grpcio and protobuf
@@ -65,9 +68,12 @@ EXTRAS = {
     "libhdfs": LIBHDFS,
     "hdfs3": HDFS3,
     "s3": S3,
+    "tensorboard": TENSORBOARD,
     "example": EXAMPLE,
     "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, TRITON_GRPC_CLIENT, *HDFS],
     "test": [
+        # Names the boto3 that s3fs agrees with; moto takes any.
+        "aiobotocore[boto3]>=3.0",
         # With flask-cors what the server of moto needs; its own extra brings much more.
         "flask>=3.0",
         "flask-cors>=5.0",
@@ -81,6 +87,7 @@ EXTRAS = {
         "ruff>=0.8",
         "safetensors>=0.4",
         TRITON_CLIENT,
+        *TENSORBOARD,
         *HDFS,
         *HDFS3,
         *LIBHDFS,

@@ -17,6 +17,7 @@ from edl_collective import collectives
 from edl_collective.batches import ElasticBatchSampler
 from edl_collective.goodput import Stopwatch
 from edl_collective.messages import Happened, Report
+from edl_collective.scalars import VARIABLE, Scalars
 from edl_collective.teacher_waits import TeacherWaits, per_step
 from edl_collective.worlds import Worlds
 
@@ -57,6 +58,7 @@ class Reporter:
         self._watch = Stopwatch(time.monotonic())
         #: seconds that teachers have been waited for, as far as `_watch` knows
         self._waited_s = 0.0
+        self._scalars = Scalars(os.environ.get(VARIABLE, ""))
         #: this process speaks for the job
         self._speaks = False
 
@@ -133,7 +135,7 @@ class Reporter:
             self._epoch_seconds += now - self._mark
             self._epoch_samples += samples
         if self._resize_pending:
-            self._tell_resize(now)
+            self._tell_resize(now, sampler.step)
             self._waited_s = self._waits.total_s()
         else:
             self._watch.spend("train", now)
@@ -192,6 +194,8 @@ class Reporter:
         self._shown = metrics
         if self.rank == 0:
             self._send(self._report(sampler))
+            curves = {f"epoch/{name}": value for name, value in metrics.items()}
+            self._scalars.add(sampler.step, {**curves, "epoch/samples_per_s": speed, "epoch/number": epoch})
         self._loss_sum, self._loss_count = 0.0, 0
         self._epoch_samples, self._epoch_seconds = 0, 0.0
         return tell
@@ -200,7 +204,7 @@ class Reporter:
         if self._worlds is not None:
             self._worlds.phases.end(phase)
 
-    def _tell_resize(self, now: float) -> None:
+    def _tell_resize(self, now: float, step: int) -> None:
         self._resize_pending = False
         self._end_phase("step")
         pause_s = None if self._last_step is None else round(now - self._last_step, 4)
@@ -208,6 +212,8 @@ class Reporter:
         cause = self._worlds.cause if self._worlds is not None else ""
         spans = self._worlds.phases.spans(self._last_step) if self._worlds is not None else {}
         self._watch.spend_pause(spans, now)
+        if self.rank == 0:
+            self._scalars.add(step, {"resize/workers": self._size, "resize/pause_s": pause_s})
         parts = ", ".join(f"{phase} {span:.3f}" for phase, span in spans.items())
         pause = "" if pause_s is None else f", pause {pause_s:.2f} s" + (f" ({parts})" if parts else "")
         self._tell(

@@ -21,7 +21,7 @@ from edl_collective.held import Held, Progress
 from edl_collective.loader_workers import Loader, LoaderWorkers
 from edl_collective.reducer import Reducer
 from edl_collective.reporter import Reporter
-from edl_collective.scaling import Schedule, set_rates
+from edl_collective.scaling import Rates, Schedule
 from edl_collective.warm_up import LossOf, Rehearsal
 from edl_collective.worlds import Worlds
 
@@ -76,11 +76,10 @@ class State:
         self.optimizer = optimizer
         self.sampler = sampler
         self.user = dict(user or {})
-        self._schedule = schedule
         self._scaler = scaler
         self._clip_norm = clip_norm
         self._step_log = step_log
-        self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._rates = Rates(optimizer.param_groups, schedule)
         self._adjusts: list[Adjust] = []
         self._reducer: Reducer | None = None
         self._worlds: Worlds | None = None
@@ -143,7 +142,7 @@ class State:
         epoch = self.epoch
         for info, batch in iterate(loader, self.sampler, lambda loader: self._workers.iterate(loader, epoch)):
             self._reporter.batch_ready()
-            self._set_rates()
+            self._rates.set(reducer.optimizer.param_groups, self.sampler)
             reducer.open_step(self._worlds is not None and self._worlds.interrupted())
             self._open, self._backward_done = info, batch is None
             if self._step_log is not None:
@@ -243,10 +242,9 @@ class State:
 
     def keep(self) -> None:
         """Nobody goes on with this state: save it where it is, in the middle of an epoch, on the rank that saves."""
-        if self._saver is None or self._reporter.rank != 0 or not self._whole():
-            return
-        self._save(self._reporter.kept)
-        self._saver.finish()
+        if self._saver is not None and self._reporter.rank == 0 and self._whole():
+            self._save(self._reporter.kept)
+            self._saver.finish()
 
     def _reserve(self) -> None:
         self._reserved = True
@@ -335,8 +333,8 @@ class State:
             "order_floor": self._order_floor,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
-        optimizer = self._in_world().optimizer
-        return {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "training": training}
+        optimizer = self._in_world().optimizer.state_dict()
+        return {"model": self.model.state_dict(), "optimizer": optimizer, "training": training}
 
     def load_state_dict(self, parts: dict[str, Any]) -> None:
         """Take what state_dict() gave. Raises ValueError, KeyError or RuntimeError when it is of something else."""
@@ -355,13 +353,11 @@ class State:
 
         reducer = self._in_world()
         reducer.torn = hvd.rank() != source and not equal
-        parts = collectives.broadcast_state(self.state_dict(), source, self._model_tensors())
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        parts = collectives.broadcast_state(self.state_dict(), source, tensors)
         if hvd.rank() != source:
             self.load_state_dict(parts)
         reducer.torn = False
-
-    def _model_tensors(self) -> dict[str, torch.Tensor]:
-        return {f"model.{name}": value for name, value in self.model.state_dict().items()}
 
     def _resume(self) -> None:
         """On the rank that every other will copy: continue from the newest valid checkpoint, if there is one."""
@@ -398,11 +394,7 @@ class State:
         if self._open is not None:
             raise StepOrderError("state.step() was not called for a batch: call it once for each")
 
-    def _set_rates(self) -> None:
-        now = (self.sampler.samples_seen, self.sampler.dataset_size, self.sampler.lr_scale)
-        set_rates(self._in_world().optimizer.param_groups, self._base_rates, self._schedule, *now)
-
     def _in_world(self) -> Reducer:
-        if self._reducer is None:
-            raise StepOrderError("use the state inside the function that edl_collective.run wraps")
-        return self._reducer
+        if self._reducer is not None:
+            return self._reducer
+        raise StepOrderError("use the state inside the function that edl_collective.run wraps")

@@ -33,18 +33,18 @@ def add_changes(app: FastAPI, service: _Service, read_body: Callable[[Request], 
     Body = Annotated[bytes, Depends(read_body)]
 
     @app.patch("/api/v1/jobs/{job}")
-    def edit(job: str, body: Body, if_match: IfMatch = None) -> Response:  # type: ignore[valid-type]
+    def edit(job: str, body: Body, if_match: IfMatch = None) -> Response:
         return tagged(service.change(job, parse_edit(body), if_match))
 
     @app.post("/api/v1/jobs/{job}/scale")
-    def scale(job: str, body: Body, if_match: IfMatch = None) -> Response:  # type: ignore[valid-type]
+    def scale(job: str, body: Body, if_match: IfMatch = None) -> Response:
         def scaled(spec: JobSpec) -> JobSpec:
             return parse_np(body, spec)
 
         return tagged(service.change(job, scaled, if_match))
 
     @app.post("/api/v1/jobs/{job}/stop")
-    def stop(job: str, body: Body, if_match: IfMatch = None) -> Response:  # type: ignore[valid-type]
+    def stop(job: str, body: Body, if_match: IfMatch = None) -> Response:
         return tagged(service.change(job, parse_stop(body), if_match))
 
     @app.post("/api/v1/jobs/{job}/retry")

@@ -19,7 +19,7 @@ def add_cordons(app: FastAPI, service: _Service, read_body: Callable[[Request], 
     Body = Annotated[bytes, Depends(read_body)]
 
     @app.post("/api/v1/nodes/{node}/cordon")
-    def cordon(node: str, body: Body) -> Response:  # type: ignore[valid-type]
+    def cordon(node: str, body: Body) -> Response:
         return Response(msgspec.json.encode(service.cordon(node, body)), media_type="application/json")
 
     @app.post("/api/v1/nodes/{node}/uncordon")

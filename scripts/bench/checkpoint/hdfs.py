@@ -69,7 +69,7 @@ def _stream(url: str, data: memoryview) -> None:
     import hdfs_native
 
     address, _, folder = url.removeprefix("hdfs://").partition("/")
-    client = hdfs_native.Client(f"hdfs://{address}")
+    client: Any = hdfs_native.Client(f"hdfs://{address}")  # its types lack hsync, which it has
     path = f"/{folder}/raw"
     client.mkdirs(f"/{folder}", 0o755, True)
     client.delete(path, False)
