@@ -24,7 +24,6 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, encode
 from edl_collective.coord.store import Session, Store
 from jobserver.api_changes import add_changes, tagged
-from jobserver.api_cordons import add_cordons
 from jobserver.api_goodput import add_goodput
 from jobserver.api_metrics import add_metrics
 from jobserver.api_models import (
@@ -33,19 +32,19 @@ from jobserver.api_models import (
     Json,
     differences,
     events_after,
-    host_rows,
     job_detail,
     job_rows,
     node_rows,
     parse_spec,
-    pods,
 )
+from jobserver.api_nodes import add_orders
+from jobserver.api_openapi import describe_itself
+from jobserver.api_views import add_views
 from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_cordon, cancel_drain, order_cordon, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
 from jobserver.retry import changed, retry
-from jobserver.service_rows import all_services, find_service
 from jobserver.shown import Shown
 from jobserver.snapshot import Job, Snapshot
 from jobserver.versions import check_version, version_of
@@ -290,8 +289,10 @@ def create_app(service: Service) -> FastAPI:
     _add_health(app, service)
     add_metrics(app, service)
     add_changes(app, service, read_body)
-    add_cordons(app, service, read_body)
+    add_orders(app, service, read_body)
     add_goodput(app, service)
+    add_views(app, service)
+    describe_itself(app)
     return app
 
 
@@ -380,39 +381,15 @@ def _add_job_views(app: FastAPI, service: Service) -> None:
     def events(job: str, after: int = -1) -> Response:
         return _json({"events": events_after(service.job(job)[0], after)})
 
-    @app.get("/api/v1/jobs/{job}/hosts")
-    def hosts(job: str) -> Response:
-        return _json({"hosts": host_rows(*service.job(job))})
-
     @app.get("/api/v1/jobs/{job}/logs/{worker}")
     def logs(job: str, worker: str, offset: int = 0, limit: int = 65536) -> Response:
         return service.log(job, worker, offset, min(max(limit, 1), MAX_LOG_BYTES))
-
-    @app.get("/rest/1.0/get/query_pods")
-    def query_pods(job_id: str) -> Response:
-        return _json(pods(*service.job(job_id)))
 
 
 def _add_cluster(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/nodes")
     def nodes() -> Response:
         return _shown(service.shown.answer("nodes", service.snapshot, node_rows))
-
-    @app.get("/api/v1/services")
-    def services() -> Response:
-        return _json({"services": all_services(service.snapshot(services=True))})
-
-    @app.get("/api/v1/services/{name}")
-    def one_service(name: str) -> Response:
-        return _json(find_service(service.snapshot(services=True), name))
-
-    @app.post("/api/v1/nodes/{node}/drain")
-    def drain(node: str, body: Body) -> Response:
-        return _json(service.drain(node, body))
-
-    @app.post("/api/v1/nodes/{node}/undrain")
-    def undrain(node: str) -> Response:
-        return _json(service.undrain(node))
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
