@@ -15,6 +15,7 @@ PACKAGES = [
     "jobserver",
     "jobserver.cli",
     "jobserver.drill",
+    "jobserver.page",
     "jobclient",
     "edl_collective",
     "edl_collective.coord",

@@ -22,6 +22,7 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.store import Store
 from edl_collective.coord.zk_store import ZkStore
 from jobserver.api import Service, create_app
+from jobserver.api_stream import close_streams
 from jobserver.config import Config, ConfigError, from_process
 from jobserver.controller import Controller
 from jobserver.reconcile import ReconcileConfig
@@ -131,8 +132,9 @@ def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
 
 def _run_http(service: Service, listener: socket.socket, ended: threading.Event) -> None:
     """Serve until `ended`; on a thread, because uvicorn would answer a signal by dying of it."""
+    app = create_app(service)
     settings = uvicorn.Config(
-        create_app(service),
+        app,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -149,6 +151,7 @@ def _run_http(service: Service, listener: socket.socket, ended: threading.Event)
     thread = threading.Thread(target=serve, name="edl-http")
     thread.start()
     ended.wait()
+    close_streams(app)
     server.should_exit = True
     thread.join()
 

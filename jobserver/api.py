@@ -31,7 +31,6 @@ from jobserver.api_models import (
     ApiError,
     Json,
     differences,
-    events_after,
     job_detail,
     job_rows,
     node_rows,
@@ -39,6 +38,8 @@ from jobserver.api_models import (
 )
 from jobserver.api_nodes import add_orders
 from jobserver.api_openapi import describe_itself
+from jobserver.api_page import add_page, is_page
+from jobserver.api_stream import add_stream
 from jobserver.api_views import add_views
 from jobserver.changing import Changing
 from jobserver.controller import Controller
@@ -292,6 +293,8 @@ def create_app(service: Service) -> FastAPI:
     add_orders(app, service, read_body)
     add_goodput(app, service)
     add_views(app, service)
+    add_stream(app, service, service._controller, service._clock, service._store)
+    add_page(app)
     describe_itself(app)
     return app
 
@@ -315,7 +318,8 @@ def _trusted(request: Request, token: str) -> bool:
 def _add_errors(app: FastAPI, service: Service) -> None:
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path != HEALTH_PATH and not _trusted(request, service.token):
+        path = request.url.path
+        if path != HEALTH_PATH and not is_page(path) and not _trusted(request, service.token):
             return _refusal(401, "the bearer token is missing or wrong: use the cluster's key file (--key-file)")
         response = await call_next(request)
         if request.method != "GET":
@@ -377,10 +381,6 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
 
 def _add_job_views(app: FastAPI, service: Service) -> None:
-    @app.get("/api/v1/jobs/{job}/events")
-    def events(job: str, after: int = -1) -> Response:
-        return _json({"events": events_after(service.job(job)[0], after)})
-
     @app.get("/api/v1/jobs/{job}/logs/{worker}")
     def logs(job: str, worker: str, offset: int = 0, limit: int = 65536) -> Response:
         return service.log(job, worker, offset, min(max(limit, 1), MAX_LOG_BYTES))

@@ -210,10 +210,6 @@ def event_row(event: StoredEvent) -> Json:
     return {"number": number, **row}
 
 
-def events_after(job: Job, after: int) -> list[Json]:
-    return [event_row(event) for event in job.events if _number(event.name) > after]
-
-
 def node_rows(snapshot: Snapshot) -> Json:
     """All nodes, by name."""
     planned: dict[str, list[Json]] = {name: [] for name in snapshot.nodes}

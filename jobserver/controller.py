@@ -43,6 +43,7 @@ from jobserver.reconcile import (
 )
 from jobserver.sight import Sight
 from jobserver.snapshot import Snapshot, excuse, with_services
+from jobserver.wakes import Wakes
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class View:
         self._lock = threading.Lock()
         self._values: Mapping[str, Versioned] = {}
         self._snapshot = Snapshot()
+        #: they ring when a new snapshot may differ; those of services only while somebody loads them
+        self.wakes, self.service_wakes = Wakes(), Wakes()
         self._reading = Reading(paths)
         #: nodes whose record this process took away because their JobClient had died
         self.buried: frozenset[str] = frozenset()
@@ -101,6 +104,7 @@ class View:
         now_s = self._clock.monotonic_s()
         if now_s - self._looked_s < SERVICES_EVERY_S:
             return False
+        self.service_wakes.rung = False
         self._services = listings(self._services_mirror.refresh(), self._paths)
         self._looked_s = now_s
         return True
@@ -129,8 +133,10 @@ class Controller:
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._sight = Sight(store, clock, config.absence_timeout_s)
-        self._mirror = Mirror(store, paths.root, self._woken.set, frozenset({paths.services}))
-        self._services = Mirror(store, paths.services, _asleep)
+        # Services change all the time: who decides about them looks by the clock, and is not woken by them.
+        wakes, service_wakes = Wakes(self._woken.set), Wakes()
+        self._mirror = Mirror(store, paths.root, wakes.ring, frozenset({paths.services}))
+        self._services = Mirror(store, paths.services, service_wakes.ring)
         self._thread = threading.Thread(target=self.run, name="edl-controller", daemon=True)
         self._watch = DeathWatch(self._woken.set)
         self._retry_s = FIRST_RETRY_S
@@ -139,6 +145,7 @@ class Controller:
         self._session_timeout_s = session_timeout_s
         self._shorter: frozenset[str] = frozenset()
         self.view = View(self._mirror, self._services, paths, self._sight, clock)
+        self.view.wakes, self.view.service_wakes = wakes, service_wakes
         #: why the last decision is as it is; "" while this server does not lead
         self.reason = ""
         #: what went wrong in the last turn of the loop, None if nothing did
@@ -337,10 +344,6 @@ def _watched(snapshot: Snapshot, epoch: int | None) -> dict[Hashable, Endpoint]:
         return {}
     url = urlsplit(snapshot.leader.api_url)
     return {snapshot.leader: Endpoint(url.hostname, url.port)} if url.hostname and url.port else {}
-
-
-def _asleep() -> None:
-    """Services change all the time; who decides about them looks by the clock."""
 
 
 def _write(path: str, record: Record, version: int | None) -> Op:

@@ -93,6 +93,9 @@ ROUTES: Mapping[tuple[str, str], Route] = {
     ),
     ("delete", "/api/v1/jobs/{job}"): Route("Forget a job that has ended", "jobs", {"job": "a", "deleted": True}),
     ("get", "/api/v1/jobs/{job}/events"): Route("What happened to a job, and why", "jobs", {"events": [_EVENT]}),
+    ("get", "/api/v1/stream"): Route(
+        "What changes, as server-sent events until the client goes", "server", "event: change\ndata: {}\n\n"
+    ),
     ("get", "/api/v1/jobs/{job}/hosts"): Route(
         "Slots of a job by address, as horovodrun's discovery wants them",
         "jobs",
@@ -197,7 +200,8 @@ def _operation(generated: Json, route: Route | None, path: str) -> Json:
         return {**generated, "responses": {**generated["responses"], "default": error}}
     kept = {name: value for name, value in generated.items() if name not in ("responses", "requestBody")}
     if isinstance(route.answer, str):
-        content: Json = {"text/plain": {"schema": {"type": "string"}, "example": route.answer}}
+        kind = "text/event-stream" if path == "/api/v1/stream" else "text/plain"
+        content: Json = {kind: {"schema": {"type": "string"}, "example": route.answer}}
     else:
         content = _content({"type": "object"}, route.answer)
     responses = {str(route.status): {"description": route.summary, "content": content}, "default": error}

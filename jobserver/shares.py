@@ -10,7 +10,8 @@ Claims come in the order in which jobs are served: by priority, then by time of 
 - nobody is resized where that is not expected to pay (jobserver.gain), unless others need its slots;
 - a job that waits too long keeps those behind it from beginning (`overdue`): what others give back adds up to its
   minimum, so no job of its priority overtakes it for ever;
-- the answer depends on what jobs hold only where they are equal, so it stays when it has been carried out.
+- what jobs hold matters only below a minimum and where growth has to pay, so the answer stays when it has been carried
+  out, whatever the order in which that was done.
 """
 
 import heapq
@@ -136,20 +137,20 @@ def _level(claims: Sequence[Claim], free: int) -> list[int]:
         return spans
     more = _sure(spans, free)
     left = free - sum(more)
-    waiting = [_turn(claim, spans[i], more[i], i) for i, claim in enumerate(claims)]
+    waiting = [_turn(spans[i], more[i], i) for i in range(len(claims))]
     heapq.heapify(waiting)
     while left > 0:
         *_, i = heapq.heappop(waiting)
         more[i] += 1
         left -= 1
         if more[i] < spans[i]:
-            heapq.heappush(waiting, _turn(claims[i], spans[i], more[i], i))
+            heapq.heappush(waiting, _turn(spans[i], more[i], i))
     return more
 
 
-def _turn(claim: Claim, span: int, more: int, place: int) -> tuple[float, bool, int]:
-    """When the next slot is its turn: by fulfilment; among equals who holds it already, then the first in order."""
-    return more / span, claim.held <= claim.min_np + more, place
+def _turn(span: int, more: int, place: int) -> tuple[float, int]:
+    """When the next slot is its turn: by fulfilment; among equals the first in order."""
+    return more / span, place
 
 
 def _sure(spans: Sequence[int], free: int) -> list[int]:

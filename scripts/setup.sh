@@ -21,7 +21,8 @@ usage() {
 scripts/setup.sh [--extras NAMES] [--quiet]
 
 Sets up everything that EDL needs in this checkout, and nothing outside it but Debian packages and a cache:
-  1. Debian packages, only those that are missing (as root; otherwise the command to run is printed)
+  1. Debian packages, only those that are missing (as root; otherwise the command to run is printed); with the extra
+     test also Chromium, in which the page is tested (121 MB to fetch, 440 MB installed)
   2. .venv, with Python 3.11 or newer
   3. torch, then Horovod 0.28.1, compiled once against that torch (2 minutes on two cores) and cached as a wheel
   4. this project, editable, with its extras
@@ -126,6 +127,8 @@ missing_debian_packages() {
   command -v make >/dev/null || echo make
   [[ -x ${JAVA_HOME:-/nonexistent}/bin/java ]] || command -v java >/dev/null || echo default-jre-headless
   [[ -f ${EDL_ZOOKEEPER_JAR:-/usr/share/java/zookeeper.jar} ]] || echo libzookeeper-java
+  # The tests show the page in a real browser: 121 MB to fetch, 440 MB installed.
+  [[ ,$(all_extras), != *,test,* ]] || command -v chromium >/dev/null || echo chromium
   [[ $EDL_WITH_MPI != 1 ]] || { command -v mpicxx && command -v mpirun; } >/dev/null ||
     printf '%s\n' libopenmpi-dev openmpi-bin
 }

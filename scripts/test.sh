@@ -15,4 +15,4 @@ if [[ $# -gt 0 ]]; then
 fi
 # Unit tests share nothing. The others share clusters within a file, and mostly wait: two files run at a time.
 .venv/bin/python -m pytest tests/unit -n auto
-exec .venv/bin/python -m pytest tests --ignore tests/unit -n 2 --dist loadfile
+exec .venv/bin/python -m pytest tests --ignore tests/unit -n 2 --dist loadfile --durations 20

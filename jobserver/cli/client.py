@@ -7,7 +7,7 @@ a traceback. Imports neither torch nor a web framework.
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ class CommandFailed(click.ClickException):
     """Raised when the JobServer refuses or cannot be reached."""
 
     exit_code = 1
+
+
+class StreamLost(CommandFailed):
+    """Raised when a stream ends that should go on: it may be asked for again."""
 
 
 class BadInput(click.ClickException):
@@ -60,6 +64,34 @@ class Api:
         """Bytes of a worker's log from `offset` on, and where the next read begins."""
         answer = self._request("GET", f"/jobs/{job}/logs/{worker}", query={"offset": offset})
         return answer.content, int(answer.headers.get("x-edl-next-offset", offset + len(answer.content)))
+
+    def stream(self, **query: str | int) -> Iterator[tuple[str, Any]]:
+        """What the JobServer tells while it changes, as (kind of message, its data). Raises StreamLost when it ends."""
+        headers = {"Authorization": f"Bearer {self._token()}"}
+        url = f"{self._server}/api/v1/stream"
+        try:
+            with (
+                httpx.Client(verify=url.startswith("https:"), trust_env=False, timeout=TIMEOUT_S) as http,
+                http.stream("GET", url, params=query, headers=headers) as answer,
+            ):
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise CommandFailed(_sentence(answer))
+                kind = ""
+                for line in answer.iter_lines():
+                    name, _, value = line.partition(": ")
+                    if name == "event":
+                        kind = value
+                    elif name == "data":
+                        yield kind, json.loads(value)
+        except httpx.HTTPError as error:
+            text = f"the stream of the JobServer at {self._server} is lost ({error}); check --server / EDL_SERVER"
+            raise StreamLost(text) from error
+        raise StreamLost(f"the JobServer at {self._server} ended the stream")
+
+    def page_address(self) -> str:
+        """Of the page, with the token in the part that browsers send to nobody."""
+        return f"{self._server}/#token={self._token()}"
 
     def _request(
         self,

@@ -1,7 +1,6 @@
-"""edl submit, ps, describe, scale, stop, delete, events: one request each."""
+"""edl submit, ps, describe, scale, stop, delete: one request each."""
 
 import re
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import click
 
 from jobserver.cli.changes import wanted
 from jobserver.cli.client import Api, BadInput, print_json, print_table, with_api
+from jobserver.cli.events import print_events
 from jobserver.cli.names import job_names
 
 _STEP = re.compile(r"(\d+(?:\.\d+)?)(s?):(\d+)")
@@ -188,7 +188,7 @@ def describe(api: Api, as_json: bool, job: str) -> None:
     click.echo()
     print_table(("WORKER", "NODE", "SLOT", "STATE", "PID", "GENERATION", "OUTCOME", "EXIT"), workers)
     click.echo()
-    _print_events(found["events"])
+    print_events(found["events"])
 
 
 def _place(job: dict[str, Any]) -> str:
@@ -257,25 +257,6 @@ def delete(api: Api, as_json: bool, job: str) -> None:
         print_json(answer)
     else:
         click.echo(f"job {job} is forgotten")
-
-
-@click.command()
-@click.argument("job")
-@click.option("--after", type=int, default=-1, help="only events with a higher number")
-@with_api
-def events(api: Api, as_json: bool, job: str, after: int) -> None:
-    """Show what happened to a job, and why."""
-    answer = api.get(f"/jobs/{job}/events", after=after)
-    if as_json:
-        print_json(answer)
-    else:
-        _print_events(answer["events"])
-
-
-def _print_events(found: list[dict[str, Any]]) -> None:
-    for event in found:
-        at = datetime.fromtimestamp(event["at"]).strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(f"{event['number']:>6}  {at}  {event['kind']:<10}  {event['text']}")
 
 
 def _round(value: float | None, digits: int) -> str | None:

@@ -77,6 +77,7 @@ def up(
             children = [server, *node_children]
             for row in _wait(lambda: _registered(api, nodes), children, ended):
                 click.echo(f"{row['node']:<12}{row['slots']} slots")
+            click.echo("page        edl ui --open")
             click.echo("ready       edl submit -- python train.py   (Ctrl-C stops everything)")
             ended.wait()
             for child in children:

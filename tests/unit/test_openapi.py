@@ -13,7 +13,7 @@ from edl_collective.coord.records import JobStatus, Phase
 from jobserver.openapi import ROUTES, Json
 
 #: what needs more than one process: its own tests ask it
-_ELSEWHERE = {("get", "/api/v1/jobs/{job}/logs/{worker}")}
+_ELSEWHERE = {("get", "/api/v1/jobs/{job}/logs/{worker}"), ("get", "/api/v1/stream")}
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def test_each_next_slot_goes_to_the_lowest_fulfilment(found: list[Claim], capaci
     more = [0] * len(able)
     for _ in range(min(free, sum(spans))):
         open_ones = [i for i in range(len(able)) if more[i] < spans[i]]
-        more[min(open_ones, key=lambda i: (more[i] / spans[i], able[i].held <= able[i].min_np + more[i], i))] += 1
+        more[min(open_ones, key=lambda i: (more[i] / spans[i], i))] += 1
     assert [shares.counts[c.job] - c.min_np for c in able] == more
     ways = (way for way in product(*(range(s + 1) for s in spans)) if sum(way) <= free)
     lowest = max((min(_levels(way, spans), default=0.0) for way in ways), default=0.0)

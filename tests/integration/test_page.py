@@ -1,0 +1,391 @@
+"""The page in a real browser: every view, live, in the dark, large, narrow, without a server, and under attack.
+
+EDL_SCREENSHOTS=docs/images in the environment writes the pictures of the documentation.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from browser import Browser, Page
+from page_scripts import CONTRASTS, LATER, SCROLL_LIST, WATCH_FRAMES
+from page_server import TOKEN, P, PageServer
+
+from edl_collective.coord.records import DrainRecord, JobSpec, NodeRecord, decode
+
+pytestmark = pytest.mark.integration
+
+HOSTILE = '"><img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+
+
+class Shown:
+    """One tab on one server."""
+
+    def __init__(self, server: PageServer, browser: Browser) -> None:
+        self.server = server
+        self.page = browser.page(server.address())
+        self.page.wait("document.getElementById('link').textContent === 'live'")
+
+    def view(self, view: str, until: str) -> Page:
+        """Show a view until something is there."""
+        self.page.run(f"location.hash = {json.dumps('#/' + view)}")
+        self.page.wait(f"document.querySelector({json.dumps(until)})")
+        return self.page
+
+    def spec(self, job: str) -> JobSpec:
+        found = self.server.store.get(P.spec(job))
+        assert found is not None
+        return decode(found.data, JobSpec)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("browser"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PageServer]:
+    found = PageServer()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def tab(server: PageServer, browser: Browser) -> Shown:
+    return Shown(server, browser)
+
+
+@pytest.fixture
+def shown(tab: Shown) -> Iterator[Shown]:
+    """A small cluster with one job of each fate; what the page does wrong fails the test."""
+    server = tab.server
+    tab.view("jobs", ".sum")  # nothing is asked for that is about to go
+    server.without_jobs_and_nodes()
+    server.node("node-a", zone="east")
+    server.node("node-b", zone="west")
+    server.submit("resnet50")
+    server.submit("bert", priority=5, min_np=64, max_np=64)
+    server.training("resnet50")
+    server.spent("resnet50", epochs_total=90, samples_per_s=412.5, loss=0.21, accuracy=0.93)
+    for number in (0, 1):
+        server.worker("resnet50", number, "node-a")
+    server.world("resnet50", "node-a", 2)
+    server.logs.text = b"epoch 0\nepoch 1\n"
+    tab.page.errors.clear()
+    yield tab
+    tab.page.resize(1200, 900)
+    tab.page.prefer("light")
+    assert tab.page.errors == []
+    assert tab.page.run("window.hacked") is None
+
+
+def picture(page: Page, name: str, size: tuple[int, int] = (1200, 800)) -> None:
+    folder = os.environ.get("EDL_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.resize(*size)
+        page.run("document.activeElement.blur()")
+        page.run(LATER)
+        path = Path(folder) / f"page-{name}.png"
+        page.screenshot(path)
+        assert path.stat().st_size < 150_000, f"{path} is too large for the documentation"
+
+
+def test_jobs_with_their_phase_queue_and_reason(shown: Shown) -> None:
+    page = shown.view("jobs", "[data-key=bert] [data-kind=wait]")
+    page.wait("document.querySelector('[data-key=resnet50] [data-kind=good]')")
+    text = page.text("[data-key=bert]")
+    assert "no. 1" in text
+    assert "56 of them are missing" in text
+    assert "412.5" in page.text("[data-key=resnet50]")
+    assert "2 jobs that have not ended" in page.text(".sum")
+    picture(page, "jobs", (1200, 320))
+
+
+def test_a_job_with_its_history_workers_checkpoints_and_log(shown: Shown) -> None:
+    page = shown.view("jobs/resnet50", "[data-key=w1]")
+    labels = page.wait(
+        "(() => { const all = [...document.querySelectorAll('figure:not([hidden]) svg')]"
+        ".map((svg) => svg.getAttribute('aria-label')); return all.length === 5 && all; })()"
+    )
+    assert [label.partition(":")[0] for label in labels] == [
+        "World size over time",
+        "Throughput over time",
+        "Pauses over time",
+        "Loss over epochs",
+        "Accuracy over epochs",
+    ]
+    assert "last 2 workers, between 1 and 4" in labels[0]
+    assert "between 0.16 and 0.22" in labels[2]
+    page.wait("document.querySelector('pre.log').textContent === 'epoch 0\\nepoch 1\\n'")
+    shown.server.logs.text += b"epoch 2\n"
+    page.wait("document.querySelector('pre.log').textContent.endsWith('epoch 2\\n')")
+    assert page.run("document.querySelectorAll('[aria-label=Checkpoints] tbody tr').length") == 8
+    assert "train 8" in page.run("document.querySelector('.goodput [role=img]').getAttribute('aria-label')")
+    page.click("button", "epochs")
+    page.wait(
+        "document.querySelector('[data-chart=Pauses] svg').getAttribute('aria-label').startsWith('Pauses over epochs')"
+    )
+    page.click("button", "time")
+    picture(page, "job", (1200, 1150))
+
+
+def test_the_goodput_bar_shows_what_it_is_told(shown: Shown) -> None:
+    page = shown.view("jobs/resnet50", "[data-key=w1]")
+    bar = page.run("""import("/page/goodput.js").then(({ goodput }) => {
+        const one = goodput();
+        one.update({ train: 90, re_form: 6, teacher: 3, nonsense: "x", pending: 0, other: 1 });
+        return [one.node.hidden, one.node.querySelector("[role=img]").getAttribute("aria-label"),
+                [...one.node.querySelectorAll(".bar span")].map((part) => part.style.flexGrow)];
+    })""")
+    assert bar == [False, "train 90 %, teacher wait 3.0 %, re-form 6.0 %, other 1.0 %", ["0.9", "0.03", "0.06", "0.01"]]
+
+
+def test_a_worker_that_joins_is_shown_at_once(shown: Shown) -> None:
+    page = shown.view("jobs/resnet50", "[data-key=w1]")
+    latencies_ms = []
+    for number in range(2, 7):
+        seen = f"""new Promise((found) => {{ const look = () => document.querySelector('[data-key=w{number}]')
+            ? found(performance.timeOrigin + performance.now()) : requestAnimationFrame(look); look(); }})"""
+        page.run(f"window.seen = {seen}; 0")
+        time.sleep(0.25)  # a change in the rest after another one is told with the next
+        began_ms = time.time() * 1000
+        shown.server.worker("resnet50", number, "node-b")
+        latencies_ms.append(page.run("window.seen") - began_ms)
+    print(f"a worker is shown after {statistics.median(latencies_ms):.0f} ms, median of {len(latencies_ms)}")
+    assert statistics.median(latencies_ms) < 5000
+
+
+def test_events_come_as_they_happen_and_once(shown: Shown) -> None:
+    page = shown.view("jobs/resnet50", "[aria-label=Events] tbody tr")
+    for number in range(3):
+        shown.server.event("resnet50", "worker", f"something {number}")
+        page.wait(f"document.querySelector('[aria-label=Events] tbody tr').textContent.includes('something {number}')")
+    assert (
+        page.run(
+            "[...document.querySelectorAll('[aria-label=Events] tbody tr')]"
+            ".filter((row) => row.textContent.includes('something')).length"
+        )
+        == 3
+    )
+
+
+def test_nodes_and_slots_can_be_found_and_drained_after_a_question(shown: Shown) -> None:
+    page = shown.view("nodes", ".slot.taken")
+    assert page.text("[data-node=node-a]").startswith("node-a")
+    assert "zone=east" in page.text("[data-node=node-a]")
+    page.click("[data-node=node-b] button", "Drain")
+    assert "takes no others" in page.text("dialog")
+    page.click("dialog button", "Cancel")
+    assert shown.server.store.get(P.drain("node-b")) is None
+    page.click("[data-node=node-b] button", "Drain")
+    page.run("document.querySelector('dialog input').value = '30'")
+    page.click("dialog button.primary")
+    page.wait("document.querySelector('[data-node=node-b] .badge')?.textContent === 'drains'")
+    found = shown.server.store.get(P.drain("node-b"))
+    assert found is not None
+    assert decode(found.data, DrainRecord).deadline_s == 30
+    page.click("[data-node=node-b] button", "Undrain")
+    page.click("dialog button.primary")
+    page.wait("!document.querySelector('[data-node=node-b] .badge')")
+    page.run("const f = document.getElementById('filter'); f.value = 'zone=west'; f.dispatchEvent(new Event('input'))")
+    page.wait("document.querySelectorAll('.node').length === 1")
+    assert page.run("document.querySelector('.node').dataset.node") == "node-b"
+
+
+def test_a_job_is_scaled_and_stopped_after_a_question(shown: Shown) -> None:
+    page = shown.view("jobs/resnet50", "[data-key=w1]")
+    page.click("button", "Scale")
+    page.run("document.querySelector('dialog input').value = '3'")
+    page.click("dialog button.primary")
+    page.wait("!document.querySelector('dialog').open")
+    assert shown.spec("resnet50").np == 3
+    page.click("button", "Scale")
+    page.run("const i = document.querySelector('dialog input'); i.removeAttribute('max'); i.value = '99'")
+    page.click("dialog button.primary")
+    page.wait("document.querySelector('.refusal').textContent.includes('np is 99: it must be between')")
+    page.click("dialog button", "Cancel")
+    page.errors.clear()  # the browser reports the refusal
+    page.click("button.danger", "Stop")
+    page.click("dialog button", "Cancel")
+    assert not shown.spec("resnet50").stopped
+    page.click("button.danger", "Stop")
+    page.click("dialog button.primary")
+    page.wait("document.querySelector('button.danger').hidden")
+    assert shown.spec("resnet50").stopped
+
+
+def test_teachers_and_students_with_rates_and_starvation(shown: Shown) -> None:
+    server = shown.server
+    for number, rate in enumerate((880.0, 910.0)):
+        values = {"answered_rate": 0.8 * rate, "latency_p50_s": 0.011, "latency_p99_s": 0.031, "queue": number}
+        server.teacher("resnet", f"teacher-{number}", **values)
+    server.student("resnet", "student-0", demand=700.0, rate=690.0, starved=0.01, teachers=("teacher-0",))
+    server.student(
+        "resnet", "student-1", demand=900.0, rate=640.0, starved=0.29, starved_s=41.0, waiting_for="no teacher"
+    )
+    page = shown.view("services", "[data-key=resnet]")
+    assert "1,600" in page.text("[data-key=resnet]")
+    page = shown.view("services/resnet", "[data-key=student-1] [data-kind=bad]")
+    assert "29 %" in page.text("[data-key=student-1]")
+    picture(page, "teachers", (1200, 520))
+    server.teacher("resnet", "teacher-2", answered_rate=1.0)
+    page.wait("document.querySelector('[data-key=teacher-2]')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_the_light_and_in_the_dark(shown: Shown, scheme: str) -> None:
+    shown.page.prefer(scheme)
+    for view, until in (("jobs", "[data-key=bert]"), ("jobs/resnet50", "[data-key=w1]"), ("nodes", ".node")):
+        page = shown.view(view, until)
+        contrasts = page.run(CONTRASTS)
+        assert len(contrasts) > 10
+        assert contrasts[0][0] >= 4.5, contrasts[0]
+    ground = page.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (max(ground) < 60) == (scheme == "dark")
+    if scheme == "dark":
+        picture(shown.view("jobs/resnet50", "[data-key=w1]"), "dark", (1200, 700))
+
+
+def test_every_control_has_a_name_and_the_keyboard_reaches_them(shown: Shown) -> None:
+    roles = {"button", "link", "textbox", "searchbox", "combobox", "checkbox", "image", "figure", "region", "listitem"}
+    for view, until in (("jobs", "[data-key=bert]"), ("jobs/resnet50", "[data-key=w1]"), ("nodes", ".node")):
+        page = shown.view(view, until)
+        tree = page.send("Accessibility.getFullAXTree")["nodes"]
+        named = [
+            node for node in tree if not node["ignored"] and node["role"]["value"] in roles - {"listitem", "figure"}
+        ]
+        assert len(named) > 4
+        assert [node["role"] for node in named if not node.get("name", {}).get("value")] == []
+    page.run("document.body.focus()")
+    page.send("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
+    page.wait("document.activeElement !== document.body")
+
+
+def test_nothing_is_cut_off_on_a_telephone(shown: Shown) -> None:
+    shown.page.resize(360, 740)
+    for view, until in (("jobs", "[data-key=bert]"), ("jobs/resnet50", "[data-key=w1]"), ("nodes", ".node")):
+        page = shown.view(view, until)
+        assert page.run("document.documentElement.scrollWidth") <= 360, view
+        if view == "jobs/resnet50":
+            picture(page, "narrow", (360, 740))
+
+
+def test_a_thousand_nodes_are_shown_without_jank(shown: Shown) -> None:
+    server = shown.server
+    server.without_jobs_and_nodes()
+    for number in range(1000):
+        server.node(f"node-{number}", slots=8, rack=f"r{number // 40}")
+    for number in range(40):
+        server.submit(f"job-{number}", max_np=190, min_np=1)
+    shown.page.run(WATCH_FRAMES)
+    page = shown.view("nodes", "[data-node=node-3] .taken")
+    page.wait("document.querySelector('.sum').textContent.includes('1,000 nodes, 8,000 slots')")
+    assert 10 < page.run("document.querySelectorAll('.node').length") < 60
+    picture(page, "nodes", (1200, 800))
+    page.run(SCROLL_LIST)
+    page.wait("document.querySelector('[data-node=node-999]')")
+    last: Any = server.store.get(P.node("node-999"))
+    record = decode(last.data, NodeRecord)
+    server.node("node-999", slots=8, rack="moved")
+    page.wait("document.querySelector('[data-node=node-999]').textContent.includes('rack=moved')")
+    assert record.labels == {"rack": "r24"}
+    found = page.run("cancelAnimationFrame(ticking), [Math.max(0, ...long), frames.slice(1).sort((a, b) => a - b)]")
+    frames = found[1]
+    print(
+        f"longest task {found[0]:.0f} ms, frames: median {frames[len(frames) // 2]:.0f} ms, "
+        f"99 % {frames[int(len(frames) * 0.99)]:.0f} ms, of {len(frames)}"
+    )
+    assert found[0] < 1000
+    assert frames[len(frames) // 2] < 200
+
+
+def test_text_of_the_cluster_stays_text(shown: Shown) -> None:
+    server = shown.server
+    server.submit("hostile", command=["python", HOSTILE], env={"A": HOSTILE}, checkpoint_url=HOSTILE)
+    server.event("hostile", "epoch", HOSTILE, epoch=1, loss=HOSTILE, workers=HOSTILE)
+    server.event("hostile", "resize", HOSTILE, from_=HOSTILE, to=2, pause_s=0.5)
+    server.event("hostile", HOSTILE, HOSTILE)
+    server.worker("hostile", 0, "node-b")
+    server.node("node-c", zone=HOSTILE)
+    server.logs.text = f"{HOSTILE}\n".encode() + b"\xff\xfe\x00\x1b[31m"
+    server.teacher("hostile", "t", model=HOSTILE)
+    server.student("hostile", "s", waiting_for=HOSTILE)
+    page = shown.view("jobs/hostile", "[data-key=w0]")
+    page.wait(f"document.querySelector('pre.log').textContent.includes({json.dumps(HOSTILE)})")
+    assert HOSTILE in page.text("[aria-label=Events]")
+    assert HOSTILE in page.text("dl")
+    assert HOSTILE in shown.view("nodes", "[data-node=node-c]").text("[data-node=node-c]")
+    assert HOSTILE in shown.view("services/hostile", "[data-key=s]").text("main")
+    assert page.run("document.querySelectorAll('img, script:not([src])').length") == 0
+    for path in ("hostile/../../x", "%E0%A4%A", "<img src=x>"):
+        page.run(f"location.hash = {json.dumps('#/jobs/' + path)}")
+        page.wait("document.querySelector('h1')")
+    shown.view("jobs", "[data-key=hostile]")
+    page.errors.clear()  # names that cannot be: the server refuses to follow them
+
+
+def test_a_server_that_goes_is_told_of_and_its_return_too(shown: Shown) -> None:
+    page = shown.view("jobs", "[data-key=bert]")
+    shown.server.stop_http()
+    try:
+        page.wait("document.getElementById('link').textContent === 'reconnecting'")
+        page.wait("document.getElementById('problem').textContent.includes('Not live')")
+        assert "bert" in page.text("main")  # what was known is still shown
+        shown.server.forget_job("bert")
+    finally:
+        shown.server.start_http()
+    page.wait("!document.querySelector('[data-key=bert]')")
+    page.wait("document.getElementById('link').textContent === 'live' && document.getElementById('problem').hidden")
+    page.errors.clear()  # the browser reports each attempt
+    shown.server.store.suspend()
+    try:
+        page.wait("document.getElementById('problem').textContent.includes('cannot reach ZooKeeper')")
+    finally:
+        shown.server.store.resume()
+    page.wait("document.getElementById('problem').hidden")
+
+
+def test_a_wrong_token_is_refused_and_the_right_one_is_in_no_address(shown: Shown, browser: Browser) -> None:
+    page = browser.page(f"{shown.server.url}/#token=wrong")
+    try:
+        page.wait("document.querySelector('dialog').open")
+        page.wait("document.querySelector('.refusal').textContent.includes('token is missing or wrong')")
+        assert page.text("main") == ""
+        page.run(f"document.querySelector('dialog input').value = {json.dumps(TOKEN)}")
+        page.click("dialog button.primary")
+        page.wait("document.querySelector('[data-key=bert]')")
+        where = page.run(
+            "[location.href, document.cookie, JSON.stringify(localStorage), JSON.stringify(history.state)]"
+        )
+        assert TOKEN not in "".join(where)
+        requests = page.run("performance.getEntriesByType('resource').map((entry) => entry.name)")
+        assert any("/api/v1/stream?" in name for name in requests)
+        assert TOKEN not in "".join(requests)
+    finally:
+        page.close()
+
+
+def test_a_client_that_goes_is_forgotten(server: PageServer) -> None:
+    feed = server.app.state.feed
+    url = f"{server.url}/api/v1/stream?topics=jobs,services"
+
+    def following() -> bool:
+        return any(follower.wish.topics == {"jobs", "services"} for follower in tuple(feed._followers))
+
+    with httpx.stream("GET", url, headers={"Authorization": f"Bearer {TOKEN}"}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert next(answer.iter_lines()) == "event: beat"
+        assert following()
+    until_s = time.monotonic() + 40
+    while following():
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
