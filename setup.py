@@ -82,6 +82,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "moto[s3]>=5.0",
         "mypy>=1.13",
+        "openapi-spec-validator>=0.7",
         "pytest>=8.3",
         "pytest-asyncio>=0.24",
         "pytest-timeout>=2.3",

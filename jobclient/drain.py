@@ -36,12 +36,15 @@ class Orders:
         self._data = data
         self.drained, self.leave_by_s = False, None
         if not data:
-            logger.info("the drain of this node was cancelled")
+            logger.info("the drain or cordon of this node was cancelled")
             return
         try:
             order = decode(data, DrainRecord, self._path)
         except RecordError as error:
             logger.error("%s", error)
+            return
+        if order.cordon:  # what is planned here already may start; nothing more will be planned
+            logger.info("this node is cordoned: it gets no more workers")
             return
         self.drained = True
         self.leave_by_s = None if order.deadline_s is None else now_s + order.deadline_s

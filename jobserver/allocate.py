@@ -8,7 +8,7 @@ slots is not known here.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 
@@ -44,6 +44,10 @@ class Request:
     def claim(self) -> Claim:
         numbers = (self.min_np, self.want, len(self.held))
         return Claim(self.job, *numbers, self.started, self.priority, self.overdue, self.outlook)
+
+    def claim_in(self, room: "Room") -> Claim:
+        bound = sum(w.node in room.closed and room.holds(Slot(w.node, w.slot)) for w in self.held)
+        return replace(self.claim, bound=bound) if bound else self.claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class Room:
     pack: bool = True
     #: part of the slots up to which jobs get more than their minimum
     load_ceiling: float = 1.0
+    #: nodes of which all slots are taken: workers that are there stay, nobody comes
+    closed: Set[str] = frozenset()
 
     def capacity(self) -> int:
         return sum(self.nodes.values()) - sum(self.holds(slot) for slot in self.taken)
@@ -97,7 +103,7 @@ def worker_number(worker: str) -> int:
 
 def allocate(requests: Sequence[Request], room: Room) -> dict[str, Grant]:
     """Grants by job; `requests` come in the order of their claim."""
-    parted = share([request.claim for request in requests], room.capacity(), room.load_ceiling)
+    parted = share([request.claim_in(room) for request in requests], room.capacity(), room.load_ceiling)
     shares, missing = parted.counts, parted.missing
     kept = {request.job: _keep(request, shares[request.job], room) for request in requests}
     # The slot of a dropped worker is busy until its process has ended.
@@ -159,6 +165,7 @@ def _keep(request: Request, share: int, room: Room) -> tuple[PlannedWorker, ...]
     able = [w for w in request.held if w.slot < room.nodes.get(w.node, 0)]
     spares = [w for w in request.standing if w.slot < room.nodes.get(w.node, 0)]
     if len(able) > share:
-        able.sort(key=lambda w: (w.worker not in request.members, worker_number(w.worker)))
+        # Of those in the world, who is on a closed node stays first: its slot is of use to nobody else.
+        able.sort(key=lambda w: (w.worker not in request.members, w.node not in room.closed, worker_number(w.worker)))
     kept = (*able, *spares)[:share]
     return tuple(sorted(kept, key=lambda w: worker_number(w.worker)))

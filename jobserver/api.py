@@ -23,6 +23,8 @@ from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotF
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, encode
 from edl_collective.coord.store import Session, Store
+from jobserver.api_changes import add_changes, tagged
+from jobserver.api_goodput import add_goodput
 from jobserver.api_metrics import add_metrics
 from jobserver.api_models import (
     MAX_BODY_BYTES,
@@ -32,19 +34,21 @@ from jobserver.api_models import (
     job_detail,
     job_rows,
     node_rows,
-    parse_np,
     parse_spec,
-    stopped,
 )
+from jobserver.api_nodes import add_orders
+from jobserver.api_openapi import describe_itself
 from jobserver.api_page import add_page, is_page
 from jobserver.api_stream import add_stream
 from jobserver.api_views import add_views
 from jobserver.changing import Changing
 from jobserver.controller import Controller
-from jobserver.drain_orders import cancel_drain, order_drain
+from jobserver.drain_orders import cancel_cordon, cancel_drain, order_cordon, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
+from jobserver.retry import changed, retry
 from jobserver.shown import Shown
 from jobserver.snapshot import Job, Snapshot
+from jobserver.versions import check_version, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +109,8 @@ class Service:
 
     def detail(self, name: str) -> Json:
         """Raises ApiError as `job` does."""
-        return job_detail(*self.job(name), self.now_s())
+        job, snapshot = self.job(name)
+        return {"version": version_of(job.spec), **job_detail(job, snapshot, self.now_s())}
 
     def submit(self, body: bytes) -> tuple[int, Json]:
         """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is.
@@ -128,28 +133,38 @@ class Service:
             return 200, {"job": spec.job, "created": False, "spec": msgspec.to_builtins(old)}
         return 201, {"job": spec.job, "created": True, "spec": msgspec.to_builtins(spec)}
 
-    def change(self, name: str, edit: Callable[[JobSpec], JobSpec]) -> Json:
-        """Compare-and-set the spec of a job that has not ended. Raises ApiError."""
+    def change(self, name: str, edit: Callable[[JobSpec], JobSpec], if_match: str | None = None) -> Json:
+        """Compare-and-set the spec of a job that has not ended. Raises ApiError, 412 if it is not at `if_match`."""
         path = self._paths.spec(name)
+        unsure = False
         for _ in range(WRITE_ATTEMPTS):
             job, _snapshot = self.job(name)
+            if not unsure:
+                check_version(job.spec, if_match)
             if job.status is not None and job.status.value.phase.terminal:
                 raise ApiError(409, f"job {name} has ended: {job.status.value.phase}")
             spec = edit(job.spec.value)
             if spec == job.spec.value:
-                return {"job": name, "spec": msgspec.to_builtins(spec)}
+                return changed(name, job.spec.version, spec)
+            check_version(job.spec, if_match)
             try:
-                self._store.set(path, encode(spec, path), job.spec.version)
+                version = self._store.set(path, encode(spec, path), job.spec.version)
             except VersionConflict:
                 continue
             except Disconnected:  # if it was written nevertheless, the next look shows it
                 if not self._connected.wait(PATIENCE_S):
                     raise
+                unsure = True
                 continue
             except NotFound:
                 raise ApiError(404, f"there is no job {name}", "job") from None
-            return {"job": name, "spec": msgspec.to_builtins(spec)}
+            return changed(name, version, spec)
         raise ApiError(409, f"job {name} is being changed by others: try again")
+
+    def retry(self, name: str, if_match: str | None = None) -> Json:
+        """Submit a job that has failed or was stopped again. Raises ApiError."""
+        now_s = self._clock.wall_s()
+        return retry(self._store, self._paths, name, self.job, lambda at, spec: encode(spec, at), if_match, now_s)
 
     def delete(self, name: str) -> Json:
         """Forget a job that has ended, or what is left of one that has no spec. Raises ApiError 409 while it runs."""
@@ -190,6 +205,12 @@ class Service:
 
     def undrain(self, node: str) -> Json:
         return cancel_drain(self._store, self._paths, node)
+
+    def cordon(self, node: str, body: bytes) -> Json:
+        return order_cordon(self._store, self._paths, self.snapshot(), node, body, self._clock.wall_s())
+
+    def uncordon(self, node: str) -> Json:
+        return cancel_cordon(self._store, self._paths, node)
 
     def health(self, trusted: bool) -> Json:
         """Never fails: it says how much is wrong, and to those with the token what."""
@@ -268,9 +289,13 @@ def create_app(service: Service) -> FastAPI:
     _add_cluster(app, service)
     _add_health(app, service)
     add_metrics(app, service)
+    add_changes(app, service, read_body)
+    add_orders(app, service, read_body)
+    add_goodput(app, service)
     add_views(app, service)
     add_stream(app, service, service._controller, service._clock, service._store)
     add_page(app)
+    describe_itself(app)
     return app
 
 
@@ -348,15 +373,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/jobs/{job}")
     def describe(job: str) -> Response:
-        return _json(service.detail(job))
-
-    @app.post("/api/v1/jobs/{job}/scale")
-    def scale(job: str, body: Body) -> Response:
-        return _json(service.change(job, lambda spec: parse_np(body, spec)))
-
-    @app.post("/api/v1/jobs/{job}/stop")
-    def stop(job: str) -> Response:
-        return _json(service.change(job, stopped))
+        return tagged(service.detail(job))
 
     @app.delete("/api/v1/jobs/{job}")
     def delete(job: str) -> Response:
@@ -373,14 +390,6 @@ def _add_cluster(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/nodes")
     def nodes() -> Response:
         return _shown(service.shown.answer("nodes", service.snapshot, node_rows))
-
-    @app.post("/api/v1/nodes/{node}/drain")
-    def drain(node: str, body: Body) -> Response:
-        return _json(service.drain(node, body))
-
-    @app.post("/api/v1/nodes/{node}/undrain")
-    def undrain(node: str) -> Response:
-        return _json(service.undrain(node))
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

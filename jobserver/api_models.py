@@ -31,9 +31,9 @@ from jobserver.snapshot import Job, Snapshot, StoredEvent
 Json = dict[str, Any]
 
 MAX_BODY_BYTES = 64 * 1024
-_SPEC_FIELDS = frozenset(JobSpec.__struct_fields__) - {"schema", "submitted_at", "stopped"}
+_SPEC_FIELDS = frozenset(JobSpec.__struct_fields__) - {"schema", "submitted_at", "stopped", "stop_reason"}
 #: what may differ between two submissions of the same job
-_NOT_COMPARED = frozenset({"schema", "submitted_at", "stopped"})
+_NOT_COMPARED = frozenset({"schema", "submitted_at", "stopped", "stop_reason"})
 
 
 class ApiError(Exception):
@@ -95,11 +95,6 @@ def convert_spec(values: Mapping[str, Any]) -> JobSpec:
         if getattr(spec, name) < 0:
             raise ApiError(422, f"{name} is {getattr(spec, name)}: it must be at least 0", name)
     return spec
-
-
-def stopped(spec: JobSpec) -> JobSpec:
-    """The same job, to be stopped."""
-    return convert_spec({**msgspec.to_builtins(spec), "stopped": True})
 
 
 def parse_np(body: bytes, spec: JobSpec) -> JobSpec:
@@ -230,7 +225,11 @@ def node_rows(snapshot: Snapshot) -> Json:
 def _node_row(node: NodeRecord, planned: list[Json], snapshot: Snapshot) -> Json:
     """A node with the workers and spares that are planned on it; `drain` is set while somebody drains it."""
     order = snapshot.drains.get(node.node)
-    drain = None if order is None else {"deadline_s": order.value.deadline_s, "asked_at": order.value.asked_at}
+    drain = (
+        None
+        if order is None or order.value.cordon
+        else {"deadline_s": order.value.deadline_s, "asked_at": order.value.asked_at}
+    )
     return {**msgspec.to_builtins(node), "drain": drain, "workers": sorted(planned, key=lambda row: row["slot"])}
 
 

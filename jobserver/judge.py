@@ -112,12 +112,15 @@ def with_(
 
 
 def _stop(case: Case, now_s: float) -> Case:
+    why = f": {case.job.spec.value.stop_reason}" if case.job.spec.value.stop_reason else ""
     if not case.crew.living and not case.crew.leaving:
-        stopped = enter(case, Phase.STOPPED, "stopped as asked", now_s)
+        stopped = enter(case, Phase.STOPPED, f"stopped as asked{why}", now_s)
         return replace(stopped, clear=True)
     if case.job.spec.value.kind is JobKind.EXTERNAL:
-        return replace(enter(case, Phase.STOPPED, "stopped as asked; end its horovodrun too", now_s), clear=True)
-    return replace(enter(case, Phase.STOPPING, "stop was asked for: waiting for its workers", now_s), clear=True)
+        text = f"stopped as asked{why}; end its horovodrun too"
+        return replace(enter(case, Phase.STOPPED, text, now_s), clear=True)
+    text = f"stop was asked for{why}; waiting for its workers" if why else "stop was asked for: waiting for its workers"
+    return replace(enter(case, Phase.STOPPING, text, now_s), clear=True)
 
 
 def _count(case: Case, now_s: float) -> Case:

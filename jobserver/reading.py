@@ -133,7 +133,10 @@ class Reading:
                         drains[key.node] = At(at.value, at.version)
                     case NodeRecord() if key.node is not None:
                         nodes[key.node] = at.value
-        nodes.update({name: structs.replace(nodes[name], draining=True) for name in drains.keys() & nodes.keys()})
+        for name in drains.keys() & nodes.keys():
+            order = drains[name].value
+            flag = {"cordoned": True} if order.cordon else {"draining": True}
+            nodes[name] = structs.replace(nodes[name], **flag)
         names = sorted(self._jobs)
         jobs = {name: job for name in names if isinstance(job := self._jobs[name], Job)}
         left = {name: job for name in names if isinstance(job := self._jobs[name], _Unreadable)}

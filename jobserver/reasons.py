@@ -29,7 +29,7 @@ def waiting(case: Case, grant: Grant, snapshot: Snapshot) -> str:
     if grant.preempted_for or case.status.preempted_for:
         taker = grant.preempted_for or case.status.preempted_for
         return f"{taker}, which has a higher priority, took its slots: it goes on when min_np {min_np} fit again"
-    nodes = [node for node in snapshot.nodes.values() if not node.draining]
+    nodes = [node for node in snapshot.nodes.values() if not (node.draining or node.cordoned)]
     there = f"{sum(node.slots for node in nodes)} slots on {len(nodes)} nodes"
     verb = "is" if grant.missing == 1 else "are"
     text = f"too few slots: min_np is {min_np} and {grant.missing} of them {verb} missing ({there}"

@@ -185,7 +185,9 @@ def _room(cases: list[Case], snapshot: Snapshot, config: ReconcileConfig) -> Roo
     for name in snapshot.unknown_nodes:  # it keeps who is there and takes nobody
         nodes[name] = 1 + max((slot.slot for slot in living if slot.node == name), default=-1)
         taken |= {Slot(name, i) for i in range(nodes[name])} - living
-    return Room(nodes, taken, leaving - taken, config.pack, config.load_ceiling)
+    closed = frozenset(name for name in nodes if name in snapshot.nodes and snapshot.nodes[name].cordoned)
+    taken |= {Slot(name, i) for name in closed for i in range(nodes[name])}
+    return Room(nodes, taken, leaving - taken, config.pack, config.load_ceiling, closed)
 
 
 # ---- what is written -----------------------------------------------------------------------------------------------

@@ -39,6 +39,12 @@ class Claim:
     #: it has waited for its minimum for so long that no job behind it may begin before it
     overdue: bool = False
     outlook: Outlook = field(default_factory=Outlook)
+    #: of its living workers those in slots that nobody else can have: they cost nothing of the capacity
+    bound: int = 0
+
+    def cost(self, count: int) -> int:
+        """Of the capacity, for `count` workers."""
+        return max(0, count - self.bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,17 @@ def share(claims: Sequence[Claim], capacity: int, load_ceiling: float = 1.0) -> 
 
     load_ceiling: the part of the slots up to which jobs get more than their minimum; the rest is kept for who comes.
     """
+    claims = [_keeping_bound(claim) for claim in claims]
     counts, missing, preempted, behind = _minimums(claims, capacity)
     able = [claim for claim in claims if claim.job not in missing and claim.job not in behind]
-    free = min(capacity, int(capacity * load_ceiling)) - sum(counts.values())
+    free = min(capacity, int(capacity * load_ceiling)) - sum(claim.cost(counts[claim.job]) for claim in claims)
     return Shares(_grow_where_it_pays(able, counts, max(0, free)), missing, preempted, behind)
+
+
+def _keeping_bound(claim: Claim) -> Claim:
+    """Nobody gains by what a job gives up in slots that nobody else can have: what it wants of them it keeps."""
+    least = max(claim.min_np, min(claim.bound, claim.want))
+    return claim if least == claim.min_np else replace(claim, min_np=least)
 
 
 def _minimums(
@@ -79,9 +92,9 @@ def _minimums(
         if not claim.started and overdue is not None:
             behind[claim.job] = overdue
             count = 0
-        elif count > left:
-            missing[claim.job] = count - left
-            count = min(claim.held, left) if claim.started else 0
+        elif claim.cost(count) > left:
+            missing[claim.job] = claim.cost(count) - left
+            count = min(claim.held, left + min(claim.bound, claim.held)) if claim.started else 0
             if taker is not None and claim.held >= claim.min_np and taker.priority > claim.priority:
                 preempted[claim.job] = taker.job
             if claim.overdue and overdue is None:
@@ -89,7 +102,7 @@ def _minimums(
         elif claim.held < claim.min_np and taker is None:
             taker = claim
         counts[claim.job] = count
-        left -= count
+        left -= claim.cost(count)
     return counts, missing, preempted, behind
 
 

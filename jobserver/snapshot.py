@@ -89,7 +89,7 @@ class Problem:
 class Snapshot:
     """The cluster at one moment."""
 
-    #: live nodes; `draining` is set for those that somebody drains, too
+    #: live nodes; `draining` and `cordoned` are set for those that somebody drains or cordons, too
     nodes: Mapping[str, NodeRecord] = field(default_factory=dict)
     jobs: Mapping[str, Job] = field(default_factory=dict)
     leader: LeaderRecord | None = None
@@ -98,7 +98,7 @@ class Snapshot:
     unreadable_nodes: frozenset[str] = frozenset()
     #: jobs that are left alone, with the slots that their readable records name
     unreadable_jobs: Mapping[str, frozenset[Slot]] = field(default_factory=dict)
-    #: by node, whether it lives or not
+    #: by node, whether it lives or not; cordons, too
     drains: Mapping[str, At[DrainRecord]] = field(default_factory=dict)
     #: nodes that are not there, but may only not have come back yet since ZooKeeper was out of our sight (`excuse`)
     awaited_nodes: frozenset[str] = frozenset()

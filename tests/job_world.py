@@ -77,6 +77,9 @@ class World:
     def drain(self, node: str) -> None:
         self.nodes[node] = msgspec.structs.replace(self.nodes[node], draining=True)
 
+    def cordon(self, node: str, cordoned: bool = True) -> None:
+        self.nodes[node] = msgspec.structs.replace(self.nodes[node], cordoned=cordoned)
+
     def submit(self, job: str = "j", **fields: Any) -> None:
         self.now_s += 0.001
         values = {"job": job, "command": ("x",), "min_np": 1, "max_np": 4, "submitted_at": self.now_s, **fields}

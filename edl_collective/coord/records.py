@@ -39,15 +39,21 @@ class NodeRecord(Record, frozen=True, kw_only=True):
     gpus: tuple[int, ...] = ()
     labels: dict[str, str] = {}
     draining: bool = False
+    #: never written: set where it is read, while somebody cordons the node
+    cordoned: bool = False
     started_at: float = 0.0
     #: of its JobClient's session, as asked for; None if it does not say
     session_timeout_s: float | None = None
 
 
 class DrainRecord(Record, frozen=True, kw_only=True):
-    """Somebody asked that a node be left; it takes no workers while this record is there."""
+    """Somebody asked that a node be left; it takes no workers while this record is there.
+
+    `cordon`: only that; who is there stays.
+    """
 
     node: str
+    cordon: bool = False
     #: how long, from when its JobClient hears of it, its workers may take to leave at a step boundary; None: each job's
     #: own leave_timeout_s
     deadline_s: float | None = None
@@ -58,6 +64,8 @@ class DrainRecord(Record, frozen=True, kw_only=True):
         check_name("node", self.node)
         if self.deadline_s is not None and not 0 <= self.deadline_s < float("inf"):
             raise ValueError(f"deadline_s is {self.deadline_s}: it must be a number of seconds, at least 0")
+        if self.cordon and self.deadline_s is not None:
+            raise ValueError(f"deadline_s is {self.deadline_s}: nobody leaves a node that is cordoned")
 
 
 class EpochStep(msgspec.Struct, frozen=True):
@@ -144,8 +152,9 @@ class JobSpec(Record, frozen=True, kw_only=True):
     warm_timeout_s: float = 1800.0
     #: after an abort of its generation: how long a worker may be silent, and wait in Horovod beyond gloo's own time-out
     return_timeout_s: float = 5.0
-    #: set by stop: the job is to end
+    #: set by stop: the job is to end, and why, in the words of who stopped it
     stopped: bool = False
+    stop_reason: str = ""
     submitted_at: float = 0.0
 
     def __post_init__(self) -> None:

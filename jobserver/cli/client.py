@@ -43,12 +43,19 @@ class Api:
     def __init__(self, server: str, key: Path) -> None:
         self._server = server.rstrip("/")
         self._key = key
+        #: of each request
+        self.timeout_s = TIMEOUT_S
 
     def get(self, path: str, **query: str | int) -> Any:
         return self._request("GET", path, query=query).json()
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         return self._request("POST", path, body=body).json()
+
+    def patch(self, path: str, body: Mapping[str, Any], if_match: str | None = None) -> Any:
+        """`if_match`: the version on which the change was decided."""
+        headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
+        return self._request("PATCH", path, body=body, extra=headers).json()
 
     def delete(self, path: str) -> Any:
         return self._request("DELETE", path).json()
@@ -87,15 +94,21 @@ class Api:
         return f"{self._server}/#token={self._token()}"
 
     def _request(
-        self, method: str, path: str, *, query: Mapping[str, str | int] | None = None, body: object = None
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: object = None,
+        extra: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self._token()}"}
+        headers = {"Authorization": f"Bearer {self._token()}", **(extra or {})}
         url = f"{self._server}/api/v1{path}"
         # Without TLS there are no certificates to load, which takes longer than the request; a JobServer is reached
         # directly, never through a proxy that the environment names.
         tls = url.startswith("https:")
         try:
-            with httpx.Client(verify=tls, trust_env=False, timeout=TIMEOUT_S) as http:
+            with httpx.Client(verify=tls, trust_env=False, timeout=self.timeout_s) as http:
                 answer = http.request(method, url, params=query, json=body, headers=headers)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise BadInput(f"--server {self._server} is not an address: {error}") from error
@@ -130,9 +143,16 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--json", "as_json", is_flag=True, help="print JSON")
     @functools.wraps(command)
     def wrapped(*, server: str, key_file: str | None, **arguments: Any) -> None:
-        command(api=Api(server, key_path(key_file)), **arguments)
+        command(api=api_of({"server": server, "key_file": key_file}), **arguments)
 
     return wrapped
+
+
+def api_of(options: Mapping[str, Any], timeout_s: float = TIMEOUT_S) -> Api:
+    """The interface that the options of `with_api` name."""
+    api = Api(options["server"], key_path(options["key_file"]))
+    api.timeout_s = timeout_s
+    return api
 
 
 def key_path(given: str | None) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from jobserver.cli.client import Api, BadInput, CommandFailed, StreamLost, print_json, with_api
+from jobserver.cli.names import job_names
 
 #: how long a stream that was lost is asked for again: a JobServer that starts anew is there in seconds
 PATIENCE_S = 60.0
@@ -23,7 +24,7 @@ Json = dict[str, Any]
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=job_names)
 @click.option("-f", "--follow", is_flag=True, help="go on until the job has ended")
 @click.option("--after", type=int, default=-1, help="only events with a higher number")
 @click.option("--before", type=int, default=None, help="only events with a lower number")

@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
+from jobserver.cli.changes import wanted
 from jobserver.cli.client import Api, BadInput, print_json, print_table, with_api
 from jobserver.cli.events import print_events
+from jobserver.cli.names import job_names
 
 _STEP = re.compile(r"(\d+(?:\.\d+)?)(s?):(\d+)")
 _RULE = re.compile(r"(\d+(?:\.\d+)?)s:-(\d+)\+(\d+)")
@@ -153,7 +155,7 @@ def ps(api: Api, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=job_names)
 @with_api
 def describe(api: Api, as_json: bool, job: str) -> None:
     """Show everything about a job."""
@@ -165,7 +167,8 @@ def describe(api: Api, as_json: bool, job: str) -> None:
     status = found["status"] or {"attempt": 1, "failures": 0, "restarts": 0}
     for label, value in (
         ("job", f"{job} ({found['kind']})"),
-        ("phase", f"{found['phase']}: {found['reason']}"),
+        ("phase", f"{found['phase']}{_place(found)}: {found['reason']}"),
+        ("version", found["version"]),
         ("command", " ".join(spec["command"])),
         ("workers", f"{_workers(found)}, np {spec['np'] or 'open'}"),
         ("spares", f"{found['spares']} of {spec['spares']}"),
@@ -186,6 +189,10 @@ def describe(api: Api, as_json: bool, job: str) -> None:
     print_table(("WORKER", "NODE", "SLOT", "STATE", "PID", "GENERATION", "OUTCOME", "EXIT"), workers)
     click.echo()
     print_events(found["events"])
+
+
+def _place(job: dict[str, Any]) -> str:
+    return "" if job["queue"] is None else f" (no. {job['queue']} in the queue)"
 
 
 def _workers(job: dict[str, Any]) -> str:
@@ -214,14 +221,12 @@ def _training(progress: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=job_names)
 @click.argument("np")
 @with_api
 def scale(api: Api, as_json: bool, job: str, np: str) -> None:
     """Change how many workers a job has; NP is a number, or auto for its schedule."""
-    if np != "auto" and not np.isdecimal():
-        raise BadInput(f"NP is {np!r}: give a number of workers, or auto")
-    answer = api.post(f"/jobs/{job}/scale", {"np": None if np == "auto" else int(np)})
+    answer = api.post(f"/jobs/{job}/scale", {"np": wanted(np)})
     if as_json:
         print_json(answer)
     else:
@@ -230,11 +235,12 @@ def scale(api: Api, as_json: bool, job: str, np: str) -> None:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=job_names)
+@click.option("--reason", default="", help="why, in a line: it is shown wherever the job is")
 @with_api
-def stop(api: Api, as_json: bool, job: str) -> None:
-    """Stop a job; its workers end at their next step."""
-    answer = api.post(f"/jobs/{job}/stop")
+def stop(api: Api, as_json: bool, job: str, reason: str) -> None:
+    """Stop a job; its workers end at their next step. `edl cancel` waits for that."""
+    answer = api.post(f"/jobs/{job}/stop", {"reason": reason})
     if as_json:
         print_json(answer)
     else:
@@ -242,7 +248,7 @@ def stop(api: Api, as_json: bool, job: str) -> None:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=job_names)
 @with_api
 def delete(api: Api, as_json: bool, job: str) -> None:
     """Forget a job that has ended, so that its name is free; logs and checkpoints stay."""

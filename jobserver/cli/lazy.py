@@ -1,15 +1,18 @@
 """Groups of commands whose modules are imported when a command is used, so that `edl --help` imports nothing."""
 
+import builtins
 import importlib
 from collections.abc import Mapping
 
 import click
+from click.shell_completion import CompletionItem
 
 
 class LazyGroup(click.Group):
     """A group that knows of each command only its module and its short help.
 
-    `lazy`: command -> (module, its short help); the command is the attribute of its own name there.
+    `lazy`: command -> (module, its short help); the command is the attribute of its own name there, with a _ behind it
+    where Python has something of that name.
     """
 
     def __init__(self, *args: object, lazy: Mapping[str, tuple[str, str]], **kwargs: object) -> None:
@@ -23,8 +26,15 @@ class LazyGroup(click.Group):
         if cmd_name not in self._lazy:
             return None
         module = importlib.import_module(self._lazy[cmd_name][0])
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, f"{cmd_name}_" if hasattr(builtins, cmd_name) else cmd_name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completing a command imports nothing, either."""
+        found = [
+            CompletionItem(name, help=text) for name, (_, text) in self._lazy.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

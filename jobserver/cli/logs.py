@@ -7,13 +7,14 @@ from typing import Any
 import click
 
 from jobserver.cli.client import Api, BadInput, print_json, with_api
+from jobserver.cli.names import job_names
 
 FOLLOW_INTERVAL_S = 0.5
 
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="go on until the worker has ended")
-@click.argument("job")
+@click.argument("job", shell_complete=job_names)
 @click.argument("worker", required=False)
 @with_api
 def logs(api: Api, as_json: bool, job: str, worker: str | None, follow: bool) -> None:

@@ -160,3 +160,49 @@ def test_an_order_without_a_deadline_and_one_that_does_not_parse(caplog: pytest.
     assert ordered(orders) == (False, None)
     assert P.drain("a") in caplog.text
     orders.close()
+
+
+def test_a_cordoned_node_keeps_its_workers_and_gets_none(server: Server) -> None:
+    server.node("a", slots=2)
+    server.http.post("/api/v1/jobs", json={**SUBMIT, "max_np": 4})
+    server.controller.step()
+    assert server.http.post("/api/v1/nodes/a/cordon").json() == {"node": "a", "cordoned": True, "there": True}
+    server.node("b", slots=1)
+    server.http.post("/api/v1/jobs", json={**SUBMIT, "job": "k"})
+    server.controller.step()
+    row = server.http.get("/api/v1/nodes").json()["nodes"][0]
+    assert (row["cordoned"], row["draining"], row["drain"], len(row["workers"])) == (True, False, None, 2)
+    assert nodes_of_job(server) == ["a", "a"]
+    assert server.http.post("/api/v1/nodes/a/uncordon").json() == {"node": "a", "cordoned": False}
+    assert server.http.get("/api/v1/nodes").json()["nodes"][0]["cordoned"] is False
+
+
+def test_a_drain_takes_the_place_of_a_cordon_and_not_the_other_way_round(server: Server) -> None:
+    server.node("a")
+    server.http.post("/api/v1/nodes/a/cordon")
+    refused(server.http.post("/api/v1/nodes/a/undrain"), 404, "nobody drains node a: edl uncordon a is what", "node")
+    assert server.http.post("/api/v1/nodes/a/drain").status_code == 200
+    refused(server.http.post("/api/v1/nodes/a/cordon"), 409, "node a drains, so it takes no workers")
+    refused(server.http.post("/api/v1/nodes/a/uncordon"), 404, "nobody cordons node a: edl undrain a is what", "node")
+    server.http.post("/api/v1/nodes/a/undrain")
+    refused(server.http.post("/api/v1/nodes/a/uncordon"), 404, "nobody cordons node a", "node")
+
+
+def test_cordons_that_cannot_be(server: Server) -> None:
+    refused(server.http.post("/api/v1/nodes/a/cordon"), 404, "there is no node a", "node")
+    assert server.http.post("/api/v1/nodes/a/cordon", json={"absent": True}).json()["there"] is False
+    refused(server.http.post("/api/v1/nodes/a/cordon", json={"deadline_s": 1}), 422, "has no deadline_s", "deadline_s")
+    refused(server.http.post("/api/v1/nodes/a/cordon", json={"x": 1}), 422, "has no field 'x'", "x")
+
+
+def test_a_jobclient_starts_what_was_planned_before_a_cordon() -> None:
+    store = MemoryStore()
+    orders = Orders(store, P, "a", lambda: None)
+    store.set(P.drain("a"), encode(DrainRecord(node="a", cordon=True)), None)
+    orders.refresh(0.0)
+    assert (orders.drained, orders.leave_by_s) == (False, None)
+    store.set(P.drain("a"), encode(DrainRecord(node="a", deadline_s=5.0)), 0)
+    orders.refresh(1.0)
+    assert (orders.drained, orders.leave_by_s) == (True, 6.0)
+    orders.close()
+    store.close()

@@ -119,3 +119,77 @@ def test_two_nodes_that_drain_at_once_hand_over_to_a_third() -> None:
     world.drain("b")
     world.settle()
     assert world.ids() == ["w1", "w3"]
+
+
+def test_a_cordoned_node_keeps_who_it_has_and_gets_nobody() -> None:
+    world = running(2, nodes=1, slots=4, max_np=4)
+    world.cordon("a")
+    world.edit(np=4)
+    world.settle()
+    assert world.ids() == ["w1", "w2"]
+    world.join("b", 1)
+    world.settle()
+    assert [(w.worker, w.node) for w in world.plan().workers] == [("w1", "a"), ("w2", "a"), ("w3", "b")]
+    world.run_workers()
+    world.fail("w2")
+    world.settle()
+    assert [(w.worker, w.node) for w in world.plan().workers] == [("w1", "a"), ("w3", "b")]
+    world.cordon("a", cordoned=False)
+    world.settle()
+    assert len(world.ids()) == 4
+
+
+def test_a_new_job_waits_beside_a_cordoned_node_and_its_reason_counts_no_slots_there() -> None:
+    world = World()
+    world.join("a", 4)
+    world.cordon("a")
+    world.submit()
+    world.settle()
+    assert world.status().phase is Phase.PENDING
+    assert "0 slots on 0 nodes" in world.status().reason
+
+
+def test_nobody_gives_up_a_slot_of_a_cordoned_node_for_others_who_could_not_have_it() -> None:
+    world = running(4, nodes=1, slots=4, max_np=4)
+    world.cordon("a")
+    world.submit("equal", max_np=4)
+    world.submit("higher", priority=9, max_np=4, min_np=2)
+    world.settle()
+    assert world.ids() == ["w1", "w2", "w3", "w4"]
+    assert {world.status(name).phase for name in ("equal", "higher")} == {Phase.PENDING}
+    world.join("b", 2)
+    world.settle()
+    assert (len(world.ids()), len(world.ids("higher"))) == (4, 2)
+    assert {w.node for w in world.plan("higher").workers} == {"b"}
+
+
+def test_who_shrinks_leaves_the_open_nodes_first_because_others_can_use_them() -> None:
+    world = running(4, nodes=2, slots=2, max_np=4)
+    world.cordon("b")
+    world.submit("higher", priority=9, min_np=2, max_np=2)
+    world.settle()
+    assert {w.node for w in world.plan().workers} == {"b"}
+    world.let_go()
+    world.settle()
+    assert {w.node for w in world.plan("higher").workers} == {"a"}
+    assert {w.node for w in world.plan().workers} == {"b"}
+
+
+def test_a_cordoned_job_that_wants_less_shrinks() -> None:
+    world = running(4, nodes=1, slots=4, max_np=4)
+    world.cordon("a")
+    world.edit(np=1)
+    world.settle()
+    assert world.ids() == ["w1"]
+
+
+def test_a_spare_on_a_cordoned_node_takes_the_place_of_the_lost() -> None:
+    world = running(2, nodes=2, slots=2, spares=1, max_np=2)
+    world.run_workers()
+    spare = world.plan().spares[0]
+    world.cordon(spare.node)
+    world.settle()
+    assert world.plan().spares == (spare,)
+    world.fail("w2")
+    world.settle()
+    assert spare in world.plan().workers
