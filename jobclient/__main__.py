@@ -19,6 +19,7 @@ from edl_collective.coord.errors import CoordError, Disconnected
 from edl_collective.coord.key_file import load_or_create_key
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import NodeRecord, Rendezvous
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.zk_store import ZkStore
 from edl_collective.messages import AgentMessage
 from jobclient.agent import Agent
@@ -75,7 +76,7 @@ def _quieten(level: int) -> None:
 def _bind(config: Config, key: ClusterKey) -> NodeApi:
     """The HTTP endpoint, bound. Raises ConfigError."""
     try:
-        return NodeApi(make_app(config.log_dir, key.api_token, config.node), config.address, config.port)
+        return NodeApi(make_app(config.log_dir, key, config.node), config.address, config.port)
     except OSError as error:
         where = f"--address {config.address} --port {config.port}"
         raise ConfigError(f"cannot listen for {where}: {error.strerror}") from error
@@ -124,7 +125,8 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
     serving = loop.create_task(api.serve())
     try:
         if config.job is not None:
-            await asyncio.to_thread(ensure_job, store, Paths(config.zookeeper_root), config.job, time.time())
+            paths, signer = Paths(config.zookeeper_root), SpecSigner(key)
+            await asyncio.to_thread(ensure_job, store, paths, signer, config.job, time.time())
         await agent.run()
     finally:
         api.close()

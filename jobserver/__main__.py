@@ -19,6 +19,7 @@ from edl_collective.coord.errors import CoordError, Disconnected
 from edl_collective.coord.key_file import load_or_create_key
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.paths import Paths
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Store
 from edl_collective.coord.zk_store import ZkStore
 from jobserver.api import Service, create_app
@@ -63,10 +64,8 @@ def _serve(config: Config) -> None:
         url = f"http://{_reachable(config.host)}:{listener.getsockname()[1]}"
         store = _connect(config)
         try:
-            with _controller(config, store, url) as controller:
-                service = Service(
-                    store, Paths(config.zookeeper_root), controller, SystemClock(), key.api_token, config.changing
-                )
+            with _controller(config, store, url, SpecSigner(key)) as controller:
+                service = Service(store, Paths(config.zookeeper_root), controller, SystemClock(), key, config.changing)
                 logger.info("JobServer %s serves %s", config.server_name, url)
                 _run_http(service, listener, ended)
         finally:
@@ -109,7 +108,7 @@ def _connect(config: Config) -> ZkStore:
 
 
 @contextmanager
-def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
+def _controller(config: Config, store: Store, url: str, signer: SpecSigner) -> Iterator[Controller]:
     paths = Paths(config.zookeeper_root)
     rules = ReconcileConfig(
         finish_timeout_s=config.finish_timeout_s,
@@ -121,7 +120,7 @@ def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
         changing=config.changing,
     )
     leadership = Leadership(store, paths, config.server_name, url)
-    controller = Controller(store, paths, leadership, SystemClock(), rules, config.session_timeout_s)
+    controller = Controller(store, paths, leadership, SystemClock(), rules, signer, config.session_timeout_s)
     controller.start()
     try:
         yield controller

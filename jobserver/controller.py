@@ -28,6 +28,7 @@ from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import LeaderRecord, NodeRecord, Record, decode, encode
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
 from jobserver.death_watch import DeathWatch, Endpoint
 from jobserver.reading import Reading
@@ -60,7 +61,9 @@ class View:
     is decided about them is urgent.
     """
 
-    def __init__(self, mirror: Mirror, services: Mirror, paths: Paths, sight: Sight, clock: Clock) -> None:
+    def __init__(
+        self, mirror: Mirror, services: Mirror, paths: Paths, signer: SpecSigner, sight: Sight, clock: Clock
+    ) -> None:
         self._mirror = mirror
         self._services_mirror = services
         self._clock = clock
@@ -71,7 +74,7 @@ class View:
         self._lock = threading.Lock()
         self._values: Mapping[str, Versioned] = {}
         self._snapshot = Snapshot()
-        self._reading = Reading(paths)
+        self._reading = Reading(paths, signer)
         #: nodes whose record this process took away because their JobClient had died
         self.buried: frozenset[str] = frozenset()
 
@@ -119,9 +122,11 @@ class Controller:
         leadership: Leadership,
         clock: Clock,
         config: ReconcileConfig,
+        signer: SpecSigner,
         session_timeout_s: float = 0.0,
     ) -> None:
         self._store = store
+        self._signer = signer
         self._paths = paths
         self._leadership = leadership
         self._clock = clock
@@ -138,7 +143,7 @@ class Controller:
         self._awaited: frozenset[str] = frozenset()
         self._session_timeout_s = session_timeout_s
         self._shorter: frozenset[str] = frozenset()
-        self.view = View(self._mirror, self._services, paths, self._sight, clock)
+        self.view = View(self._mirror, self._services, paths, signer, self._sight, clock)
         #: why the last decision is as it is; "" while this server does not lead
         self.reason = ""
         #: what went wrong in the last turn of the loop, None if nothing did
@@ -259,7 +264,8 @@ class Controller:
                 self._update(action)
             case FillInSpec():
                 path = self._paths.spec(action.job)
-                self._store.transact([self._leadership.fence(), _write(path, action.spec, action.version)])
+                data = self._signer.sign(path, action.spec)  # what it was made from was signed
+                self._store.transact([self._leadership.fence(), Set(path, data, action.version)])
             case ForgetWorker():
                 path = self._paths.worker(action.job, action.worker)
                 self._store.transact([self._leadership.fence(), Delete(path, action.version)])
