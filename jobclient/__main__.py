@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from edl_collective.coord.access import Access
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.errors import CoordError, Disconnected
 from edl_collective.coord.key_file import load_or_create_key
@@ -45,7 +46,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         problem = host_name_problem(config.address, socket.gethostname())
         if problem is not None:
             logger.warning("%s", problem)
-        store = _connect(config)
+        store = _connect(config, key)
     except (ConfigError, CoordError) as error:
         print(f"jobclient: {error}", file=sys.stderr)
         return 2
@@ -82,11 +83,14 @@ def _bind(config: Config, key: ClusterKey) -> NodeApi:
         raise ConfigError(f"cannot listen for {where}: {error.strerror}") from error
 
 
-def _connect(config: Config) -> ZkStore:
+def _connect(config: Config, key: ClusterKey) -> ZkStore:
     """A session with ZooKeeper. Raises Disconnected after zookeeper_wait_s."""
 
+    access = Access.of_key(key, Paths(config.zookeeper_root), required=config.closed_tree)
+
     def attempt(timeout_s: float) -> ZkStore:
-        return ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s).start(timeout_s)
+        store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s, access=access)
+        return store.start(timeout_s)
 
     try:
         return attempt(min(_PATIENCE_S, config.zookeeper_wait_s))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from edl_collective.coord.access import ACL_MODES, off_loopback
 from edl_collective.coord.key_file import key_file
 from edl_collective.coord.paths import Paths, check_name
 from edl_collective.coord.records import JobSpec
@@ -68,6 +69,8 @@ class Config:
     log_dir: Path
     work_dir: Path
     key_file: Path
+    #: refuse a tree in ZooKeeper that everybody may change
+    closed_tree: bool
     #: where the JobClient was started, and where drivers run; it may be gone by then
     start_dir: Path
     log_level: int
@@ -114,6 +117,11 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "session_timeout": (
         "SECONDS",
         "silence after which the cluster takes this node for dead; at least that of the JobServers (default: 10)",
+    ),
+    "zookeeper_acl": (
+        "key|open",
+        "who may read and change EDL's tree in ZooKeeper: who holds the cluster key, or everybody "
+        "(default: key, but for a new tree open when ZooKeeper and --address are on the loopback)",
     ),
     "drain_timeout": (
         "SECONDS",
@@ -220,10 +228,20 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         work_dir=Path(text("work_dir", ".")).absolute(),
         start_dir=Path.cwd(),
         key_file=key_file(text("key_file", ""), environ),
+        closed_tree=closed_tree(values, address),
         log_level=_integer("log_level", values.get("log_level", 20)),
         job=_job(values),
         environ=dict(environ),
     )
+
+
+def closed_tree(values: Mapping[str, object], address: str) -> bool:
+    """Whether --zookeeper-acl asks for a tree that is closed. Raises ConfigError."""
+    mode = str(values.get("zookeeper_acl", ""))
+    if mode and mode not in ACL_MODES:
+        raise ConfigError(f"--zookeeper-acl is {mode!r}: it must be {' or '.join(ACL_MODES)}")
+    zookeeper = str(values.get("zookeeper", "127.0.0.1:2181"))
+    return mode == "key" or (not mode and off_loopback(zookeeper, address))
 
 
 def _job(values: Mapping[str, object]) -> JobSpec | None:

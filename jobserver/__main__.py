@@ -14,6 +14,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from edl_collective.coord.access import Access
+from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.errors import CoordError, Disconnected
 from edl_collective.coord.key_file import load_or_create_key
@@ -62,7 +64,7 @@ def _serve(config: Config) -> None:
     listener = _listen(config.host, config.server_port)
     with listener:
         url = f"http://{_reachable(config.host)}:{listener.getsockname()[1]}"
-        store = _connect(config)
+        store = _connect(config, key)
         try:
             with _controller(config, store, url, SpecSigner(key)) as controller:
                 service = Service(store, Paths(config.zookeeper_root), controller, SystemClock(), key, config.changing)
@@ -98,9 +100,10 @@ def _reachable(host: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-def _connect(config: Config) -> ZkStore:
+def _connect(config: Config, key: ClusterKey) -> ZkStore:
     logger.info("connecting to ZooKeeper at %s", config.zookeeper)
-    store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s)
+    access = Access.of_key(key, Paths(config.zookeeper_root), required=config.closed_tree)
+    store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s, access=access)
     try:
         return store.start(config.zookeeper_wait_s)
     except Disconnected as error:

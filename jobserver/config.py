@@ -5,7 +5,6 @@ environment. The options of the predecessor's start script become a Changing rul
 """
 
 import argparse
-import ipaddress
 import math
 import os
 import re
@@ -15,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edl_collective.coord.access import is_loopback
 from edl_collective.coord.key_file import KEY_FILE_VARIABLE, key_file
 from edl_collective.coord.paths import Paths, check_name
 from edl_collective.coord.records import ChangeRule
-from jobclient.config import machine_slots
+from jobclient.config import closed_tree, machine_slots
 from jobserver.changing import Changing
 
 DEFAULT_PORT = 8180
@@ -53,6 +53,8 @@ class Config:
     key_file: Path = Path("~/.edl/key")
     #: the key file was named by somebody, not made up as a default
     key_file_given: bool = False
+    #: refuse a tree in ZooKeeper that everybody may change
+    closed_tree: bool = False
     server_name: str = "server"
     finish_timeout_s: float = 120.0
     save_timeout_s: float = 3600.0
@@ -89,14 +91,6 @@ class Config:
             )
 
 
-def is_loopback(host: str) -> bool:
-    """True when only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 OPTIONS: dict[str, tuple[str, str]] = {
     "zookeeper": ("HOSTS", "host:port[,host:port] (default: 127.0.0.1:2181)"),
     "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),
@@ -104,6 +98,11 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "session_timeout": (
         "SECONDS",
         "silence after which another JobServer may lead; at most that of the JobClients (default: 10)",
+    ),
+    "zookeeper_acl": (
+        "key|open",
+        "who may read and change EDL's tree in ZooKeeper: who holds the cluster key, or everybody "
+        "(default: key, but for a new tree open when ZooKeeper and --host are on the loopback)",
     ),
     "host": ("HOST", "address to listen on (default: 127.0.0.1; others need --key-file)"),
     "server_port": ("PORT", f"port of the HTTP interface, 0: any free one (default: {DEFAULT_PORT})"),
@@ -201,6 +200,7 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         server_port=_integer(values, "server_port", DEFAULT_PORT),
         key_file=key_file(None if given_key is None else str(given_key), environ),
         key_file_given=given_key is not None,
+        closed_tree=closed_tree(values, str(values.get("host", "127.0.0.1"))),
         server_name=str(values.get("server_name") or socket.gethostname()),
         finish_timeout_s=_number(values, "finish_timeout", 120.0),
         save_timeout_s=_number(values, "save_timeout", 3600.0),

@@ -10,6 +10,8 @@ import hmac
 from dataclasses import dataclass, field
 
 MIN_KEY_BYTES = 16
+#: holds ClusterKey.services_token for students and teachers, who are given no key
+SERVICES_TOKEN_VARIABLE = "EDL_SERVICES_TOKEN"  # noqa: S105  a name
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class Api:
 
     def __init__(self, server: str, key: Path) -> None:
         self._server = server.rstrip("/")
-        self._key = key
+        self.key = key
 
     def get(self, path: str, **query: str | int) -> Any:
         return self._request("GET", path, query=query).json()
@@ -78,7 +78,7 @@ class Api:
 
     def _token(self) -> str:
         try:
-            return load_key(self._key).api_token
+            return load_key(self.key).api_token
         except CoordError as error:
             raise BadInput(str(error)) from error
 
