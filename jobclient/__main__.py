@@ -21,6 +21,7 @@ from edl_collective.coord.key_file import load_or_create_key
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import NodeRecord, Rendezvous
 from edl_collective.coord.signing import SpecSigner
+from edl_collective.coord.tls import server_context
 from edl_collective.coord.zk_store import ZkStore
 from edl_collective.messages import AgentMessage
 from jobclient.agent import Agent
@@ -77,7 +78,8 @@ def _quieten(level: int) -> None:
 def _bind(config: Config, key: ClusterKey) -> NodeApi:
     """The HTTP endpoint, bound. Raises ConfigError."""
     try:
-        return NodeApi(make_app(config.log_dir, key, config.node), config.address, config.port)
+        tls = server_context(key, [config.address, socket.gethostname()]) if config.tls else None
+        return NodeApi(make_app(config.log_dir, key, config.node), config.address, config.port, tls)
     except OSError as error:
         where = f"--address {config.address} --port {config.port}"
         raise ConfigError(f"cannot listen for {where}: {error.strerror}") from error
@@ -112,6 +114,7 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
         labels=dict(config.labels),
         started_at=time.time(),
         session_timeout_s=config.session_timeout_s,
+        tls=config.tls,
     )
     rendezvous = RendezvousServer()
     await rendezvous.start()

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from starlette.routing import Route
 
 from edl_collective.coord.auth import ClusterKey, same
 from edl_collective.coord.paths import check_name
+from jobclient.http_limits import LimitedHttp
 
 DEFAULT_LIMIT_BYTES = 64 * 1024
 MAX_LIMIT_BYTES = 1024 * 1024
@@ -71,12 +73,16 @@ def make_app(log_dir: Path, key: ClusterKey, node: str) -> Starlette:
 class NodeApi:
     """The endpoint from `start` to `close`; `port` is the one that was bound."""
 
-    def __init__(self, app: Starlette, address: str, port: int) -> None:
-        """Binds at once. Raises OSError if the port is taken or the address is not this machine's."""
+    def __init__(self, app: Starlette, address: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Binds at once. `tls`: None for plain HTTP. Raises OSError if the port is taken or the address not ours."""
         family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         self._socket = socket.create_server(where[:2], family=family)
         self.port: int = self._socket.getsockname()[1]
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", interface="asgi3")
+        config = uvicorn.Config(
+            app, http=LimitedHttp, log_config=None, access_log=False, lifespan="off", ws="none", interface="asgi3"
+        )
+        config.load()
+        config.ssl = tls
         self._server = _Server(config)
 
     async def serve(self) -> None:

@@ -7,6 +7,7 @@ its end touches no job.
 import logging
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,9 @@ from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Store
+from edl_collective.coord.tls import server_context, server_context_of
 from edl_collective.coord.zk_store import ZkStore
+from jobclient.http_limits import LimitedHttp
 from jobserver.api import Service, create_app
 from jobserver.config import Config, ConfigError, from_process
 from jobserver.controller import Controller
@@ -61,15 +64,16 @@ def _quieten(level: int) -> None:
 def _serve(config: Config) -> None:
     ended = _on_signals()
     key = load_or_create_key(config.key_file)
+    tls = _tls(config, key)
     listener = _listen(config.host, config.server_port)
     with listener:
-        url = f"http://{_reachable(config.host)}:{listener.getsockname()[1]}"
+        url = f"{'https' if tls else 'http'}://{_reachable(config.host)}:{listener.getsockname()[1]}"
         store = _connect(config, key)
         try:
             with _controller(config, store, url, SpecSigner(key)) as controller:
                 service = Service(store, Paths(config.zookeeper_root), controller, SystemClock(), key, config.changing)
                 logger.info("JobServer %s serves %s", config.server_name, url)
-                _run_http(service, listener, ended)
+                _run_http(service, listener, ended, tls)
         finally:
             store.close()
     logger.info("JobServer %s ends", config.server_name)
@@ -131,15 +135,29 @@ def _controller(config: Config, store: Store, url: str, signer: SpecSigner) -> I
         controller.stop()
 
 
-def _run_http(service: Service, listener: socket.socket, ended: threading.Event) -> None:
+def _tls(config: Config, key: ClusterKey) -> ssl.SSLContext | None:
+    """Raises TlsError."""
+    if not config.tls:
+        return None
+    if config.tls_cert is not None:
+        return server_context_of(config.tls_cert, config.tls_key)
+    return server_context(key, [config.host, socket.gethostname(), socket.getfqdn()])
+
+
+def _run_http(
+    service: Service, listener: socket.socket, ended: threading.Event, tls: ssl.SSLContext | None = None
+) -> None:
     """Serve until `ended`; on a thread, because uvicorn would answer a signal by dying of it."""
     settings = uvicorn.Config(
         create_app(service),
+        http=LimitedHttp,
         log_config=None,
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
+    settings.load()
+    settings.ssl = tls
     server = uvicorn.Server(settings)
 
     def serve() -> None:

@@ -5,6 +5,7 @@ which is signed with it, and needs no leader; each error is {"error": one senten
 Decisions are taken elsewhere.
 """
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -50,6 +51,7 @@ from jobserver.snapshot import Job, Snapshot
 logger = logging.getLogger(__name__)
 
 WRITE_ATTEMPTS = 5
+BODY_TIMEOUT_S = 30.0
 #: how long a request waits for a session that was interrupted: one that begins anew is there in a moment
 PATIENCE_S = 1.0
 
@@ -233,10 +235,14 @@ class Service:
 async def read_body(request: Request) -> bytes:
     """The body, refused when it is larger than any request needs."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {BODY_TIMEOUT_S:g} s") from None
     return bytes(body)
 
 

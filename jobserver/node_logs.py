@@ -12,6 +12,7 @@ from fastapi import Response
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.records import NodeRecord
+from edl_collective.coord.tls import client_context
 from jobserver.api_models import ApiError
 
 LOG_TIMEOUT_S = 10.0
@@ -25,7 +26,7 @@ def fetch_log(key: ClusterKey, node: NodeRecord, job: str, worker: str, offset: 
         raise ApiError(422, f"offset is {offset}: it must be a number of bytes, at least 0", "offset")
     path = f"/logs/{quote(job)}/{quote(worker)}?offset={offset}&limit={min(max(limit, 1), MAX_LOG_BYTES)}"
     try:  # a record may hold an address that no host can have
-        with closing(http.client.HTTPConnection(node.address, node.port, timeout=LOG_TIMEOUT_S)) as connection:
+        with closing(_connection(key, node)) as connection:
             token = key.log_token(node.node, job, worker)
             connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
             answer = connection.getresponse()
@@ -39,3 +40,9 @@ def fetch_log(key: ClusterKey, node: NodeRecord, job: str, worker: str, offset: 
         raise ApiError(502, f"the JobClient of node {node.node} answered {answer.status} for the log")
     headers = {name: value for name, value in answer.getheaders() if name.lower().startswith("x-edl-")}
     return Response(body, media_type="text/plain; charset=utf-8", headers=headers)
+
+
+def _connection(key: ClusterKey, node: NodeRecord) -> http.client.HTTPConnection:
+    if node.tls:
+        return http.client.HTTPSConnection(node.address, node.port, timeout=LOG_TIMEOUT_S, context=client_context(key))
+    return http.client.HTTPConnection(node.address, node.port, timeout=LOG_TIMEOUT_S)

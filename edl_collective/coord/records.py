@@ -44,6 +44,8 @@ class NodeRecord(Record, frozen=True, kw_only=True):
     started_at: float = 0.0
     #: of its JobClient's session, as asked for; None if it does not say
     session_timeout_s: float | None = None
+    #: its HTTP endpoint speaks TLS, with a certificate that proves the cluster key
+    tls: bool = False
 
 
 class DrainRecord(Record, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ a traceback. Imports neither torch nor a web framework.
 
 import functools
 import json
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,9 +37,12 @@ class BadInput(click.ClickException):
 class Api:
     """The JobServer's HTTP interface."""
 
-    def __init__(self, server: str, key: Path) -> None:
+    def __init__(self, server: str, key: Path, token: str | None = None, ca: str | None = None) -> None:
+        """key: file of the cluster key, not needed with a token and, where the server speaks TLS, `ca`: a PEM file."""
         self._server = server.rstrip("/")
         self.key = key
+        self._given_token = token
+        self._ca = ca
 
     def get(self, path: str, **query: str | int) -> Any:
         return self._request("GET", path, query=query).json()
@@ -61,7 +65,7 @@ class Api:
         url = f"{self._server}/api/v1{path}"
         # Without TLS there are no certificates to load, which takes longer than the request; a JobServer is reached
         # directly, never through a proxy that the environment names.
-        tls = url.startswith("https:")
+        tls = self._tls() if url.startswith("https:") else False
         try:
             with httpx.Client(verify=tls, trust_env=False, timeout=TIMEOUT_S) as http:
                 answer = http.request(method, url, params=query, json=body, headers=headers)
@@ -78,7 +82,15 @@ class Api:
 
     def _token(self) -> str:
         try:
-            return load_key(self.key).api_token
+            return self._given_token or load_key(self.key).api_token
+        except CoordError as error:
+            raise BadInput(str(error)) from error
+
+    def _tls(self) -> ssl.SSLContext:
+        from edl_collective.coord import tls
+
+        try:
+            return tls.client_context_of(self._ca) if self._ca else tls.client_context(load_key(self.key))
         except CoordError as error:
             raise BadInput(str(error)) from error
 
@@ -95,10 +107,18 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--server", envvar="EDL_SERVER", default=DEFAULT_SERVER, show_default=True, help="URL of a JobServer")
     @click.option("--key-file", envvar="EDL_KEY_FILE", default=None, help="the cluster key (default: ~/.edl/key)")
+    @click.option("--token", envvar="EDL_TOKEN", default=None, help="instead of the key, from `edl token --read-only`")
+    @click.option(
+        "--tls-ca",
+        envvar="EDL_TLS_CA",
+        default=None,
+        metavar="FILE",
+        help="whom an https server descends from: a PEM file, or 'system' (default: whoever has the cluster key)",
+    )
     @click.option("--json", "as_json", is_flag=True, help="print JSON")
     @functools.wraps(command)
-    def wrapped(*, server: str, key_file: str | None, **arguments: Any) -> None:
-        command(api=Api(server, key_path(key_file)), **arguments)
+    def wrapped(*, server: str, key_file: str | None, token: str | None, tls_ca: str | None, **arguments: Any) -> None:
+        command(api=Api(server, key_path(key_file), token, tls_ca), **arguments)
 
     return wrapped
 

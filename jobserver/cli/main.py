@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "nodes": ("jobserver.cli.nodes", "List the nodes and their workers."),
     "drain": ("jobserver.cli.nodes", "Let all workers leave a node at a step boundary."),
     "undrain": ("jobserver.cli.nodes", "Let a drained node take workers again."),
+    "token": ("jobserver.cli.tokens", "Print a token for those who are not to have the cluster key."),
+    "certificate": ("jobserver.cli.tokens", "Print the certificate authority of the cluster."),
     "teacher": ("jobserver.cli.teacher", "Serve models to students, and watch teachers."),
     "drill": ("jobserver.cli.drill", "Break things on a private cluster, and see that training goes on."),
     "ckpt": ("jobserver.cli.ckpt", "Look at checkpoints."),

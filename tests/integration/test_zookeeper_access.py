@@ -110,7 +110,7 @@ def test_a_stranger_neither_reads_nor_changes_anything(place: Place) -> None:
 def test_another_key_is_told_so(place: Place) -> None:
     place.with_key()
     for required in (True, False):
-        with pytest.raises(AccessDenied, match="another cluster key.*--key-file"):
+        with pytest.raises(AccessDenied, match=r"another cluster key.*--key-file"):
             place.with_key(OTHER, required=required)
     with pytest.raises(AccessDenied):
         place.enter(Access.of_services(OTHER.services_token, place.paths))
