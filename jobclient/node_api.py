@@ -126,10 +126,12 @@ def _read(path: Path, offset: int, limit: int) -> bytes:
         descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     finally:
         os.close(folder)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
-        file.seek(offset)
+        file.seek(min(offset, status.st_size))  # a file system has its own idea of what cannot be
         return file.read(limit)
 
 

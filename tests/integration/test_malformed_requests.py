@@ -1,4 +1,4 @@
-"""Malformed requests: what a generator makes of the interface's description, and bytes that are no HTTP: never a 5xx."""
+"""Malformed requests: what a generator makes of the interface's description, and bytes that are no HTTP."""
 
 import socket
 import threading
@@ -73,14 +73,11 @@ def test_what_is_generated_from_the_description_breaks_nothing(server: Server, w
         @settings(max_examples=EXAMPLES if varies else 1, database=None, suppress_health_check=list(HealthCheck))
         def attack(case: schemathesis.Case) -> None:
             sent = case.as_transport_kwargs(base_url="http://server")
-            parts = {name: sent[name] for name in ("params", "json", "data") if sent.get(name) is not None}
-            if not isinstance(parts.get("data"), bytes | None):
-                parts["data"] = str(parts["data"]).encode("utf-8", "replace")
-            if "data" in parts:
-                parts["content"] = parts.pop("data")
-            answer = server.http.request(
-                sent["method"], sent["url"].removeprefix("http://server"), headers=headers, **parts
-            )
+            path, data = sent["url"].removeprefix("http://server"), sent.get("data")
+            parts = {name: sent[name] for name in ("params", "json") if sent.get(name) is not None}
+            if data is not None:
+                parts["content"] = data if isinstance(data, bytes) else str(data).encode("utf-8", "replace")
+            answer = server.http.request(sent["method"], path, headers=headers, **parts)
             # 502: the node of the log does not listen
             assert answer.status_code < 500 or answer.status_code == 502, (sent, answer.text)
             seen.append(answer.status_code)
@@ -113,12 +110,13 @@ def test_a_spec_with_any_values_is_an_answer(server: Server, fields: dict[str, A
     [
         (b"", 400),
         (b"\xff\xfe", 400),
-        (b"[" * 100_000, 400),
+        (b"[" * 60_000, 400),
+        (b'{"a":' * 12_000, 400),
         (b'{"job":' + b'"a",' * 10, 400),
         (b'{"job": "x", "command": ["' + b"a" * 70_000 + b'"]}', 413),
         (b" " * (MAX_BODY_BYTES + 1), 413),
-        (b'{"job": "x", "command": ["a"], "min_np": 1e400}', 422),
-        (b'{"job": "x", "command": ["a"], "min_np": ' + b"9" * 5000 + b"}", 422),
+        (b'{"job": "x", "command": ["a"], "min_np": 1e400}', 400),
+        (b'{"job": "x", "command": ["a"], "min_np": ' + b"9" * 5000 + b"}", 400),
         (b'{"job": "../x", "command": ["a"]}', 422),
         (b'{"job": "x\\u0000", "command": ["a"]}', 422),
     ],
@@ -164,7 +162,8 @@ def _sent(address: tuple[str, int], raw: bytes) -> bytes:
     with socket.create_connection(address, timeout=30) as connection:
         try:
             connection.sendall(raw)
-            connection.shutdown(socket.SHUT_WR)
+            if b"Connection: close" not in raw:
+                connection.shutdown(socket.SHUT_WR)
             while part := connection.recv(65536):
                 heard += part
         except ConnectionError:
