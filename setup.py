@@ -45,9 +45,17 @@ INSTALL_REQUIRES = [
     "xxhash>=3.4",
 ]
 
-HDFS = ["hdfs-native>=0.13"]
+#: the first with hsync
+HDFS = ["hdfs-native>=0.14.7"]
+HDFS3 = ["hdfs3>=0.3.1"]
+LIBHDFS = ["pyarrow>=14.0"]
+#: with an older one pip takes minutes to find a boto3 that moto and s3fs agree on
+S3 = ["s3fs>=2026.9"]
+TENSORBOARD = ["tensorboard>=2.15"]
 WEBHDFS = ["requests>=2.31"]
 TRITON_CLIENT = "tritonclient[http]>=2.40"
+#: brings grpcio and protobuf
+TRITON_GRPC_CLIENT = "tritonclient[grpc]>=2.40"
 EXAMPLE = ["pillow>=11.0", "scikit-learn>=1.5"]
 
 EXTRAS = {
@@ -58,11 +66,20 @@ EXTRAS = {
     "horovod": ["horovod==0.28.1"],
     "hdfs": HDFS,
     "webhdfs": WEBHDFS,
-    "hdfs3": ["hdfs3>=0.3.1"],
+    "libhdfs": LIBHDFS,
+    "hdfs3": HDFS3,
+    "s3": S3,
+    "tensorboard": TENSORBOARD,
     "example": EXAMPLE,
-    "bench": [*EXAMPLE, "torchft-nightly", TRITON_CLIENT],
+    "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, TRITON_GRPC_CLIENT, *HDFS],
     "test": [
+        # Names the boto3 that s3fs agrees with; moto takes any.
+        "aiobotocore[boto3]>=3.0",
+        # With flask-cors what the server of moto needs; its own extra brings much more.
+        "flask>=3.0",
+        "flask-cors>=5.0",
         "hypothesis>=6.100",
+        "moto[s3]>=5.0",
         "mypy>=1.13",
         "pytest>=8.3",
         "pytest-asyncio>=0.24",
@@ -72,7 +89,11 @@ EXTRAS = {
         "safetensors>=0.4",
         "schemathesis>=4.0",
         TRITON_CLIENT,
+        *TENSORBOARD,
         *HDFS,
+        *HDFS3,
+        *LIBHDFS,
+        *S3,
         *WEBHDFS,
         *EXAMPLE,
     ],

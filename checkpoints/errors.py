@@ -46,12 +46,20 @@ class CheckpointTimeout(CheckpointUnavailable):
     """Raised when the file system did not answer in time."""
 
 
+class CheckpointLeaseLost(CheckpointError):
+    """Raised when a file that is being written was taken over or removed by somebody else; the save is over."""
+
+
 class CheckpointUnsupported(CheckpointError):
     """Raised when no driver serves the URL, its package is missing, or the driver cannot do the operation."""
 
 
 class CheckpointDamaged(CheckpointError):
     """Raised when checkpoints are there and none that was asked for passes its checks."""
+
+
+class CheckpointMismatch(CheckpointError):
+    """Raised when what a checkpoint holds does not fit the object it is to be loaded into."""
 
 
 class StateNotSupported(CheckpointError, TypeError):

@@ -4,6 +4,8 @@
         model-00000-of-00001.safetensors              shards
         optimizer-00000-of-00001.safetensors
         manifest.json                                 last, written once
+        pinned                                        there while a person keeps it
+    <root>/LATEST                                     the name of an attempt, a hint that is never trusted
 
 A checkpoint exists if and only if its manifest is there and validates itself.
 
@@ -27,6 +29,8 @@ from checkpoints.train_status import TrainStatus
 #: Where a job saves when nobody said where. Not "checkpoints": in a checkout that is this package.
 DEFAULT_FOLDER = "edl_checkpoints"
 MANIFEST = "manifest.json"
+PIN = "pinned"
+LATEST = "LATEST"
 FORMAT = "edl-checkpoint"
 VERSION = 1
 #: A manifest of 10,000 shards takes about 1 MB; more than this is not a manifest.

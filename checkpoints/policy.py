@@ -1,61 +1,77 @@
-"""Which attempts may be collected after a save. [pure]
+"""When to save: by epoch, step, time, or because it was asked for. [pure]
 
-Invariant: the newest valid checkpoint is never collected, nor any attempt that is not older than the one just
-committed: it may be a save in progress, or the work of a newer driver that this saver knows nothing about.
+Invariants:
+- The timer counts from the last save and from nothing else: the end of an epoch does not set it back, so a job whose
+  epochs are shorter than the interval is saved all the same.
+- Epochs and steps count from the beginning of the run, not of the process: after a restart the same ones are due.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
-from enum import Enum
 
-from checkpoints.layout import AttemptName
-
-
-class Condition(Enum):
-    """What a look at an attempt found: sizes are compared, contents are not read."""
-
-    VALID = "valid"
-    DAMAGED = "damaged"  # a manifest is there, and it or a shard does not fit
-    UNFINISHED = "unfinished"  # no manifest: a save in progress, or one that died
-    UNKNOWN = "unknown"  # a manifest of a later version, which is not ours to judge
+from checkpoints.train_status import TrainStatus
 
 
 @dataclass(frozen=True)
-class Collect:
-    """An attempt that may go, and why."""
+class Every:
+    """Save when any of these is due.
 
-    attempt: AttemptName
-    reason: str
-
-
-def collectable(found: Iterable[tuple[AttemptName, Condition]], ours: AttemptName, keep: int) -> list[Collect]:
-    """Decide what to collect, oldest first.
-
-    Args:
-        found: every attempt in the folder with its condition.
-        ours: the attempt that was committed just now.
-        keep: valid checkpoints to keep, at least 1.
+    Attributes:
+        epochs: at the end of each so many epochs; None leaves them out, and so below.
+        steps: each so many optimizer steps.
+        seconds: so many seconds after the last save began.
 
     Raises:
-        ValueError: if keep is less than 1.
+        ValueError: if none is given, or one is out of range.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1; it is {keep}")
-    known = dict(found)
-    valid = sorted((a for a, condition in known.items() if condition is Condition.VALID), reverse=True)
-    if ours not in valid:
-        return []  # what we wrote cannot be seen: no ground to delete anything on
-    chosen = [Collect(a, f"{keep} newer ones are kept") for a in valid[keep:]]
-    chosen += [
-        Collect(a, f"{condition.value}, and older than a valid checkpoint")
-        for a, condition in known.items()
-        if condition in (Condition.DAMAGED, Condition.UNFINISHED) and _step(a) < _step(ours)
-    ]
-    return sorted((item for item in chosen if item.attempt < ours), key=lambda item: item.attempt)
+
+    epochs: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.steps is None and self.seconds is None:
+            raise ValueError("Every() needs epochs=, steps= or seconds=; to save at each call leave `every` out")
+        for name, value in (("epochs", self.epochs), ("steps", self.steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; it is {value}")
+        if self.seconds is not None and not (self.seconds > 0 and math.isfinite(self.seconds)):
+            raise ValueError(f"seconds must be positive; it is {self.seconds}")
 
 
-def _step(attempt: AttemptName) -> tuple[int, int]:
-    """The order without number and token: an unfinished attempt at our own step may be a second saver at work."""
-    return attempt.driver_epoch, attempt.global_step
+@dataclass(frozen=True)
+class Mark:
+    """Where the training stood when it was last saved, or when it began, and when that was by the caller's clock."""
+
+    epoch_no: int
+    global_step: int
+    time_s: float
+
+
+def mark(status: TrainStatus, time_s: float) -> Mark:
+    """The mark of a status."""
+    return Mark(status.epoch_no, status.global_step, time_s)
+
+
+def due(every: Every | None, last: Mark, now: Mark, asked: str | None = None) -> str | None:
+    """Why a save is due now, in words; None if it is not.
+
+    Args:
+        every: the rules; None saves at each call.
+        last: at the last save, or at the beginning.
+        now: at this call.
+        asked: why somebody asked for a save at the next occasion, None if nobody did.
+    """
+    if asked is not None:
+        return asked
+    if every is None:
+        return "each call saves"
+    if every.epochs is not None and (now.epoch_no + 1) // every.epochs > (last.epoch_no + 1) // every.epochs:
+        return f"epoch {now.epoch_no} is complete"
+    if every.steps is not None and now.global_step // every.steps > last.global_step // every.steps:
+        return f"{every.steps} steps"
+    if every.seconds is not None and now.time_s - last.time_s >= every.seconds:
+        return f"{every.seconds:g} s since the last save"
+    return None

@@ -13,15 +13,24 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from checkpoints import store
-from checkpoints.drivers import Driver, open_driver
+from checkpoints.drivers import Driver, opened
 from checkpoints.drivers.base import read_file
-from checkpoints.errors import CheckpointError, CheckpointExists, CheckpointUnavailable, StateNotSupported
+from checkpoints.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointExists,
+    CheckpointLeaseLost,
+    CheckpointNotFound,
+    CheckpointUnavailable,
+)
+from checkpoints.fleet import FileSystem, place
 from checkpoints.layout import MANIFEST, MANIFEST_LIMIT_BYTES, TOKEN_DIGITS, AttemptName, Manifest, Shard, ShardName
-from checkpoints.policy import Condition
-from checkpoints.shard_file import write_shard
+from checkpoints.retention import Condition, Keep
+from checkpoints.shard_writer import Source, write_shard
+from checkpoints.staging import states_of, streamed
 from checkpoints.store import CheckpointInfo, Examined
 from checkpoints.train_status import TrainStatus
 
@@ -33,35 +42,83 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 3.0
 
 
+@overload
 def save_checkpoint(
-    url: str,
-    status: TrainStatus,
+    path: str,
+    train_status: TrainStatus,
     *,
     state: Mapping[str, Any],
+    trainer_id: Literal[0] = 0,
     driver_epoch: int = 0,
-    keep: int | None = 3,
+    keep: int | Keep | None = 3,
+    remain_all_checkpoint: bool = False,
     driver: str | Driver | None = None,
+    fs: FileSystem | None = None,
+    hdfs_name: str | None = None,
+    hdfs_ugi: str | None = None,
+    retry_s: float = 60.0,
+    now: Callable[[], datetime] = ...,
+) -> CheckpointInfo: ...
+
+
+@overload
+def save_checkpoint(
+    path: str,
+    train_status: TrainStatus,
+    *,
+    state: Mapping[str, Any],
+    trainer_id: int,
+    driver_epoch: int = 0,
+    keep: int | Keep | None = 3,
+    remain_all_checkpoint: bool = False,
+    driver: str | Driver | None = None,
+    fs: FileSystem | None = None,
+    hdfs_name: str | None = None,
+    hdfs_ugi: str | None = None,
+    retry_s: float = 60.0,
+    now: Callable[[], datetime] = ...,
+) -> CheckpointInfo | None: ...
+
+
+def save_checkpoint(
+    path: str,
+    train_status: TrainStatus,
+    *,
+    state: Mapping[str, Any],
+    trainer_id: int = 0,
+    driver_epoch: int = 0,
+    keep: int | Keep | None = 3,
+    remain_all_checkpoint: bool = False,
+    driver: str | Driver | None = None,
+    fs: FileSystem | None = None,
+    hdfs_name: str | None = None,
+    hdfs_ugi: str | None = None,
     retry_s: float = 60.0,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> CheckpointInfo:
-    """Save a checkpoint and collect what is no longer kept; one process of the job calls it.
+) -> CheckpointInfo | None:
+    """Save a checkpoint and collect what is no longer kept. Names and arguments are those of Paddle EDL, where it had
+    them; who starts anew may prefer CheckpointManager.
 
     Args:
-        url: the job's checkpoint folder on any file system; made if it is not there.
-        status: where the training stands; its global_step is the checkpoint's order within a driver epoch.
+        path: the job's checkpoint folder on any file system, a path or a URL; made if it is not there.
+        train_status: where the training stands; its global_step is the checkpoint's order within a driver epoch.
         state: by name, objects with `state_dict()` or what such a method returns: nested dicts and lists of tensors,
             numpy arrays, numbers, strings and None.
+        trainer_id: the rank; only 0 saves, others return at once.
         driver_epoch: epoch of the driver that this worker belongs to; a worker of an older driver never wins over one
             of a newer.
-        keep: valid checkpoints to keep, at least 1, and the remains of dead saves go with
-            the rest; None removes nothing.
+        keep: how many of the newest valid checkpoints stay, at least 1, or rules for that (Keep); the rest goes, and
+            the remains of dead saves. None removes nothing.
+        remain_all_checkpoint: the same as keep=None.
         driver: which driver to use, by default the one of the URL's scheme.
+        fs: LocalFS(), HDFSClient(...), or the same as `driver`.
+        hdfs_name, hdfs_ugi: the NameNode as "hdfs://host:port", and "user,password", for a path without them.
         retry_s: how long a file is written again when writing it fails although the file system answers: a dead
             HDFS DataNode is offered to writers until its NameNode notices. An outage is raised at once.
         now: the wall clock, for the time shown to people.
 
     Returns:
-        What was committed.
+        What was committed; None on a trainer that does not save.
 
     Raises:
         StateNotSupported: if the state holds something that cannot be stored without pickling.
@@ -69,54 +126,66 @@ def save_checkpoint(
         CheckpointPermission, CheckpointQuota, CheckpointUnavailable: if the file system refuses or fails; the previous
             checkpoint is untouched then.
     """
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1, or None to keep all; it is {keep}")
+    rules = Keep(keep) if isinstance(keep, int) else keep
     if driver_epoch < 0:
         raise ValueError(f"driver_epoch must not be negative; it is {driver_epoch}")
-    shards = {ShardName(name): _state_of(value) for name, value in state.items()}
-    target = open_driver(url, driver)
-    try:
-        attempt = _next_attempt(target, status, driver_epoch)
-        manifest = _write(target, attempt, status, shards, now(), _Retry(target, str(attempt), retry_s))
-        if keep is not None:
-            _collect(target, attempt, keep)
-    finally:
-        if target is not driver:
-            target.close()
-    return Examined(attempt, Condition.VALID, manifest, None).info(url)
+    if trainer_id != 0:
+        return None
+    url, chosen = place(path, fs, hdfs_name, hdfs_ugi)
+    sources = streamed(states_of(state))
+    with opened(url, driver or chosen) as target:
+        return commit(
+            target,
+            train_status,
+            sources,
+            driver_epoch=driver_epoch,
+            keep=None if remain_all_checkpoint else rules,
+            retry_s=retry_s,
+            now=now,
+        )
 
 
-def _state_of(value: Any) -> Any:
-    method = getattr(value, "state_dict", None)
-    return method() if callable(method) else value
+def commit(
+    driver: Driver,
+    status: TrainStatus,
+    sources: Mapping[ShardName, Source],
+    *,
+    driver_epoch: int,
+    keep: Keep | None,
+    retry_s: float,
+    now: Callable[[], datetime],
+    progress: Callable[[int], None] = lambda _: None,
+) -> CheckpointInfo:
+    """Write a checkpoint and collect what is no longer kept; see `save_checkpoint`.
+
+    Args:
+        sources: by shard, what to write; read again when a file is written again.
+        progress: called with the bytes of each chunk when it is written.
+    """
+    attempt = _next_attempt(driver, status, driver_epoch)
+    retry = _Retry(driver, str(attempt), retry_s)
+    driver.make_dirs(str(attempt))
+    shards: list[Shard] = []
+    for name, source in sources.items():
+        path = f"{attempt}/{name}"
+        shards.append(retry.until_done(partial(write_shard, driver, path, str(name), source, progress), clear=path))
+    manifest = Manifest(attempt, status, tuple(shards), now().isoformat(timespec="seconds"))
+    retry.until_done(partial(_write_manifest, driver, f"{attempt}/{MANIFEST}", manifest.to_bytes()))
+    _after_commit(driver, attempt, keep)
+    return Examined(attempt, Condition.VALID, manifest, None).info(driver.url)
 
 
 def _next_attempt(driver: Driver, status: TrainStatus, driver_epoch: int) -> AttemptName:
     present = store.attempts(driver)
     number = max((attempt.number for attempt in present), default=0) + 1
-    return AttemptName(driver_epoch, status.global_step, number, secrets.token_hex(TOKEN_DIGITS // 2))
-
-
-def _write(
-    driver: Driver,
-    attempt: AttemptName,
-    status: TrainStatus,
-    states: Mapping[ShardName, Any],
-    now: datetime,
-    retry: _Retry,
-) -> Manifest:
-    driver.make_dirs(str(attempt))
-    shards: list[Shard] = []
-    try:
-        for name, value in states.items():
-            path = f"{attempt}/{name}"
-            shards.append(retry.until_done(partial(write_shard, driver, path, str(name), value), clear=path))
-    except StateNotSupported:
-        driver.remove_tree(str(attempt))  # a mistake in the script, not in the file system: leave nothing behind
-        raise
-    manifest = Manifest(attempt, status, tuple(shards), now.isoformat(timespec="seconds"))
-    retry.until_done(partial(_write_manifest, driver, f"{attempt}/{MANIFEST}", manifest.to_bytes()))
-    return manifest
+    attempt = AttemptName(driver_epoch, status.global_step, number, secrets.token_hex(TOKEN_DIGITS // 2))
+    if present and attempt < present[0]:
+        logger.warning(
+            "%s holds %s, which is newer than what is saved now (driver epoch %d, step %d): loading goes on from that "
+            "one. Load it before training, or choose an empty folder",
+            *(driver.url, present[0], driver_epoch, status.global_step),
+        )
+    return attempt
 
 
 def _write_manifest(driver: Driver, path: str, data: bytes) -> None:
@@ -153,18 +222,49 @@ class _Retry:
                 deadline = deadline or time.monotonic() + self._retry_s
                 if time.monotonic() + pause_s > deadline:
                     raise
-                self._driver.list_dir(self._folder)
+                self._check_folder()
                 if clear is not None:
                     self._driver.remove(clear)
                 logger.warning("writing again after: %s", error)
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    def _check_folder(self) -> None:
+        """Let an outage end the save, and so the removal of its folder by somebody else."""
+        try:
+            self._driver.list_dir(self._folder)
+        except CheckpointNotFound as error:
+            if not getattr(self._driver, "has_folders", True):
+                return  # in an object store it is there when a file is in it
+            raise CheckpointLeaseLost(
+                f"the folder {self._folder} of this save in {self._driver.url} was removed by another process: "
+                "does a second job save there?",
+                url=self._driver.url,
+                operation="write",
+            ) from error
 
-def _collect(driver: Driver, attempt: AttemptName, keep: int) -> None:
-    """The save is done; that old checkpoints could not be removed is worth a warning, not a failed save."""
+
+def _after_commit(driver: Driver, attempt: AttemptName, keep: Keep | None) -> None:
+    """Look that the checkpoint is there, move the hint, collect.
+
+    The save is done: what fails here is worth a warning. Only when another saver tore it apart was it none.
+
+    Raises:
+        CheckpointDamaged: if files of this attempt are gone although no newer checkpoint is there.
+    """
     try:
-        store.collect(driver, attempt, keep)
+        present = store.attempts(driver)
+        if present and present[0] > attempt:
+            logger.warning("saved %s, which is not the newest: %s is there", attempt, present[0])
+        else:
+            found = store.examine(driver, attempt)
+            if found.condition is not Condition.VALID:
+                raise CheckpointDamaged(f"saved {attempt}, but it cannot be read back: {found.problem}", url=driver.url)
+            store.hint(driver, attempt)
+        if keep is not None:
+            store.collect(driver, keep, attempt)
+    except CheckpointDamaged:
+        raise
     except CheckpointError as error:
         logger.warning("saved %s, but could not remove older checkpoints: %s", attempt, error)
 
@@ -183,15 +283,11 @@ def preflight(url: str, *, driver: str | Driver | None = None, knob: str = "EDL_
     probe = f".edl-probe-{secrets.token_hex(6)}"
     written = secrets.token_bytes(64)
     try:
-        target = open_driver(url, driver)
-        try:
+        with opened(url, driver) as target:
             target.make_dirs("")
             target.write_once(probe, written)
             found = read_file(target, probe, len(written))
             target.remove(probe)
-        finally:
-            if target is not driver:
-                target.close()
     except CheckpointError as error:
         message = f"checkpoints cannot be kept at {url} (set by {knob}): {error}"
         raise type(error)(message, url=url, operation="preflight") from error

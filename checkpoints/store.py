@@ -10,12 +10,31 @@ import logging
 from dataclasses import dataclass
 
 from checkpoints.drivers.base import Driver, Entry, read_file
-from checkpoints.errors import CheckpointNotFound, InvalidManifest, UnknownManifestVersion
-from checkpoints.layout import MANIFEST, MANIFEST_LIMIT_BYTES, AttemptName, Manifest, parse_attempt, parse_manifest
-from checkpoints.policy import Condition, collectable
+from checkpoints.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointExists,
+    CheckpointNotFound,
+    InvalidManifest,
+    UnknownManifestVersion,
+)
+from checkpoints.layout import (
+    LATEST,
+    MANIFEST,
+    MANIFEST_LIMIT_BYTES,
+    PIN,
+    AttemptName,
+    Manifest,
+    parse_attempt,
+    parse_manifest,
+)
+from checkpoints.retention import Collect, Condition, Found, Keep, collectable
 from checkpoints.train_status import TrainStatus
 
 logger = logging.getLogger(__name__)
+
+#: An attempt's name has at most 85 characters.
+_HINT_LIMIT_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,7 @@ class CheckpointInfo:
         created: wall time of saving, ISO 8601 in UTC, empty if the manifest cannot be read.
         condition: valid, damaged, unfinished or unknown.
         problem: why it is not valid, in words; None if it is.
+        pinned: it is never collected until it is unpinned.
     """
 
     url: str
@@ -44,6 +64,7 @@ class CheckpointInfo:
     created: str
     condition: Condition
     problem: str | None
+    pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,12 @@ class Examined:
     condition: Condition
     manifest: Manifest | None
     problem: str | None
+    pinned: bool = False
+
+    def found(self) -> Found:
+        """The same as retention sees it."""
+        status = self.manifest.status if self.manifest else None
+        return Found(self.attempt, self.condition, status, self.pinned)
 
     def info(self, url: str) -> CheckpointInfo:
         """The same as a public record."""
@@ -77,11 +104,15 @@ class Examined:
             created=manifest.created if manifest else "",
             condition=self.condition,
             problem=self.problem,
+            pinned=self.pinned,
         )
 
 
 def attempts(driver: Driver) -> list[AttemptName]:
     """The attempts in the folder, newest first; names that are not ours are passed over. No folder: none.
+
+    An attempt that the listing leaves out, as some object stores do for a while, is seen all the same when the hint
+    names it. The hint only adds a name to look at: what is there decides.
 
     Raises:
         CheckpointUnavailable: if the file system cannot answer.
@@ -90,8 +121,40 @@ def attempts(driver: Driver) -> list[AttemptName]:
         entries = driver.list_dir("")
     except CheckpointNotFound:
         return []
-    found = (parse_attempt(entry.name) for entry in entries if entry.is_dir)
+    found = {parse_attempt(entry.name) for entry in entries if entry.is_dir}
+    hinted = _hinted(driver)
+    if hinted is not None and hinted not in found and _is_there(driver, f"{hinted}/{MANIFEST}"):
+        found.add(hinted)
     return sorted((attempt for attempt in found if attempt is not None), reverse=True)
+
+
+def _hinted(driver: Driver) -> AttemptName | None:
+    try:
+        return parse_attempt(read_file(driver, LATEST, _HINT_LIMIT_BYTES).decode("ascii", "replace").strip())
+    except (CheckpointNotFound, ValueError):
+        return None  # none yet, being replaced, or foreign
+
+
+def _is_there(driver: Driver, path: str) -> bool:
+    try:
+        driver.info(path)
+    except CheckpointNotFound:
+        return False
+    return True
+
+
+def hint(driver: Driver, attempt: AttemptName) -> None:
+    """Let the hint name this attempt, which is committed and the newest; call after it is durable.
+
+    It is removed and written again, since few file systems can replace a file: without it nothing is lost.
+    """
+    try:
+        driver.remove(LATEST)
+        driver.write_once(LATEST, f"{attempt}\n".encode())
+    except CheckpointExists:
+        logger.debug("another saver moved the hint in %s at the same moment", driver.url)
+    except CheckpointError as error:
+        logger.warning("saved %s, but could not move the hint %s/%s: %s", attempt, driver.url, LATEST, error)
 
 
 def examine(driver: Driver, attempt: AttemptName) -> Examined:
@@ -102,21 +165,22 @@ def examine(driver: Driver, attempt: AttemptName) -> Examined:
     """
     try:
         entries = {entry.name: entry for entry in driver.list_dir(str(attempt))}
+        pinned = PIN in entries
         if MANIFEST not in entries or entries[MANIFEST].is_dir:
-            return Examined(attempt, Condition.UNFINISHED, None, "no manifest: the save did not finish")
+            return Examined(attempt, Condition.UNFINISHED, None, "no manifest: the save did not finish", pinned)
         data = read_file(driver, f"{attempt}/{MANIFEST}", MANIFEST_LIMIT_BYTES)
     except CheckpointNotFound:
         return Examined(attempt, Condition.UNFINISHED, None, "it was removed while it was being looked at")
     except ValueError as error:
-        return Examined(attempt, Condition.DAMAGED, None, str(error))
+        return Examined(attempt, Condition.DAMAGED, None, str(error), pinned)
     try:
         manifest = parse_manifest(data, attempt)
     except UnknownManifestVersion as error:
-        return Examined(attempt, Condition.UNKNOWN, None, str(error))
+        return Examined(attempt, Condition.UNKNOWN, None, str(error), pinned)
     except InvalidManifest as error:
-        return Examined(attempt, Condition.DAMAGED, None, str(error))
+        return Examined(attempt, Condition.DAMAGED, None, str(error), pinned)
     problem = _shard_problem(manifest, entries)
-    return Examined(attempt, Condition.DAMAGED if problem else Condition.VALID, manifest, problem)
+    return Examined(attempt, Condition.DAMAGED if problem else Condition.VALID, manifest, problem, pinned)
 
 
 def _shard_problem(manifest: Manifest, entries: dict[str, Entry]) -> str | None:
@@ -135,12 +199,50 @@ def remove(driver: Driver, attempt: AttemptName) -> None:
     driver.remove_tree(str(attempt))
 
 
-def collect(driver: Driver, ours: AttemptName, keep: int) -> list[str]:
-    """Remove what the policy lets go after `ours` was committed; returns the names removed."""
-    found = [(attempt, examine(driver, attempt).condition) for attempt in attempts(driver)]
+def plan(driver: Driver, keep: Keep, ours: AttemptName | None = None) -> list[Collect]:
+    """What `collect` would remove; see `retention.collectable`."""
+    return collectable((examine(driver, attempt).found() for attempt in attempts(driver)), keep, ours)
+
+
+def collect(driver: Driver, keep: Keep, ours: AttemptName | None = None) -> list[Collect]:
+    """Remove what the rules let go; returns what was removed.
+
+    Args:
+        ours: the attempt that was committed just now, None for who saves nothing.
+
+    Raises:
+        CheckpointError: what the driver raises; what was removed until then stays removed.
+    """
     removed = []
-    for item in collectable(found, ours, keep):
+    for item in plan(driver, keep, ours):
+        if _is_there(driver, f"{item.attempt}/{PIN}"):
+            continue  # pinned since it was examined
         remove(driver, item.attempt)
         logger.info("removed checkpoint %s from %s: %s", item.attempt, driver.url, item.reason)
-        removed.append(str(item.attempt))
+        removed.append(item)
     return removed
+
+
+def pin(driver: Driver, attempt: AttemptName) -> None:
+    """Keep a valid checkpoint until it is unpinned; fine if it is pinned.
+
+    Raises:
+        CheckpointDamaged: if it is not valid, or was collected at the same moment.
+    """
+    before = examine(driver, attempt)
+    if before.condition is not Condition.VALID:
+        raise CheckpointDamaged(f"{attempt} in {driver.url} cannot be pinned: {before.problem}", url=driver.url)
+    try:
+        driver.write_once(f"{attempt}/{PIN}", b"this checkpoint is kept until its pin is removed\n")
+    except CheckpointExists:
+        return
+    except CheckpointNotFound as error:
+        raise CheckpointDamaged(f"{attempt} in {driver.url} was removed meanwhile", url=driver.url) from error
+    after = examine(driver, attempt)
+    if after.condition is not Condition.VALID:
+        raise CheckpointDamaged(f"{attempt} in {driver.url} was collected meanwhile: {after.problem}", url=driver.url)
+
+
+def unpin(driver: Driver, attempt: AttemptName) -> None:
+    """Take the pin away; fine if there is none."""
+    driver.remove(f"{attempt}/{PIN}")

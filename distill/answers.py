@@ -93,8 +93,9 @@ class Asking:
         return outputs
 
     def _check_hash(self, teacher: Teacher, answer: oip.InferResponse) -> None:
-        wanted = teacher.model_hash or self._go.model_hash
-        if answer.model_hash is not None and wanted is not None and answer.model_hash != wanted:
+        # What was agreed on counts: a teacher that came later may be listed with another model.
+        wanted = self._go.model_hash or teacher.model_hash
+        if wanted is not None and answer.model_hash != wanted:
             raise WrongAnswer(f"answers with another model: its hash is {answer.model_hash}, not {wanted}")
 
     def _check(self, tensor: oip.TensorHead, data: memoryview, rows: int) -> None:
@@ -110,8 +111,9 @@ class Asking:
 def has_nan(datatype: str, data: memoryview) -> bool:
     """Whether any number of a tensor is NaN; infinities are fine (masked classes)."""
     if datatype == "FP16":
-        # half-precision arithmetic is slow, the comparison of bits is not
-        return bool(((np.frombuffer(data, np.uint16) & 0x7FFF) > 0x7C00).any())
+        # half-precision arithmetic is slow, the comparison of bits is not; the sum shifts the sign out
+        bits = np.frombuffer(data, np.uint16)
+        return bool((bits + bits).max(initial=0) > 0xF800)
     if datatype in ("FP32", "FP64"):
         return bool(np.isnan(np.frombuffer(data, oip.DATATYPES[datatype][1])).any())
     return False

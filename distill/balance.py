@@ -1,17 +1,19 @@
 """Which teachers each student has: the same answer for every student, from the same records. [pure]
 
 Rules, from the first to the last: every student has a teacher if there is one; every teacher has a student, as long as
-one has room (max_teachers); nobody gets more than it needs while another lacks; what is left over is shared out; who
-has a teacher keeps it, unless another student lacks more than SLACK of its need. A teacher has one home student (with
-fewer teachers than students: a student has one home teacher); who still lacks something is let in at teachers with
-time to spare, as a guest. The answer depends on the records alone, not on their order.
+one has room (max_teachers); nobody gets more than it needs while another lacks; what is left over is shared out; as few
+teachers as can be are newly taken up, and none while no student lacks more than SLACK of its need. A teacher has one
+home student (with fewer teachers than students: a student has one home teacher); who still lacks something is let in at
+teachers with time to spare, as a guest. The answer depends on the records alone, not on their order.
 
 Why all agree: the present assignment is what the students' records say (`teachers`, `shared`), and what the balance
 answers to any assignment it answers again when that has been taken up: once all students have seen the same records,
 each moves at most once more. Those that read half of the others' answers repair from there
 (tests/unit/test_balance_agreement.py plays reads at different moments).
 
-How well: without max_teachers each student can get (1 - SLACK) of its need from its teachers at the same time.
+How well: without max_teachers each student can get (1 - SLACK) of its need from its teachers at the same time. For a
+few students without max_teachers no other way to that takes up fewer teachers (distill.fewest tries all, up to a number
+of them); beyond, a local search (distill.bins) takes up more, for the fewest are a partition problem.
 """
 
 import math
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
+from distill import fewest
 from distill.bins import Bins, settle
 from distill.records import StudentRecord, TeacherRecord
 
@@ -61,6 +64,18 @@ def balance(teachers: Iterable[TeacherRecord], students: Iterable[StudentRecord]
     if not rates or not crowd:
         return {name: Share() for name in crowd}
     needs = needs_of(rates, crowd)
+    if len(crowd) > fewest.MOST_STUDENTS or any(s.max_teachers is not None for s in crowd.values()):
+        return _mended(rates, crowd, needs)
+    small = fewest.Crowd(rates, needs.need)
+    way = fewest.fewest(small, small.way({name: s.teachers for name, s in crowd.items()}), 1 - SLACK)
+    if way is None:  # too many to try all
+        mended = _mended(rates, crowd, needs)
+        way = small.without_needless(small.way({name: share.teachers for name, share in mended.items()}), 1 - SLACK)
+    return _labelled(small.names(way), rates, crowd)
+
+
+def _mended(rates: Mapping[str, float], crowd: Mapping[str, StudentRecord], needs: Needs) -> dict[str, Share]:
+    """What the present assignment becomes when it is repaired until there is nothing to mend."""
     shares = _repair(rates, crowd, needs)
     for _ in range(_REPAIRS):
         before, shares = (
@@ -70,6 +85,22 @@ def balance(teachers: Iterable[TeacherRecord], students: Iterable[StudentRecord]
         if shares == before:
             break
     return shares
+
+
+def _labelled(
+    has: Mapping[str, list[str]], rates: Mapping[str, float], students: Mapping[str, StudentRecord]
+) -> dict[str, Share]:
+    """Which are homes: one student of each teacher, or one teacher of each student, as it was if that can be."""
+    was = {name: set(_present_homes(student, rates)) for name, student in students.items()}
+    homes: dict[str, set[str]] = {name: set() for name in has}
+    if len(rates) >= len(has):
+        for teacher in rates:
+            users = [name for name in has if teacher in has[name]]
+            homes[min(users, key=lambda name: (teacher not in was[name], name))].add(teacher)
+    else:
+        for name, own in has.items():
+            homes[name].add(min(own, key=lambda teacher: (teacher not in was[name], -rates[teacher], teacher)))
+    return {name: Share(tuple(sorted(homes[name])), tuple(sorted(set(own) - homes[name]))) for name, own in has.items()}
 
 
 def _with(student: StudentRecord, share: Share) -> StudentRecord:

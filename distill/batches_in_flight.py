@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from distill.answers import Output
+from distill.connection import InFile
 from distill.errors import ConfigError, Mismatch
 from distill.io_messages import NO_SLOT, Part, Post
 from distill.ring import Ring, aligned
@@ -21,13 +22,24 @@ _REMEMBERED = 1 << 14
 
 
 class Batch:
-    """One posted batch. `memory` holds the predictions behind `post.room`; `sources` the tensors, by descriptor."""
+    """One posted batch. `memory` holds the predictions behind `post.room`; `sources` the tensors, by descriptor.
 
-    def __init__(self, post: Post, memory: memoryview, sources: Sequence[memoryview], most_rows: int | None) -> None:
+    `place` is the descriptor of a file that stays open, and where `memory` begins in it, if it lies in one.
+    """
+
+    def __init__(
+        self,
+        post: Post,
+        memory: memoryview,
+        sources: Sequence[memoryview],
+        most_rows: int | None,
+        place: tuple[int, int] | None = None,
+    ) -> None:
         self.post = post
         self.outputs: tuple[Part, ...] = ()
         self._memory = memory
         self._sources = sources
+        self._place = place
         self._step = most_rows or post.rows
         self._missing = set(range(-(-post.rows // self._step)))
 
@@ -39,13 +51,14 @@ class Batch:
         """Rows of its request `number`."""
         return min(self._step, self.post.rows - number * self._step)
 
-    def views(self, number: int, parts: Iterable[Part]) -> list[memoryview]:
+    def views(self, number: int, parts: Iterable[Part]) -> list[memoryview | InFile]:
         """The bytes of the rows of request `number`, tensor by tensor, where they are."""
-        views = []
+        views: list[memoryview | InFile] = []
         for part in parts:
             row_bytes = part.size_bytes // self.post.rows
             begin = part.offset + number * self._step * row_bytes
-            views.append(self._sources[part.descriptor][begin : begin + self.rows(number) * row_bytes])
+            view = self._sources[part.descriptor][begin : begin + self.rows(number) * row_bytes]
+            views.append(view if self._place is None else InFile(view, self._place[0], self._place[1] + begin))
         return views
 
     def put(self, number: int, names: Sequence[str], outputs: Sequence[Output]) -> bool:
@@ -97,6 +110,7 @@ class Batches:
 
     def add(self, post: Post, descriptors: Sequence[int]) -> Batch | None:
         """Take a batch, and its descriptors, which are closed; None for one that is known or not wanted."""
+        place = None
         try:
             if post.seq < self._below or post.seq in self._batches or post.seq in self._ended:
                 return None
@@ -106,10 +120,11 @@ class Batches:
             else:
                 memory = self._ring.slot(post.slot)
                 sources = [memory]
+                place = self._ring.place(post.slot)
         finally:
             for fd in descriptors:
                 os.close(fd)
-        batch = self._batches[post.seq] = Batch(post, memory, sources, self._most_rows)
+        batch = self._batches[post.seq] = Batch(post, memory, sources, self._most_rows, place)
         return batch
 
     def find(self, request: int) -> tuple[Batch, int]:

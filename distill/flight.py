@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from distill.asked import Asked, Latencies, Standing
+from distill.limits import Limits
 from distill.source import Teacher
 
 
@@ -32,36 +33,6 @@ class Fault(StrEnum):
     REFUSED = "refused"
     #: the answer is not one: NaN, another shape, another model
     WRONG = "wrong"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How patient a student is. Seconds, except where a name says otherwise."""
-
-    #: requests that one teacher may have at once: its connections
-    max_depth: int = 8
-    first_depth: int = 2
-    #: an attempt ends after max(deadline_s, deadline_factor x p99), or first_deadline_s while no latency is known
-    deadline_s: float = 2.0
-    deadline_factor: float = 5.0
-    first_deadline_s: float = 30.0
-    longest_deadline_s: float = 120.0
-    #: a second teacher is asked after max(hedge_s, hedge_factor x p95)
-    hedge_s: float = 0.05
-    hedge_factor: float = 1.5
-    #: hedges: this share of the requests, and this many besides
-    hedge_share: float = 0.05
-    hedge_burst: float = 4.0
-    #: requests that are sent again at once: this share, and this many besides; the others wait retry_pause_s
-    retry_share: float = 0.2
-    retry_burst: float = 64.0
-    retry_pause_s: float = 0.5
-    #: teachers that may refuse a request, or answer it wrongly, before it is given up
-    refusals: int = 3
-    #: pause before a probe, doubled from fault to fault
-    least_backoff_s: float = 0.1
-    longest_backoff_s: float = 30.0
-    probe_s: float = 2.0
 
 
 class Send(NamedTuple):
@@ -199,12 +170,13 @@ class Flight:
         heapq.heappush(self._pending, request)
         return self._dispatch(now_s)
 
-    def answered(self, attempt: int, now_s: float) -> list[Action]:
-        """A good answer came."""
+    def answered(self, attempt: int, now_s: float, *, closing: bool = False) -> list[Action]:
+        """A good answer came; `closing`: with the end of a connection that the teacher used to keep."""
         tried = self._end(attempt)
+        before = tried.asked.standing
         tried.asked.answered(tried.sent_s, now_s)
         self._latencies.add(now_s - tried.sent_s)
-        actions: list[Action] = []
+        actions = self._ask_whether_it_leaves(tried.asked, before, now_s) if closing else []
         if tried.request is not None:
             actions.append(Deliver(attempt, tried.request))
             self._orphan(tried.request)
@@ -261,7 +233,9 @@ class Flight:
             if request is None or request.attempts:
                 heapq.heappop(self._pending)
                 continue
-            asked = self._choose(request, request.avoid) or self._choose(request, ())
+            asked = self._choose(request, request.avoid)
+            if asked is None and request.avoid:
+                asked = self._choose(request, ())
             if asked is None:
                 break
             actions.append(self._send(heapq.heappop(self._pending), asked, now_s))
@@ -298,7 +272,7 @@ class Flight:
         request.avoid.add(_key(tried.asked.teacher))
         if fault in (Fault.REFUSED, Fault.WRONG):
             request.refusals += 1
-            if request.refusals >= self._limits.refusals:
+            if request.refusals >= self._limits.refusals and not self._has_other(request):
                 self._orphan(tried.request)
                 return [GiveUp(tried.request, f"teacher {tried.asked.teacher.teacher} {reason}")]
         if request.attempts:  # a hedge of it is under way
@@ -311,6 +285,20 @@ class Flight:
             pause_s = self._limits.retry_pause_s * self._jitter()
             heapq.heappush(self._paused, (now_s + pause_s, tried.request))
         return []
+
+    def _ask_whether_it_leaves(self, asked: Asked, before: Standing, now_s: float) -> list[Action]:
+        """Nothing new for a teacher until it says that it serves on; what it has, it answers."""
+        if asked.leaving:
+            return []
+        if before in (Standing.PROBED, Standing.DOWN):  # it was asked already
+            asked.standing = before
+            return []
+        asked.probe_until(now_s + self._limits.probe_s)
+        return [Probe(asked.teacher)]
+
+    def _has_other(self, request: _Request) -> bool:
+        """Whether a teacher may be expected to answer it that has not failed on it."""
+        return any(asked.usable and key not in request.avoid for key, asked in self._asked.items())
 
     def _take_out(self, asked: Asked, fault: Fault, reason: str, now_s: float) -> list[Action]:
         """A teacher failed: nothing new for it. If it stands still, others get all that it has."""
@@ -367,8 +355,8 @@ class Flight:
 
     def _hedge_s(self, asked: Asked) -> float:
         p95_s = asked.latencies.p95_s or self._latencies.p95_s
-        if p95_s is None:
-            return self._limits.first_deadline_s
+        if p95_s is None:  # as at the start, when a frozen teacher would hold the student up for the first deadline
+            return self._limits.deadline_s
         return max(self._limits.hedge_s, self._limits.hedge_factor * p95_s)
 
     def _look_again_at(self, tried: _Attempt) -> float:

@@ -21,6 +21,7 @@ import msgspec
 from distill import io_settings
 from distill.errors import DistillError
 from distill.io_messages import (
+    NO_SLOT,
     Abandon,
     Abandoned,
     Cancel,
@@ -28,10 +29,12 @@ from distill.io_messages import (
     Done,
     GaveUp,
     Go,
+    Look,
     Post,
     Status,
     Stop,
     decode_answer,
+    decode_result,
     encode,
 )
 from distill.io_settings import IoSettings
@@ -68,11 +71,21 @@ class IoLink:
         self._deaths = 0
         self.respawns = 0
         self.status: Status | None = None
+        #: retries and hedges of the IO processes that died
+        self._counted = (0, 0)
         self._start()
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Requests that were sent again, and that a second teacher was asked besides; up to a second old."""
+        retried, hedged = self._counted
+        return (
+            (retried, hedged) if self.status is None else (retried + self.status.retried, hedged + self.status.hedged)
+        )
 
     def _start(self) -> None:
         package = str(Path(__file__).resolve().parents[1])
@@ -122,8 +135,13 @@ class IoLink:
 
     # ---- what comes -----------------------------------------------------------------------------------------------
 
-    def take(self, seq: int) -> Done | GaveUp | Abandoned | None:
-        """The answer to a batch, None while there is none. Does not wait."""
+    def take(self, seq: int, slot: int) -> Done | GaveUp | Abandoned | None:
+        """The answer to the batch in `slot` (or outside of slots), None while there is none. Does not wait."""
+        answered = None if slot == NO_SLOT else self._ring.answered(slot, seq)
+        if answered is not None:
+            self._deaths = 0
+            result = decode_result(answered[1])
+            return Done(seq, result.outputs, result.teacher, answered[0])
         answer = self._answers.pop(seq, None)
         if answer is None:
             self._receive(seq)
@@ -152,6 +170,8 @@ class IoLink:
                 self.status = answer
             elif isinstance(answer, Cancelled):
                 self._cancelled = max(self._cancelled, answer.below)
+            elif isinstance(answer, Look):
+                continue  # the slot says it
             elif answer.seq >= self._settings.below:
                 self._answers[answer.seq] = answer
                 self._deaths = 0
@@ -167,14 +187,18 @@ class IoLink:
         logger.warning("the IO process ended with %s; starting another one", code)
         self.respawns += 1
         self._cancelled = max(self._cancelled, self._settings.below)  # the new one knows nothing older
+        self._counted, self.status = self.counts, None
         self._start()
         for slot in range(self._ring.slots):
             seq, message = self._ring.announced(slot)
-            if message and seq >= self._settings.below and seq not in self._answers:
+            if message and seq >= self._settings.below and not self._is_answered(seq, slot):
                 self._send(message)
         for seq, (message, descriptors) in self._loose.items():
             if seq not in self._answers:
                 socket.send_fds(self.socket, [message], descriptors)
+
+    def _is_answered(self, seq: int, slot: int) -> bool:
+        return seq in self._answers or self._ring.answered(slot, seq) is not None
 
     def close(self) -> None:
         """End the IO process."""

@@ -6,6 +6,7 @@ lie in shared memory, where a Part says.
 """
 
 import math
+from functools import lru_cache
 
 import msgspec
 
@@ -14,7 +15,7 @@ from distill.oip import element_bytes
 from distill.source import Teacher
 
 #: bytes of the largest message; a slot's header holds one
-LARGEST_BYTES = 4000
+LARGEST_BYTES = 3000
 #: Post.slot of a batch that lies in memory of its own, whose descriptors come with the message
 NO_SLOT = -1
 
@@ -86,6 +87,17 @@ class Done(msgspec.Struct, array_like=True, frozen=True, tag=11):
     latency_s: float
 
 
+class Result(msgspec.Struct, array_like=True, frozen=True):
+    """What of a Done is the same for many batches; written into the slot of one, with the rest beside it."""
+
+    outputs: tuple[Part, ...]
+    teacher: str
+
+
+class Look(msgspec.Struct, array_like=True, frozen=True, tag=16):
+    """The batch that the trainer waits for is answered in its slot."""
+
+
 class GaveUp(msgspec.Struct, array_like=True, frozen=True, tag=12):
     """A batch will not be answered; `kind` names the error class of distill.errors."""
 
@@ -113,16 +125,20 @@ class Status(msgspec.Struct, array_like=True, frozen=True, tag=15):
     #: why no teacher can be expected to answer, and since when (monotonic clock); None while one can
     why_none: str | None = None
     none_since_s: float | None = None
+    #: requests that were sent again after a failure, and that a second teacher was asked besides; once a second
+    retried: int = 0
+    hedged: int = 0
 
     def as_teachers(self) -> list[Teacher]:
         """Whom the source names now."""
         return [Teacher(*fields) for fields in self.teachers]
 
 
-Answer = Done | GaveUp | Cancelled | Abandoned | Status
+Answer = Done | Look | GaveUp | Cancelled | Abandoned | Status
 
 _ENCODER = msgspec.msgpack.Encoder()
 _REQUESTS = msgspec.msgpack.Decoder(Request)
+_RESULTS = msgspec.msgpack.Decoder(Result)
 _ANSWERS = msgspec.msgpack.Decoder(Answer)
 
 
@@ -130,7 +146,7 @@ class MessageTooLarge(DistillError):
     """Raised when a batch has so many tensors that their places do not fit into one message."""
 
 
-def encode(message: Request | Answer) -> bytes:
+def encode(message: Request | Answer | Result) -> bytes:
     """The bytes of a message. Raises MessageTooLarge for a Post that no slot header holds."""
     data = _ENCODER.encode(message)
     if isinstance(message, Post) and len(data) > LARGEST_BYTES:
@@ -149,3 +165,9 @@ def decode_request(data: bytes | memoryview) -> Request:
 def decode_answer(data: bytes | memoryview) -> Answer:
     answer: Answer = _ANSWERS.decode(data)
     return answer
+
+
+@lru_cache(64)
+def decode_result(data: bytes) -> Result:
+    result: Result = _RESULTS.decode(data)
+    return result

@@ -9,6 +9,7 @@ answered.
 Imports no torch. One thread; discovery may have threads of its own and wakes the loop through an eventfd.
 """
 
+import array
 import contextlib
 import logging
 import math
@@ -26,6 +27,7 @@ from distill.batches_in_flight import Batch, Batches
 from distill.errors import DistillError, TeacherRefused
 from distill.flight import Action, Close, Deliver, Drop, Flight, GiveUp, Probe, Send
 from distill.io_messages import (
+    NO_SLOT,
     Abandon,
     Abandoned,
     Answer,
@@ -34,27 +36,28 @@ from distill.io_messages import (
     Done,
     GaveUp,
     Go,
+    Look,
     Post,
     Request,
+    Result,
     Status,
     decode_request,
     encode,
 )
 from distill.io_settings import IoSettings, decode
-from distill.ring import Control, Ring
-from distill.source import FixedTeachers, StudentReport, Teacher, TeacherSource
+from distill.ring import Control, Ring, fence
+from distill.source import FixedTeachers, Teacher, TeacherSource
+from distill.starvation import Starvation
 from distill.teacher_links import Failure, Outcome, TeacherLinks
 from distill.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
 _MESSAGE_BYTES = 1 << 16
-_MOST_DESCRIPTORS = 64
+#: room for the descriptors beside a message
+_BESIDE_BYTES = socket.CMSG_SPACE(64 * array.array("i").itemsize)
 #: shortest and longest sleep of the loop
 _LEAST_S, _MOST_S = 0.005, 0.5
-_REPORT_EVERY_S = 1.0
-#: a student that waits for more than this part of its time does not show what it could consume
-_UNKNOWN_DEMAND = 0.95
 
 
 class IoProcess:
@@ -67,6 +70,8 @@ class IoProcess:
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._stopped = False
         self._unsent: deque[bytes] = deque()
+        #: the message that is being read
+        self._message = memoryview(bytearray(_MESSAGE_BYTES))
         self._flight = Flight(settings.limits, lambda: random.uniform(0.75, 1.25))
         self._batches = Batches(ring, settings.teacher_batch_size, settings.below)
         timeline = Timeline(settings.timeline, "io process") if settings.timeline else None
@@ -76,8 +81,13 @@ class IoProcess:
         self._timeline = timeline
         self._source = self._make_source()
         self._named: tuple[Teacher, ...] = ()
+        #: why some of them are not asked
+        self._strangers = ""
+        #: retries and hedges, as the trainer is told
+        self._counts = (0, 0)
         self._status: Status | None = None
-        self._reports = _Reports(Control(ring), time.monotonic())
+        self._ring, self._control = ring, Control(ring)
+        self._starvation = Starvation(time.monotonic())
         #: the flight was told something since its next tick was computed
         self._moved = True
         self._tick_s = self._ticked_s = 0.0
@@ -159,28 +169,44 @@ class IoProcess:
         changed = teachers is not self._named and teachers != self._named
         if changed:
             self._named = teachers
-            self._do(self._flight.teachers_changed(teachers, time.monotonic()))
+            self._take_on()
         if changed or self._status is None or self._status.why_none is not None or not self._flight.usable:
             self._tell_status()
+
+    def _take_on(self) -> None:
+        """Ask those that are named, but for the ones that are listed with another model than was agreed on."""
+        agreed = None if self._go is None else self._go.model_hash
+        strangers = [t for t in self._named if None not in (agreed, t.model_hash) and t.model_hash != agreed]
+        text = "; ".join(
+            f"{t.teacher} serves another model: its hash is {t.model_hash}, not {agreed}" for t in strangers
+        )
+        if text and text != self._strangers:
+            logger.warning("not asked: %s", text)
+        self._strangers = text
+        fit = [teacher for teacher in self._named if teacher not in strangers]
+        self._do(self._flight.teachers_changed(fit, time.monotonic()))
 
     def _tell_status(self) -> None:
         """Tell the trainer who serves, when that has changed."""
         why, since_s = None, None
         if not self._flight.usable:
-            why = self._flight.why_not() or self._source.why_none()
+            why = "; ".join(filter(None, (self._flight.why_not(), self._strangers))) or self._source.why_none()
             before = self._status.none_since_s if self._status is not None else None
             since_s = before if before is not None else time.monotonic()
-        status = Status(tuple((t.teacher, t.url, t.model, t.model_hash) for t in self._named), why, since_s)
+        named = tuple((t.teacher, t.url, t.model, t.model_hash) for t in self._named)
+        status = Status(named, why, since_s, *self._counts)
         if status != self._status:
             self._status = status
             self._tell(status)
 
     def _once_a_second(self) -> None:
         now_s = time.monotonic()
-        if now_s < self._reports.next_s:
+        if now_s < self._starvation.next_s:
             return
+        self._counts = self._flight.retried, self._flight.hedged
+        self._tell_status()
         waiting_for = None if self._status is None else self._status.why_none
-        self._source.report(self._reports.make(now_s, waiting_for))
+        self._source.report(self._starvation.report(self._control.read(), now_s, waiting_for))
         if self._timeline is not None:
             self._timeline.flush()
 
@@ -204,17 +230,16 @@ class IoProcess:
         if events & select.EPOLLOUT:
             self._watch(self._trainer.fileno(), select.EPOLLIN, self._from_trainer)
             self._send_unsent()
-        while not self._stopped:
-            try:
-                data, descriptors, _, _ = socket.recv_fds(self._trainer, _MESSAGE_BYTES, _MOST_DESCRIPTORS)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, descriptors = b"", []
-            if not data:
-                self._stop()
-            else:
-                self._take(decode_request(data), descriptors)
+        try:
+            size, beside, _, _ = self._trainer.recvmsg_into([self._message], _BESIDE_BYTES, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if size:
+            self._take(decode_request(self._message[:size]), _descriptors(beside))
+        else:
+            self._stop()
 
     def _take(self, message: Request, descriptors: list[int]) -> None:
         if isinstance(message, Post):
@@ -237,6 +262,7 @@ class IoProcess:
     def _start_asking(self, go: Go) -> None:
         self._go = go
         self._links.agree(go)
+        self._take_on()
         for batch in self._batches.all():
             self._ask(batch)
 
@@ -293,8 +319,19 @@ class IoProcess:
             return self._give_up(batch, type(error).__name__, str(error))
         if complete:
             self._batches.remove(batch.post.seq)
-            self._tell(Done(batch.post.seq, batch.outputs, outcome.teacher.teacher, outcome.latency_s))
+            self._tell_done(Done(batch.post.seq, batch.outputs, outcome.teacher.teacher, outcome.latency_s), batch)
         return []
+
+    def _tell_done(self, done: Done, batch: Batch) -> None:
+        """Write it into the slot, where the trainer looks first, and wake the trainer if it waits for that."""
+        slot = batch.post.slot
+        result = b"" if slot == NO_SLOT else encode(Result(done.outputs, done.teacher))
+        if slot == NO_SLOT or not self._ring.answer(slot, done.seq, done.latency_s, result):
+            self._tell(done)
+            return
+        fence()
+        if self._control.awaits(done.seq):
+            self._tell(Look())
 
     def _give_up(self, batch: Batch, kind: str, reason: str) -> list[Action]:
         self._batches.remove(batch.post.seq)
@@ -302,7 +339,7 @@ class IoProcess:
         return self._flight.forget([request for request, _ in batch.requests()], time.monotonic())
 
     def _answered(self, attempt: int, outcome: Outcome) -> None:
-        self._do(self._flight.answered(attempt, time.monotonic()), outcome)
+        self._do(self._flight.answered(attempt, time.monotonic(), closing=outcome.closing), outcome)
 
     def _failed(self, attempt: int, failure: Failure) -> None:
         self._do(self._flight.failed(attempt, *failure, time.monotonic()))
@@ -311,27 +348,13 @@ class IoProcess:
         self._do(self._flight.probed(teacher, reason, time.monotonic()))
 
 
-class _Reports:
-    """What the student's figures mean per second."""
-
-    def __init__(self, control: Control, now_s: float) -> None:
-        self._control = control
-        self._at_s = now_s
-        self._before = (0.0, 0.0)
-        self._demand: float | None = None
-        self.next_s = now_s + _REPORT_EVERY_S
-
-    def make(self, now_s: float, waiting_for: str | None) -> StudentReport:
-        samples, waited_s, waiting_since_s = self._control.read()
-        if waiting_since_s:
-            waited_s += max(0.0, now_s - waiting_since_s)
-        passed_s = now_s - self._at_s
-        rate = max(0.0, samples - self._before[0]) / passed_s
-        starved = min(1.0, max(0.0, waited_s - self._before[1]) / passed_s)
-        if rate and starved < _UNKNOWN_DEMAND:
-            self._demand = rate / (1 - starved)
-        self._at_s, self._before, self.next_s = now_s, (samples, waited_s), now_s + _REPORT_EVERY_S
-        return StudentReport(rate, self._demand, starved, waited_s, waiting_for)
+def _descriptors(beside: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """Those that came beside a message (SCM_RIGHTS)."""
+    found = array.array("i")
+    for level, kind, data in beside:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
 
 
 def _drain(eventfd: int) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from distill.flight import Limits
 from distill.io_messages import Go
+from distill.limits import Limits
 
 
 class DynamicTeachers(msgspec.Struct, frozen=True):

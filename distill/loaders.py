@@ -83,6 +83,12 @@ class TicketedDataset(Dataset[Any]):
     def __getitem__(self, index: Any) -> Any:
         raise TypeError("a ticketed dataset is read by batches")
 
+    def __getattr__(self, name: str) -> Any:
+        """The dataset's own, for a worker_init_fn that looks at get_worker_info().dataset."""
+        if name.startswith("_"):  # while it is unpickled it has no dataset yet
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
 
 class SlotCollate:
     """Collates into the ticket's slot and posts it; `post` None posts nothing."""

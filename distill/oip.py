@@ -215,9 +215,22 @@ def _decode(
     decoder: msgspec.json.Decoder[_Head], text: bytes | memoryview, what: Literal["request", "answer", "metadata"]
 ) -> _Head:
     try:
-        return decoder.decode(text)
+        try:
+            return decoder.decode(text)
+        except msgspec.ValidationError:
+            if what == "request":
+                raise
+            # Servers of another make (KServe, MLServer) write null for a field that they leave out.
+            found: _Head = msgspec.convert(_without_nulls(msgspec.json.decode(text)), decoder.type)
+            return found
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"the {what} is not an Open Inference Protocol message: {error}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _check_sizes(tensors: Sequence[TensorHead], body_bytes: int) -> None:

@@ -9,7 +9,7 @@ Imports no torch. It does not wait for teachers to come: that is the caller's pa
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,10 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: rows that are asked for, and teachers that are asked at most
-ROWS, MOST_TEACHERS = 4, 32
+ROWS, MOST_TEACHERS, MOST_AT_ONCE = 4, 32, 8
 TIMEOUT_S = 30.0
+#: for the others, once one teacher has been found to fit: a frozen one must not hold the student up
+GRACE_S = 3.0
 #: how far answers may be from each other, as a part of the largest number in them: to the same request (rounding on a
 #: GPU), and to the same row in another company (other kernels; a batch norm in training mode is far beyond)
 SAME, ALONE = 2e-3, 5e-2
@@ -68,8 +70,7 @@ def agree(teachers: Sequence[Teacher], batch: Mapping[str, Array], demand: Deman
     what the others are, TeacherRefused when one refuses, NoTeacher when none can be reached.
     """
     rows = {name: np.ascontiguousarray(array[:ROWS]) for name, array in batch.items()}
-    with ThreadPoolExecutor(min(8, len(teachers))) as pool:
-        results = list(pool.map(lambda teacher: _try(teacher, rows, demand), teachers[:MOST_TEACHERS]))
+    results = _try_all(teachers[:MOST_TEACHERS], rows, demand)
     found = [result for result in results if isinstance(result, _Found)]
     missing = [str(result) for result in results if isinstance(result, TeacherUnavailable)]
     if not found:
@@ -83,9 +84,39 @@ def agree(teachers: Sequence[Teacher], batch: Mapping[str, Array], demand: Deman
     return Go(first.feeds, first.model, first.model_hash, shapes)
 
 
-def _try(teacher: Teacher, rows: Mapping[str, Array], demand: Demand) -> _Found | TeacherUnavailable:
+def _try_all(
+    teachers: Sequence[Teacher], rows: Mapping[str, Array], demand: Demand
+) -> list[_Found | TeacherUnavailable]:
+    """What each is, in their order; once one has answered, the others have GRACE_S."""
+    clients = [
+        TeacherClient(teacher.url, token=demand.token, ca_file=demand.ca_file, timeout_s=TIMEOUT_S)
+        for teacher in teachers
+    ]
+    pool = ThreadPoolExecutor(min(MOST_AT_ONCE, len(teachers)), "edl-preflight")
+    tried = [
+        pool.submit(_try, teacher, client, rows, demand) for teacher, client in zip(teachers, clients, strict=True)
+    ]
+    late: set[Future[_Found | TeacherUnavailable]] = set(tried)
+    while late and not any(isinstance(one.result(), _Found) for one in tried if one not in late):
+        late = wait(late, return_when=FIRST_COMPLETED).not_done
+    late = wait(late, GRACE_S).not_done
+    for client, one in zip(clients, tried, strict=True):
+        if one in late:
+            client.abort()
+    pool.shutdown(wait=False, cancel_futures=True)
+    return [
+        TeacherUnavailable(f"teacher {teacher.url} has not answered {GRACE_S:g} s after another one")
+        if one in late
+        else one.result()
+        for teacher, one in zip(teachers, tried, strict=True)
+    ]
+
+
+def _try(
+    teacher: Teacher, client: TeacherClient, rows: Mapping[str, Array], demand: Demand
+) -> _Found | TeacherUnavailable:
     try:
-        with TeacherClient(teacher.url, token=demand.token, ca_file=demand.ca_file, timeout_s=TIMEOUT_S) as client:
+        with client:
             return _check(teacher, client, rows, demand)
     except TeacherUnavailable as error:
         return error

@@ -10,6 +10,7 @@ Each iteration is one epoch, as the loader has it; ending one early is fine. The
 comes once, whatever happens to teachers. One iteration at a time; one thread.
 """
 
+import copy
 import itertools
 import logging
 import os
@@ -29,6 +30,7 @@ from distill import loaders, reader_options, slot_batches
 from distill.errors import ConfigError, DistillError
 from distill.generators import End, Epochs, Generator, Kind, loader_of, samples_of
 from distill.io_settings import DynamicTeachers, IoSettings
+from distill.limits import Limits
 from distill.loaders import ReadAhead, SlotCollate, Token
 from distill.preflight import Demand, agree
 from distill.reader_options import ReaderOptions
@@ -91,6 +93,10 @@ class DistillReader:
         self._workers = LoaderWorkers()
         self._iteration = 0
         self._ended: weakref.finalize[Any, Any] | None = None
+        #: of a loader with a state: its states after the batches that were read ahead, by sequence number, and after
+        #: the batch that was given out last; None: as the loader says itself
+        self._states: dict[int, Any] = {}
+        self._state: Any = None
         for kind, generator in (
             (Kind.SAMPLE, sample_generator),
             (Kind.SAMPLE_LIST, sample_list_generator),
@@ -151,7 +157,7 @@ class DistillReader:
     @property
     def stats(self) -> ReaderStats:
         """What was read, and how long the trainer waited for teachers."""
-        return ReaderStats() if self._session is None else self._session.stats
+        return ReaderStats() if self._session is None else self._session.current_stats()
 
     @property
     def batch_sampler(self) -> Any:
@@ -164,8 +170,31 @@ class DistillReader:
         return int(getattr(self._loader, "num_workers", 0))
 
     def __len__(self) -> int:
-        """Batches of an epoch, as the loader has them."""
+        """Batches of an epoch, as the loader has them. Raises TypeError where it has no length."""
+        if self._loader is None:
+            raise TypeError("a DistillReader over a generator has no length")
         return len(self._loader)  # type: ignore[arg-type]
+
+    def state_dict(self) -> Any:
+        """The loader's state after the batch that was given out last, whatever has been read ahead since.
+
+        For loaders that have one, such as torchdata's StatefulDataLoader. Raises DistillError for others.
+        """
+        loader = self._stateful()
+        return loader.state_dict() if self._state is None else self._state
+
+    def load_state_dict(self, state: Any) -> None:
+        """Let the next iteration go on behind the batch after which state_dict() gave `state`. Raises DistillError."""
+        self._stateful().load_state_dict(state)
+        self._state = None
+
+    def _stateful(self) -> Any:
+        if not hasattr(self._loader, "state_dict"):
+            raise DistillError(
+                f"the state of a {type(self._loader).__name__} cannot be saved: read from a loader that has a "
+                "state_dict(), or, in an elastic job, by an ElasticBatchSampler, which is a part of State"
+            )
+        return self._loader
 
     def __call__(self) -> Iterator[Any]:
         """One epoch, as Paddle EDL's reader is used."""
@@ -178,8 +207,11 @@ class DistillReader:
         return self._iterate(session, self._iteration)
 
     def _iterate(self, session: StudentSession, iteration: int) -> Iterator[Any]:
-        for token in self._while_current(iteration, self._posted(session)):
+        self._require(iteration)
+        for token in self._posted(session):
             answered = session.answer(token)
+            if self._states:
+                self._state = self._states.pop(token.seq)
             extra: list[Any] = list(answered.predictions)
             names = self._predicts
             if self._options.on_no_teacher == reader_options.HARD_LABELS:
@@ -190,21 +222,18 @@ class DistillReader:
                 del answered, extra
                 yield from samples if self._kind is Kind.SAMPLE else [samples]
                 del samples
-                continue
-            batch = slot_batches.append(answered.nest, names, extra)
-            del answered, extra  # the user alone decides how long the slot is used
-            yield self._pinned(batch)
-            del batch
+            else:
+                batch = slot_batches.append(answered.nest, names, extra)
+                del answered, extra  # the user alone decides how long the slot is used
+                yield self._pinned(batch)
+                del batch
+            self._require(iteration)
+        self._state = None
 
-    def _while_current(self, iteration: int, tokens: Iterator[Token]) -> Iterator[Token]:
-        """Raises DistillError instead of ending early when another iteration took the workers."""
-        while True:
-            if iteration != self._iteration:
-                raise DistillError("another iteration over this DistillReader has begun: one at a time")
-            token = next(tokens, None)
-            if token is None:
-                return
-            yield token
+    def _require(self, iteration: int) -> None:
+        """Raises DistillError when another iteration took the workers, instead of ending early."""
+        if iteration != self._iteration:
+            raise DistillError("another iteration over this DistillReader has begun: one at a time")
 
     def _pinned(self, batch: Any) -> Any:
         if not getattr(self._loader, "pin_memory", False) or not torch.cuda.is_available():
@@ -216,13 +245,24 @@ class DistillReader:
         if self._tokens is None:
             assert self._loader is not None
             session.begin()
-            return iter(ReadAhead(map(session.post_whole, iter(self._loader)), self._options.window))
-        if isinstance(self.batch_sampler, Epochs):
+            self._states.clear()
+            whole = (self._post_whole(session, batch) for batch in self._loader)
+            return iter(ReadAhead(whole, self._options.window))
+        ends = isinstance(self.batch_sampler, Epochs)
+        if ends:
             self.batch_sampler.epoch += 1
         filled = self._workers.iterate(self._tokens, self._epoch())
-        tokens = map(session.posted, itertools.takewhile(lambda token: not isinstance(token.nest, End), filled))
+        if ends:
+            filled = itertools.takewhile(lambda token: not isinstance(token.nest, End), filled)
+        tokens = map(session.posted, filled)
         ahead = 0 if getattr(self._loader, "num_workers", 0) else self._options.window
         return iter(ReadAhead(tokens, ahead)) if ahead else tokens
+
+    def _post_whole(self, session: StudentSession, batch: Any) -> Token:
+        token = session.post_whole(batch)
+        if hasattr(self._loader, "state_dict"):
+            self._states[token.seq] = copy.deepcopy(self._stateful().state_dict())  # it reads on meanwhile
+        return token
 
     def _epoch(self) -> int:
         """Equal for iterations over the rest of one epoch of an ElasticBatchSampler, whose workers may go on."""
@@ -319,6 +359,8 @@ def _io_settings(options: ReaderOptions, predicts: Sequence[str]) -> IoSettings 
     teachers = parse_teachers(options.teachers) if options.teachers is not None else ()
     dynamic = None
     if options.service is not None:
+        assert options.zookeeper is not None  # reader_options.override fills them in
+        assert options.root is not None
         dynamic = DynamicTeachers(
             options.zookeeper,
             options.root,
@@ -341,6 +383,7 @@ def _io_settings(options: ReaderOptions, predicts: Sequence[str]) -> IoSettings 
         teacher_batch_size=options.teacher_batch_size,
         token=options.token,
         ca_file=options.ca_file,
+        limits=Limits(hedge_share=options.hedge_share) if options.hedge_share else Limits(hedge_share=0, hedge_burst=0),
         timeline=options.timeline,
         log_level=logger.getEffectiveLevel(),
     )

@@ -6,7 +6,7 @@ has an environment variable, EDL_DISTILL_ and its name in capitals (EDL_DISTILL_
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from distill.errors import ConfigError
@@ -27,12 +27,13 @@ class ReaderOptions:
     teachers: str | None = None
     #: or a service that is followed in ZooKeeper
     service: str | None = None
-    zookeeper: str = "127.0.0.1:2181"
-    root: str = "/edl"
+    #: None: that of the job (EDL_ZOOKEEPER, EDL_ZOOKEEPER_ROOT), else 127.0.0.1:2181 and /edl
+    zookeeper: str | None = None
+    root: str | None = None
     max_teachers: int | None = None
     #: name of the model at teachers that serve several
     model: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     #: rows of a request at most; None: a batch is a request
     teacher_batch_size: int | None = None
@@ -40,6 +41,8 @@ class ReaderOptions:
     window: int = 8
     #: the largest batch with its predictions; only what is written costs memory
     slot_mb: int = 256
+    #: this part of the requests may be asked of a second teacher, when the first is late; 0: none
+    hedge_share: float = 0.05
     #: when all teachers are gone: "block", or "hard_labels" with a mask
     on_no_teacher: str = BLOCK
     no_teacher_timeout_s: float = 600.0
@@ -71,6 +74,8 @@ class ReaderOptions:
         for name in ("no_teacher_timeout_s", "hard_labels_after_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must not be negative, it is {getattr(self, name)}")
+        if not 0 <= self.hedge_share <= 1:
+            raise ConfigError(f"hedge_share must be from 0 to 1, it is {self.hedge_share}")
 
 
 def override(options: ReaderOptions, file_text: str | None, environ: Mapping[str, str]) -> ReaderOptions:
@@ -83,6 +88,12 @@ def override(options: ReaderOptions, file_text: str | None, environ: Mapping[str
             raise ConfigError(f"the file of {CONFIG} is not TOML: {error}") from error
     if TOKEN in environ and options.token is None:
         changes.setdefault("token", environ[TOKEN])
+    for name, variable, default in (
+        ("zookeeper", "EDL_ZOOKEEPER", "127.0.0.1:2181"),
+        ("root", "EDL_ZOOKEEPER_ROOT", "/edl"),
+    ):
+        if getattr(options, name) is None:
+            changes.setdefault(name, environ.get(variable) or default)
     changes |= {n.removeprefix(PREFIX).lower(): v for n, v in environ.items() if n.startswith(PREFIX) and n != CONFIG}
     unknown = sorted(set(changes) - {field.name for field in fields(ReaderOptions)})
     if unknown:
@@ -98,7 +109,7 @@ def override(options: ReaderOptions, file_text: str | None, environ: Mapping[str
 
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("max_teachers", "teacher_batch_size", "window", "slot_mb"), int),
-    **dict.fromkeys(("no_teacher_timeout_s", "hard_labels_after_s"), float),
+    **dict.fromkeys(("no_teacher_timeout_s", "hard_labels_after_s", "hedge_share"), float),
     **dict.fromkeys(("preflight", "nop", "as_float32"), bool),
 }
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

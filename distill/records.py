@@ -79,8 +79,9 @@ class StudentRecord(Record, frozen=True, kw_only=True):
     #: samples a second that it consumes, and of each second of its steps the part that it waited for teachers
     rate: float = 0.0
     starved: float = 0.0
-    #: seconds that it has waited for teachers in all
+    #: seconds that it has waited for teachers in all, and at each step, lately
     starved_s: float = 0.0
+    wait_s_per_step: float = 0.0
     #: teachers that it uses now, by id
     teachers: tuple[str, ...] = ()
     #: those of them that are at home elsewhere, see distill.balance

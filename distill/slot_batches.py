@@ -8,7 +8,7 @@ tuple or list as further items and to a mapping under their names; the batch of 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -114,15 +114,31 @@ def view(memory: memoryview, place: InSlot) -> Tensor:
     return torch.frombuffer(memory, dtype=place.dtype, count=count, offset=place.offset).view(place.shape)
 
 
-def restore(memory: memoryview, nest: Any) -> Any:
-    """The nest with tensors that lie in `memory` where there are InSlots."""
+class Tensors(Protocol):
+    """The tensors of a slot, by their places."""
+
+    def __getitem__(self, place: InSlot) -> Tensor: ...
+
+
+class Views:
+    """Tensors in memory that is used once."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+
+    def __getitem__(self, place: InSlot) -> Tensor:
+        return view(self._memory, place)
+
+
+def restore(tensors: Tensors, nest: Any) -> Any:
+    """The nest with tensors where there are InSlots."""
     if type(nest) is list:  # what the default collate makes: straight on, since each batch comes through here
-        return [_restored(memory, leaf) if type(leaf) is InSlot else restore(memory, leaf) for leaf in nest]
-    return map_nest(lambda leaf: _restored(memory, leaf) if isinstance(leaf, InSlot) else leaf, nest)
+        return [_restored(tensors, leaf) if type(leaf) is InSlot else restore(tensors, leaf) for leaf in nest]
+    return map_nest(lambda leaf: _restored(tensors, leaf) if isinstance(leaf, InSlot) else leaf, nest)
 
 
-def _restored(memory: memoryview, place: InSlot) -> Any:
-    tensor = view(memory, place)
+def _restored(tensors: Tensors, place: InSlot) -> Any:
+    tensor = tensors[place]
     return tensor.numpy() if place.array else tensor
 
 
@@ -180,10 +196,10 @@ def parts_of(nest: Any, ins: Sequence[str | None]) -> tuple[int, tuple[Part, ...
     return parts[0].shape[0], tuple(parts)
 
 
-def prediction(memory: memoryview, part: Part, as_float32: bool) -> Tensor:
+def prediction(tensors: Tensors, part: Part, as_float32: bool) -> Tensor:
     """The tensor of a teacher's output [batch, ...]."""
     dtype = _dtype(part.datatype)
-    tensor = view(memory, InSlot(dtype, part.shape, part.offset))
+    tensor = tensors[InSlot(dtype, part.shape, part.offset)]
     return tensor.float() if as_float32 and dtype is torch.float16 else tensor
 
 
@@ -195,6 +211,8 @@ def _dtype(datatype: str) -> torch.dtype:
 
 def append(nest: Any, names: Sequence[str], extra: Sequence[Any]) -> Any:
     """The batch with further items, under `names` where it is a mapping."""
+    if type(nest) is list:  # before all that is rare
+        return [*nest, *extra]
     if isinstance(nest, Recorded):
         return Recorded(nest.sample_index, append(nest.item, names, extra))
     if isinstance(nest, Mapping):

@@ -43,6 +43,8 @@ class StudentReport:
     starved: float
     starved_s: float
     waiting_for: str | None = None
+    #: seconds that each step waited for teachers; of the newest second in which there was one
+    wait_s_per_step: float = 0.0
 
 
 class TeacherSource(Protocol):

@@ -27,8 +27,9 @@ from distill.io_messages import NO_SLOT, Abandoned, Done, GaveUp, Go, Part, Post
 from distill.io_settings import IoSettings
 from distill.loaders import Ticket, Token
 from distill.reader_options import HARD_LABELS, ReaderOptions
-from distill.ring import Control, Ring, Slots
+from distill.ring import Control, Ring, Slots, fence
 from distill.slot_batches import Filling
+from distill.slot_tensors import SlotTensors
 from distill.timeline import Timeline
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ class ReaderStats:
     outside_of_ring: int = 0
     #: times that the IO process was started again
     respawns: int = 0
+    #: requests that were sent again after a failure, and that a second teacher was asked besides; up to a second old
+    retried: int = 0
+    hedged: int = 0
     #: batches answered by each teacher
     by_teacher: dict[str, int] | None = None
 
@@ -154,8 +158,15 @@ class StudentSession:
         #: slots of tickets whose batches were not taken yet
         self._issued: dict[int, int] = {}
         self._parcels: dict[int, _Parcel] = {}
+        self._tensors: dict[int, SlotTensors] = {}
         if preflight is None and self.link is not None:
             self.link.go(Go(tuple(name for name in ins if name is not None)))
+
+    def current_stats(self) -> ReaderStats:
+        """The stats, with what the IO process counts."""
+        if self.link is not None:
+            self.stats.retried, self.stats.hedged = self.link.counts
+        return self.stats
 
     # ---- tickets --------------------------------------------------------------------------------------------------
 
@@ -204,33 +215,42 @@ class StudentSession:
     def answer(self, token: Token) -> Answered:
         """Wait for the predictions of a batch and put both together."""
         if token.slot == NO_SLOT:
-            parcel = self._parcels[token.seq]
-            memory, nest = parcel.memory, parcel.nest
+            tensors, nest, answer = self._answer_parcel(token)
         else:
-            memory = self.ring.slot(token.slot)
-            nest = slot_batches.restore(memory, token.nest)
-        answer = self._wait(token, nest)
-        if token.slot == NO_SLOT:
-            self._parcels.pop(token.seq).close()
-            self.stats.outside_of_ring += 1
-        else:
+            tensors = self._tensors_of(token.slot)
+            nest = slot_batches.restore(tensors, token.nest)
+            answer = self._wait(token, nest)
             self.ring.clear(token.slot)
             del self._issued[token.seq]
-            self._slots.lend(token.slot, memory)
-        predictions = self._predictions(answer, memory, token.rows)
+            self._slots.lend(token.slot, tensors)
+        predictions = self._predictions(answer, tensors, token.rows)
         self.stats.batches += 1
         self.stats.samples += token.rows
-        self._control.write(self.stats.samples, self.stats.waited_s, 0.0)
+        self._control.write(self.stats.samples, self.stats.batches, self.stats.waited_s, 0.0)
         return Answered(nest, predictions, token.rows, isinstance(answer, Done))
 
-    def _predictions(self, answer: Done | Abandoned | None, memory: memoryview, rows: int) -> list[Tensor]:
+    def _tensors_of(self, slot: int) -> SlotTensors:
+        tensors = self._tensors.get(slot)
+        if tensors is None:
+            tensors = self._tensors[slot] = SlotTensors(self.ring.slot(slot))
+        tensors.renew()
+        return tensors
+
+    def _answer_parcel(self, token: Token) -> tuple[slot_batches.Tensors, Any, Done | Abandoned | None]:
+        parcel = self._parcels[token.seq]
+        answer = self._wait(token, parcel.nest)
+        self._parcels.pop(token.seq).close()
+        self.stats.outside_of_ring += 1
+        return slot_batches.Views(parcel.memory), parcel.nest, answer
+
+    def _predictions(self, answer: Done | Abandoned | None, tensors: slot_batches.Tensors, rows: int) -> list[Tensor]:
         if not isinstance(answer, Done):
             return [torch.zeros(rows, *self._row_shape(name)) for name in self._predicts]
         assert self.stats.by_teacher is not None
         self.stats.by_teacher[answer.teacher] = self.stats.by_teacher.get(answer.teacher, 0) + 1
         for part in answer.outputs:
             self._row_shapes.setdefault(part.name, part.shape[1:])
-        return [slot_batches.prediction(memory, part, self._options.as_float32) for part in answer.outputs]
+        return [slot_batches.prediction(tensors, part, self._options.as_float32) for part in answer.outputs]
 
     def _row_shape(self, name: str) -> tuple[int, ...]:
         try:
@@ -246,7 +266,7 @@ class StudentSession:
         self.stats.last_waited_s = 0.0
         if self.link is None:
             return None
-        answer = self.link.take(token.seq)
+        answer = self.link.take(token.seq, token.slot)
         if answer is None:
             answer = self._wait_long(self.link, token, nest)
         if isinstance(answer, GaveUp):
@@ -256,13 +276,14 @@ class StudentSession:
 
     def _wait_long(self, link: IoLink, token: Token, nest: Any) -> Done | GaveUp | Abandoned:
         began_s = time.monotonic()
-        self._control.write(self.stats.samples, self.stats.waited_s, began_s)
+        self._control.write(self.stats.samples, self.stats.batches, self.stats.waited_s, began_s, token.seq)
+        fence()
         patience = _Patience(self._options, began_s)
         try:
             while True:
                 if self._preflight is not None:
                     self._agree(link, self._preflight, nest)
-                answer = link.take(token.seq)
+                answer = link.take(token.seq, token.slot)
                 if answer is not None:
                     self.stats.unanswered += isinstance(answer, Abandoned)
                     return answer
@@ -309,6 +330,7 @@ class StudentSession:
         for parcel in self._parcels.values():
             parcel.close()
         self._parcels.clear()
+        self._tensors.clear()
         self.ring.close()
         if self._timeline is not None:
             self._timeline.finish()

@@ -4,7 +4,9 @@ One keep-alive connection, one request at a time. Imports numpy and no torch. A 
 the server closed meanwhile is sent once more on a new one: an inference changes nothing, so twice is harmless.
 """
 
+import contextlib
 import http.client
+import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +74,13 @@ class TeacherClient:
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         self._connection.close()
+
+    def abort(self) -> None:
+        """From another thread: break off what is under way, which then raises TeacherUnavailable."""
+        sock = self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def live(self) -> bool:
         """Whether it answers at all."""

@@ -39,6 +39,8 @@ class Outcome(NamedTuple):
     outputs: Sequence[Output]
     teacher: Teacher
     latency_s: float
+    #: it closes the connection, which it did not do after other answers: it may be leaving
+    closing: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +73,8 @@ class TeacherLinks:
         self._settings = settings
         self._watch, self._unwatch = watch, unwatch
         self._answered, self._failed, self._probed = answered, failed, probed
+        #: those that have kept a connection after an answer
+        self._keepers: set[_Place] = set()
         self._timeline = timeline
         self._asking = Asking(settings.go or Go(()), settings.predicts, settings.token, settings.model)
         self._idle: defaultdict[_Place, list[_Link]] = defaultdict(list)
@@ -87,7 +91,7 @@ class TeacherLinks:
         return self._asking.feeds(parts)
 
     def send(
-        self, attempt: int, teacher: Teacher, parts: Sequence[Part], views: Sequence[memoryview], rows: int
+        self, attempt: int, teacher: Teacher, parts: Sequence[Part], views: connection.Buffers, rows: int
     ) -> Failure | None:
         """Send `rows` rows of `parts`, which lie in `views`; a Failure that shows at once is returned."""
         head = self._asking.head(teacher, parts, rows)
@@ -139,7 +143,7 @@ class TeacherLinks:
         opened = Connection(teacher.address, context)
         link = _Link(opened, teacher, opened.fileno())
         self._links[link.fd] = link
-        self._listen(link)
+        self._watch(link.fd, connection.EVENTS, lambda _: self._ready(link))
         return link
 
     def _tls(self) -> ssl.SSLContext:
@@ -151,15 +155,9 @@ class TeacherLinks:
         return self._context
 
     def _request(self, link: _Link, buffers: connection.Buffers) -> None:
-        before = link.connection.interest
         link.connection.request(buffers)
         if link.connection.receiving:
             link.times.append(time.monotonic())
-        if link.connection.interest != before:
-            self._listen(link)
-
-    def _listen(self, link: _Link) -> None:
-        self._watch(link.fd, link.connection.interest, lambda _: self._ready(link))
 
     def _close(self, link: _Link) -> None:
         if self._links.get(link.fd) is link:
@@ -168,14 +166,11 @@ class TeacherLinks:
             link.connection.close()
 
     def _ready(self, link: _Link) -> None:
-        before = link.connection.interest
         try:
             answer = link.connection.ready()
         except (TeacherUnavailable, ProtocolError) as error:
             self._broke(link, error)
             return
-        if link.connection.interest != before:
-            self._listen(link)
         self._note_times(link)
         if answer is not None:
             self._complete(link, answer)
@@ -206,6 +201,7 @@ class TeacherLinks:
         if link.probing or answer.closes:
             self._close(link)
         else:
+            self._keepers.add(_place(link.teacher))
             self._idle[_place(link.teacher)].append(link)
         if link.probing:
             self._probed(link.teacher, outcome.reason if isinstance(outcome, Failure) else None)
@@ -229,7 +225,8 @@ class TeacherLinks:
             return Failure(Fault.WRONG, str(error))
         if self._timeline is not None:
             self._draw(self._timeline, link, now_s)
-        return Outcome(outputs, link.teacher, now_s - link.times[0])
+        closing = answer.closes and _place(link.teacher) in self._keepers
+        return Outcome(outputs, link.teacher, now_s - link.times[0], closing)
 
     def _draw(self, timeline: Timeline, link: _Link, now_s: float) -> None:
         given_s, sent_s, begun_s = (*link.times, now_s, now_s)[:3]

@@ -8,7 +8,7 @@ All of it is soft state: whoever reconnects says hello with everything it knows,
 
 import msgspec
 
-from edl_collective.coord.records import Member, Rendezvous
+from edl_collective.coord.records import Member, Rendezvous, Spent
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -54,11 +54,14 @@ class Report(Message, frozen=True, kw_only=True):
     samples_per_s: float | None = None
     loss: float | None = None
     accuracy: float | None = None
+    #: seconds that each step of the epoch waited for teachers; None where there are none
+    teacher_wait_s_per_step: float | None = None
     near_end: bool = False
     message: str = ""
     last_step_at: float = 0.0
     samples_left: int | None = None
     pause_s: float | None = None
+    spent: Spent | None = None
 
 
 class Happened(Message, frozen=True, kw_only=True):
@@ -106,9 +109,13 @@ class Assigned(Message, frozen=True, kw_only=True):
 
 
 class Leave(Message, frozen=True, kw_only=True):
-    """Answer to Gate: the job goes on without this worker."""
+    """Answer to Gate: the job goes on without this worker.
+
+    last: nobody goes on with the training state, for now.
+    """
 
     reason: str = ""
+    last: bool = False
 
 
 class Interrupt(Message, frozen=True, kw_only=True):
@@ -210,6 +217,7 @@ class LeaveWorker(Message, frozen=True, kw_only=True):
 
     worker: str
     reason: str = ""
+    last: bool = False
 
 
 class AbortGeneration(Message, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from edl_collective import local
 from edl_collective.errors import FruitlessWorlds, WorldChanged
-from edl_collective.worlds import Worlds, worlds_of
+from edl_collective.worlds import Left, Worlds, worlds_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class Elastic(Protocol):
     def enter(self, worlds: Worlds) -> None: ...
 
     def leave_world(self) -> None: ...
+
+    def keep(self) -> None: ...
 
 
 S = TypeVar("S", bound=Elastic)
@@ -64,7 +66,7 @@ def carry(train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *a
     try:
         while True:
             try:
-                worlds.enter()
+                _enter(worlds, state)
                 local.enter_world(worlds.place)
                 state.enter(worlds)
                 result = train(state, *args, **kwargs)
@@ -85,6 +87,15 @@ def carry(train: Callable[Concatenate[S, P], R], worlds: Worlds, state: S, /, *a
     finally:
         local.exit_world()
         worlds.exit()
+
+
+def _enter(worlds: Worlds, state: Elastic) -> None:
+    try:
+        worlds.enter()
+    except Left as left:
+        if left.last:
+            state.keep()
+        raise
 
 
 def _collective_failure() -> type[Exception]:

@@ -221,23 +221,37 @@ def lr_at(schedule: Schedule, samples_seen: int, dataset_size: int, scale: float
     return schedule.at_epoch(samples_seen / dataset_size) * scale
 
 
-def set_rates(
-    groups: Sequence[dict[str, Any]],
-    base_rates: Sequence[float],
-    schedule: Schedule | None,
-    samples_seen: int,
-    dataset_size: int,
-    scale: float,
-) -> None:
-    """Give each of an optimizer's `groups` its rate, by the schedule or, without one, by its own base rate.
+class Seen(Protocol):
+    """How far training is, as a sampler knows it; see lr_at()."""
 
-    With a schedule, a group's "lr_scale" (default 1) multiplies its rate. Arguments otherwise as for lr_at().
+    @property
+    def samples_seen(self) -> int: ...
+
+    @property
+    def dataset_size(self) -> int: ...
+
+    @property
+    def lr_scale(self) -> float: ...
+
+
+class Rates:
+    """The learning rates of an optimizer's `groups`, by `schedule` or, without one, by each group's own rate.
+
+    With a schedule, a group's "lr_scale" (default 1) multiplies its rate.
     """
-    for group, base_rate in zip(groups, base_rates, strict=True):
-        if schedule is None:
-            group["lr"] = base_rate * scale
-        else:
-            group["lr"] = lr_at(schedule, samples_seen, dataset_size, scale) * group.get("lr_scale", 1.0)
+
+    def __init__(self, groups: Sequence[dict[str, Any]], schedule: Schedule | None) -> None:
+        self._schedule = schedule
+        self._own = [float(group["lr"]) for group in groups]
+
+    def set(self, groups: Sequence[dict[str, Any]], seen: Seen) -> None:
+        """Give each group its rate."""
+        for group, own in zip(groups, self._own, strict=True):
+            if self._schedule is None:
+                group["lr"] = own * seen.lr_scale
+            else:
+                rate = lr_at(self._schedule, seen.samples_seen, seen.dataset_size, seen.lr_scale)
+                group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:

@@ -6,22 +6,22 @@ The training function uses epochs(), batches(), backward(), step() and report();
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
-from checkpoints import TrainStatus, load_checkpoint, preflight, save_checkpoint
+from checkpoints import TrainStatus
 from edl_collective import collectives, local
 from edl_collective.audit import StepLog
 from edl_collective.batches import ElasticBatchSampler, StepInfo, iterate, unwrap
+from edl_collective.epoch_saver import EpochSaver
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
 from edl_collective.held import Held, Progress
 from edl_collective.loader_workers import Loader, LoaderWorkers
 from edl_collective.reducer import Reducer
 from edl_collective.reporter import Reporter
-from edl_collective.scaling import Schedule, set_rates
+from edl_collective.scaling import Rates, Schedule
 from edl_collective.warm_up import LossOf, Rehearsal
 from edl_collective.worlds import Worlds
 
@@ -46,7 +46,8 @@ class State:
             group's own rate, times the factor of the batch policy.
         scaler: a GradScaler for fp16, or None.
         clip_norm: largest norm of all gradients together, or None.
-        checkpoint_url: where each completed epoch is saved and where a new attempt resumes; None saves nothing.
+        checkpoint_url: where each completed epoch is saved, beside the training, and where a new attempt resumes; None
+            saves nothing. Rank 0 holds a copy of the state in memory for that.
         keep: how many checkpoints remain.
         user: JSON values of the script that travel with the state and into checkpoints.
         loader, warm_up: what a worker does before it is let in: start this DataLoader's processes, which read the
@@ -75,24 +76,22 @@ class State:
         self.optimizer = optimizer
         self.sampler = sampler
         self.user = dict(user or {})
-        self._schedule = schedule
         self._scaler = scaler
         self._clip_norm = clip_norm
-        self._checkpoint_url = checkpoint_url
-        self._keep = keep
         self._step_log = step_log
-        self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._rates = Rates(optimizer.param_groups, schedule)
         self._adjusts: list[Adjust] = []
         self._reducer: Reducer | None = None
         self._worlds: Worlds | None = None
         self._reporter = Reporter()
+        self._saver = None if checkpoint_url is None else EpochSaver(checkpoint_url, keep, self._reporter)
         self._workers = LoaderWorkers()
         self._rehearsal = Rehearsal(model, sampler, self._workers, loader, warm_up, recorded=step_log is not None)
         self._trained = False
         self._world_size = 0
         self._open: StepInfo | None = None
         self._backward_done = False
-        #: checkpoints of this run are newer than the one it began from, whatever their steps: see _save
+        #: checkpoints of this run are newer than the one it began from, whatever their steps: see _complete_epoch
         self._order_floor = 0
         #: the node was told how large the state is that it may have to hold
         self._reserved = False
@@ -117,7 +116,8 @@ class State:
         return adjust
 
     def epochs(self, total: int) -> Iterator[int]:
-        """The epochs left of `total`. An epoch is completed, reported and saved when its body ends."""
+        """The epochs left of `total`. An epoch is completed and saved when its body ends, and reported when that is
+        durable, which the end of the last one waits for. Raises CheckpointError when the save before failed."""
         while self.epoch < total:
             epoch = self.epoch
             self._reporter.begin_epoch(total)
@@ -128,6 +128,8 @@ class State:
                     "loop over state.batches() run to its end"
                 )
             self._complete_epoch(epoch)
+        if self._saver is not None:
+            self._saver.finish()
 
     def batches(self, loader: Iterable[T]) -> Iterator[T]:
         """This rank's batches of the rest of the epoch; call backward() and step() once for each.
@@ -136,11 +138,11 @@ class State:
         world is to change, for run() to catch.
         """
         reducer = self._in_world()
-        self._reporter.begin_steps()
+        self._reporter.begin_steps(loader)
         epoch = self.epoch
         for info, batch in iterate(loader, self.sampler, lambda loader: self._workers.iterate(loader, epoch)):
             self._reporter.batch_ready()
-            self._set_rates()
+            self._rates.set(reducer.optimizer.param_groups, self.sampler)
             reducer.open_step(self._worlds is not None and self._worlds.interrupted())
             self._open, self._backward_done = info, batch is None
             if self._step_log is not None:
@@ -152,6 +154,7 @@ class State:
             else:
                 yield batch
             self._check_stepped()
+            self._reporter.batch_wanted()
             if self._stop:
                 raise WorldChanged
 
@@ -222,7 +225,7 @@ class State:
         self._reducer.enter_world(generation)
         self.sampler.set_world(hvd.rank(), hvd.size(), generation)
         self._world_size = hvd.size()
-        self._reporter.enter(generation if worlds.generation is None else worlds.generation)
+        self._reporter.enter(generation if worlds.generation is None else worlds.generation, self.global_step)
         local.reseed_at(self.global_step, hvd.rank())
         for adjust in self._adjusts:
             adjust(self, before, self._world_size)
@@ -237,11 +240,19 @@ class State:
         if held is not None and self._whole():
             held.hold(Progress(self.global_step, self.epoch), self.state_dict)
 
+    def keep(self) -> None:
+        """Nobody goes on with this state: save it where it is, in the middle of an epoch, on the rank that saves."""
+        if self._saver is not None and self._reporter.rank == 0 and self._whole():
+            self._save(self._reporter.kept)
+            self._saver.finish()
+
     def _reserve(self) -> None:
         self._reserved = True
         held = None if self._worlds is None else self._worlds.held
         if held is not None:
             held.reserve(self.state_dict())
+        if self._saver is not None and self._reporter.rank == 0:
+            self._saver.reserve(self.state_dict())
 
     def _synchronize(self, offered: int | None, held: Held | None) -> int:
         """Take the state that is furthest, of a rank or held by its node; returns the generation that all agree on.
@@ -322,8 +333,8 @@ class State:
             "order_floor": self._order_floor,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
-        optimizer = self._in_world().optimizer
-        return {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "training": training}
+        optimizer = self._in_world().optimizer.state_dict()
+        return {"model": self.model.state_dict(), "optimizer": optimizer, "training": training}
 
     def load_state_dict(self, parts: dict[str, Any]) -> None:
         """Take what state_dict() gave. Raises ValueError, KeyError or RuntimeError when it is of something else."""
@@ -342,20 +353,15 @@ class State:
 
         reducer = self._in_world()
         reducer.torn = hvd.rank() != source and not equal
-        parts = collectives.broadcast_state(self.state_dict(), source, self._model_tensors())
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        parts = collectives.broadcast_state(self.state_dict(), source, tensors)
         if hvd.rank() != source:
             self.load_state_dict(parts)
         reducer.torn = False
 
-    def _model_tensors(self) -> dict[str, torch.Tensor]:
-        return {f"model.{name}": value for name, value in self.model.state_dict().items()}
-
     def _resume(self) -> None:
         """On the rank that every other will copy: continue from the newest valid checkpoint, if there is one."""
-        loaded = None
-        if self._checkpoint_url is not None:
-            preflight(self._checkpoint_url, knob="--checkpoint or EDL_CHECKPOINT_PATH")
-            loaded = load_checkpoint(self._checkpoint_url)
+        loaded = None if self._saver is None else self._saver.resume()
         if loaded is None:
             if self._in_world().torn:
                 raise StateLost
@@ -369,30 +375,26 @@ class State:
         self._reporter.close_epoch()
         self.sampler.set_epoch(epoch + 1)
         local.reseed_at(self.global_step, self._reporter.rank)
-        if self._checkpoint_url is not None and self._reporter.rank == 0:
-            self._save(self._checkpoint_url, epoch)
-        self._reporter.epoch_done(epoch, self.sampler)
+        told = self._reporter.epoch_done(epoch, self.sampler)
+        if self._saver is None or self._reporter.rank != 0:
+            told()
+        else:
+            self._save(told)
 
-    def _save(self, url: str, epoch: int) -> None:
-        """Save the state; a rank 0 that was replaced and wakes up late saves below its successor.
-
-        A driver's epoch orders the attempts of one job, and another job that goes on from this folder counts its
-        drivers from 1 again: hence the floor.
-        """
-        began = time.monotonic()
+    def _save(self, told: Callable[[], None]) -> None:
+        # A rank 0 that was replaced and wakes up late saves below its successor. A driver's epoch orders the attempts
+        # of one job, and another job that goes on from this folder counts its drivers from 1 again: hence the floor.
+        assert self._saver is not None, "only a state with a checkpoint_url is saved"
         order = self._order_floor + (self._worlds.driver_epoch if self._worlds is not None else 0)
-        save_checkpoint(url, self.status(), state=self.state_dict(), driver_epoch=order, keep=self._keep)
-        self._reporter.saved(epoch, time.monotonic() - began)
+        self._reporter.begin_save()
+        self._saver.save(self.status(), self.state_dict(), order, told)
+        self._reporter.end_save()
 
     def _check_stepped(self) -> None:
         if self._open is not None:
             raise StepOrderError("state.step() was not called for a batch: call it once for each")
 
-    def _set_rates(self) -> None:
-        now = (self.sampler.samples_seen, self.sampler.dataset_size, self.sampler.lr_scale)
-        set_rates(self._in_world().optimizer.param_groups, self._base_rates, self._schedule, *now)
-
     def _in_world(self) -> Reducer:
-        if self._reducer is None:
-            raise StepOrderError("use the state inside the function that edl_collective.run wraps")
-        return self._reducer
+        if self._reducer is not None:
+            return self._reducer
+        raise StepOrderError("use the state inside the function that edl_collective.run wraps")

@@ -4,6 +4,7 @@
 levels: `interrupted` stays true until the next `enter`. Nothing here knows about models or data.
 """
 
+import atexit
 import logging
 import os
 import time
@@ -26,6 +27,14 @@ logger = logging.getLogger(__name__)
 LEFT_STATUS = 0
 
 
+class Left(SystemExit):
+    """Raised at the gate when this worker is to leave. `last`: nobody goes on with the training state, for now."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__(LEFT_STATUS)
+        self.last = last
+
+
 class Worlds(Protocol):
     """The worlds that this process is in, one after another."""
 
@@ -45,7 +54,7 @@ class Worlds(Protocol):
         """Number of the present world; None where nobody counts: the members then agree on one."""
 
     def enter(self) -> None:
-        """Wait for a place in the next world and initialise Horovod. Raises SystemExit when told to leave."""
+        """Wait for a place in the next world and initialise Horovod. Raises Left when told to leave."""
 
     def exit(self) -> None:
         """Shut Horovod down; harmless when a collective has failed."""
@@ -206,8 +215,9 @@ class GatedWorlds:
         self.phases.end("gate")
         if isinstance(answer, Leave):
             logger.info("leaving the job: %s", answer.reason or "its plan has no place for this worker")
-            self._link.close()
-            raise SystemExit(LEFT_STATUS)
+            # Not before the process ends: a checkpoint that is being written is told when it is durable.
+            atexit.register(self._link.close)
+            raise Left(last=answer.last)
         # Named at the next gate even if init() fails below: this generation was assigned, the next one is wanted.
         self._generation, self.cause, self.driver_epoch = answer.generation, answer.cause, answer.epoch
         self.place = answer

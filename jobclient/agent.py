@@ -366,7 +366,7 @@ class Agent:
                 logger.info("job %s: %s", job, text)
                 self._reporting.event((job, worker.submitted_at), kind, text, {**fields, "worker": name})
             case Report() if worker.rank == 0:
-                self._reporting.report((job, worker.submitted_at), message)
+                self._reporting.report((job, worker.submitted_at), message, self._snapshot.progress.get(job))
 
     def _worker_changed(self, worker: Worker) -> None:
         """The record of a worker changed, or its slot is free."""

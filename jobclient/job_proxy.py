@@ -170,8 +170,8 @@ class LocalWorld(Generic[T]):
                 return (
                     [ToWorker(worker, Interrupt(generation=generation))] if self._lives_in(worker, generation) else []
                 )
-            case LeaveWorker(worker=worker, reason=reason) if self._gates.pop(worker, None) is not None:
-                return [ToWorker(worker, Leave(reason=reason))]
+            case LeaveWorker(worker=worker) if self._gates.pop(worker, None) is not None:
+                return [ToWorker(worker, Leave(reason=message.reason, last=message.last))]
             case AbortGeneration(generation=generation):
                 self._aborted = max(self._aborted, generation)
                 lost = [w for w in (*self._assigned, *self._running) if self._lives_in(w, generation)]

@@ -17,6 +17,7 @@ from edl_collective.coord.errors import CoordError, Disconnected, RecordTooLarge
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import Event, Progress, WorkerRecord
 from edl_collective.coord.store import Store
+from edl_collective.goodput import carry
 from edl_collective.messages import Report
 from jobclient.decide import Submission
 from jobclient.outbox import Outbox
@@ -62,6 +63,7 @@ class Reporting:
         self._paths = paths
         self._clock = clock
         self._progress: dict[str, _LastProgress] = {}
+        self._earlier: dict[Submission, tuple[str, dict[str, float]]] = {}
         self._ready = asyncio.Event()
         self._flushing = asyncio.Lock()
 
@@ -79,15 +81,25 @@ class Reporting:
         with self._noting(of[0], f"an event of kind {kind}"):
             self._outbox.event(of, Event(at=self._clock.wall_s(), kind=kind, text=text, fields=dict(fields)))
 
-    def report(self, of: Submission, report: Report) -> None:
-        """Training progress as rank 0 sees it."""
+    def report(self, of: Submission, report: Report, before: Progress | None) -> None:
+        """Training progress as rank 0 sees it. `before`: the last that is stored, of whoever spoke then."""
         job, submitted_at = of
-        record = Progress(**asdict(report))
+        record = Progress(**asdict(report), earlier=self._earlier_of(of, report, before))
         last = self._progress.setdefault(job, _LastProgress(submitted_at, record))
         last.submitted_at, last.record = submitted_at, record
         if last.timer is None:
             wait_s = max(0.0, last.next_s - self._clock.monotonic_s())
             last.timer = asyncio.get_running_loop().call_later(wait_s, self.flush_progress, job)
+
+    def _earlier_of(self, of: Submission, report: Report, before: Progress | None) -> dict[str, float]:
+        """What was spent before; looked up once for each process that speaks."""
+        if report.spent is None:
+            return {}
+        by, earlier = self._earlier.get(of, ("", {}))
+        if by != report.spent.by:
+            earlier = carry(before, report.spent)
+            self._earlier[of] = report.spent.by, earlier
+        return earlier
 
     def flush_progress(self, job: str) -> None:
         """Hand the newest report on now, if that has not been done."""
@@ -102,6 +114,7 @@ class Reporting:
 
     def forget(self, job: str) -> None:
         """The job was removed: what still waits for it is dropped."""
+        self._earlier = {of: found for of, found in self._earlier.items() if of[0] != job}
         last = self._progress.pop(job, None)
         if last is not None and last.timer is not None:
             last.timer.cancel()

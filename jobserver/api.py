@@ -24,11 +24,11 @@ from edl_collective.coord.records import JobSpec
 from edl_collective.coord.signing import SpecSigner, is_unsigned
 from edl_collective.coord.store import Session, Store, Versioned
 from jobserver.api_access import HEALTH_PATH, Role, Tokens, add_access, as_seen_by, refusal, role_of
+from jobserver.api_metrics import add_metrics
 from jobserver.api_models import (
     MAX_BODY_BYTES,
     ApiError,
     Json,
-    convert_spec,
     differences,
     events_after,
     host_rows,
@@ -38,6 +38,7 @@ from jobserver.api_models import (
     parse_np,
     parse_spec,
     pods,
+    stopped,
 )
 from jobserver.changing import Changing
 from jobserver.controller import Controller
@@ -106,6 +107,14 @@ class Service:
             texts = [p.text for p in snapshot.problems if p.path.startswith(f"{self._paths.jobs}/{name}/")]
             raise ApiError(409, f"job {name} is left alone: {'; '.join(texts)}")
         raise ApiError(404, f"there is no job {name}", "job")
+
+    def now_s(self) -> float:
+        """Wall time."""
+        return self._clock.wall_s()
+
+    def detail(self, name: str) -> Json:
+        """Raises ApiError as `job` does."""
+        return job_detail(*self.job(name), self.now_s())
 
     def submit(self, body: bytes) -> tuple[int, Json]:
         """201 and the job; 200 if the same job is there already. Raises ApiError 409 if another one is.
@@ -258,6 +267,7 @@ def create_app(service: Service) -> FastAPI:
     _add_job_views(app, service)
     _add_cluster(app, service)
     _add_health(app, service)
+    add_metrics(app, service)
     return app
 
 
@@ -317,7 +327,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/jobs/{job}")
     def describe(job: str, request: Request) -> Response:
-        return _json(as_seen_by(request, job_detail(*service.job(job))))
+        return _json(as_seen_by(request, service.detail(job)))
 
     @app.post("/api/v1/jobs/{job}/scale")
     def scale(job: str, body: Body) -> Response:
@@ -325,15 +335,11 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.post("/api/v1/jobs/{job}/stop")
     def stop(job: str) -> Response:
-        return _json(service.change(job, _stopped))
+        return _json(service.change(job, stopped))
 
     @app.delete("/api/v1/jobs/{job}")
     def delete(job: str) -> Response:
         return _json(service.delete(job))
-
-
-def _stopped(spec: JobSpec) -> JobSpec:
-    return convert_spec({**msgspec.to_builtins(spec), "stopped": True})
 
 
 def _add_job_views(app: FastAPI, service: Service) -> None:

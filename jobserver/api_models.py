@@ -23,6 +23,7 @@ from edl_collective.coord.records import (
     decode,
 )
 from jobserver.changing import Changing, fill_in
+from jobserver.goodput import goodput
 from jobserver.job_state import is_over
 from jobserver.schedule import check_schedule
 from jobserver.snapshot import Job, Snapshot, StoredEvent
@@ -96,6 +97,11 @@ def convert_spec(values: Mapping[str, Any]) -> JobSpec:
     return spec
 
 
+def stopped(spec: JobSpec) -> JobSpec:
+    """The same job, to be stopped."""
+    return convert_spec({**msgspec.to_builtins(spec), "stopped": True})
+
+
 def parse_np(body: bytes, spec: JobSpec) -> JobSpec:
     """`spec` with the np of a scale request; null gives the number back to the schedule. Raises ApiError."""
     values = parse_body(body)
@@ -151,7 +157,7 @@ def job_row(job: Job, place: int | None = None) -> Json:
         "reason": status.reason if status else "no JobServer has looked at it yet",
         "workers": len(job.plan.value.workers) if job.plan else 0,
         "spares": len(job.plan.value.spares) if job.plan else 0,
-        "world_size": progress.world_size if progress else 0,
+        "world_size": serving(job) if spec.service is not None else progress.world_size if progress else 0,
         "min_np": spec.min_np,
         "max_np": spec.max_np,
         "np": spec.np,
@@ -163,18 +169,25 @@ def job_row(job: Job, place: int | None = None) -> Json:
         "samples_per_s": progress.samples_per_s if progress else None,
         "loss": progress.loss if progress else None,
         "accuracy": progress.accuracy if progress else None,
+        "teacher_wait_s_per_step": progress.teacher_wait_s_per_step if progress else None,
         "submitted_at": spec.submitted_at,
     }
 
 
-def job_detail(job: Job, snapshot: Snapshot, events: int = 20) -> Json:
-    """Everything about one job, with its last `events` events."""
+def serving(job: Job) -> int:
+    """Teachers of the job that are listed and do not drain: they have no world."""
+    return sum(teacher.job == job.name and not teacher.draining for teacher in job.fleet.teachers.values())
+
+
+def job_detail(job: Job, snapshot: Snapshot, now_s: float, events: int = 20) -> Json:
+    """Everything about one job at `now_s` (wall time), with its last `events` events."""
     return {
         **job_row(job, queue(snapshot).get(job.name)),
         "spec": msgspec.to_builtins(job.spec.value),
         "plan": msgspec.to_builtins(job.plan.value) if job.plan else None,
         "status": msgspec.to_builtins(job.status.value) if job.status else None,
         "progress": msgspec.to_builtins(job.progress) if job.progress else None,
+        "goodput": goodput(job, now_s),
         "driver": msgspec.to_builtins(job.driver) if job.driver else None,
         "rendezvous": msgspec.to_builtins(job.rendezvous),
         "worker_records": [

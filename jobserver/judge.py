@@ -270,8 +270,10 @@ def _note_speed(case: Case) -> Case:
 
 
 def outlook(case: Case) -> Outlook:
-    """What is known of the job's speed."""
-    progress = case.job.progress
+    """What is known of the speed of a job whose size is left open: a size that was asked for needs no reason."""
+    spec, progress = case.job.spec.value, case.job.progress
+    if spec.np is not None or spec.schedule is not None:
+        return Outlook()
     if progress is None:
         return Outlook(case.status.speeds)
     return Outlook(case.status.speeds, progress.pause_s, progress.samples_left)

@@ -46,6 +46,8 @@ def of_plan(case: Case, workers: Sequence[PlannedWorker], spares: Sequence[Plann
     what = f"start with {workers_text(after)}" if not case.workers else f"{before} to {workers_text(after)}"
     if case.news and before == after:
         what = f"replaced, still {workers_text(after)}"
+    if after == 0 and case.status.preempted_for is not None:
+        return "; ".join((*([some(case.news)] if case.news else []), f"{what}: {case.status.preempted_for} takes them"))
     why = case.wanted.reason if after >= case.wanted.np else f"{case.wanted.np} are wanted ({case.wanted.reason})"
     return "; ".join((*([some(case.news)] if case.news else []), f"{what}: {why}"))
 

@@ -290,7 +290,7 @@ def _plan(
     if old is not None and (old.workers, old.spares, old.driver_node) == (workers, spares, driver_node):
         return None
     if old is not None and (old.workers, old.spares) == (workers, spares):
-        reason = f"the driver moves to {driver_node}"
+        reason = f"the driver moves to {driver_node}" if driver_node else "the driver leaves after the last worker"
     numbers = [worker_number(w.worker) for w in (*workers, *spares)]
     return Plan(
         revision=1 if old is None else old.revision + 1,
@@ -305,12 +305,21 @@ def _plan(
 
 def _driver_node(case: Case, workers: tuple[PlannedWorker, ...], snapshot: Snapshot) -> str | None:
     """Stay while the node lives: moving the driver costs more than a driver away from its workers does."""
-    if not workers or case.job.spec.value.kind in WORLDLESS:
+    if case.job.spec.value.kind in WORLDLESS:
         return None
+    if not workers:
+        return _last_driver_node(case, snapshot)
     old = case.job.plan.value.driver_node if case.job.plan else None
     if old is not None and _takes_drivers(old, snapshot):
         return old
     return next((w.node for w in workers if _takes_drivers(w.node, snapshot)), workers[0].node)
+
+
+def _last_driver_node(case: Case, snapshot: Snapshot) -> str | None:
+    """Where the driver stays until the last worker has left: it is the driver that calls them to the gate."""
+    old = case.job.plan.value.driver_node if case.job.plan else None
+    leave = case.clear is None and (case.crew.living or case.crew.leaving)
+    return old if leave and (old in snapshot.nodes or old in snapshot.unknown_nodes) else None
 
 
 def _takes_drivers(node: str, snapshot: Snapshot) -> bool:

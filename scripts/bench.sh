@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compares this project with its peers on this machine: scripts/bench.sh resize | distill. Each has --help.
+# Compares this project with its peers on this machine: scripts/bench.sh resize | distill | checkpoint | control. Each has --help.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

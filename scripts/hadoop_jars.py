@@ -76,7 +76,7 @@ def fetch_hadoop(cache_dir: Path, say: Say) -> Path:
     """
     target = cache_dir / f"hadoop-2.7.4-{PYSPARK_SHA256[:12]}"
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / "hadoop.lock"):
+    with locked(cache_dir / "hadoop.lock"):
         if _is_complete(target):
             return target
         shutil.rmtree(target, ignore_errors=True)
@@ -85,7 +85,7 @@ def fetch_hadoop(cache_dir: Path, say: Say) -> Path:
             jars.mkdir()
             _fetch_spark_jars(Path(scratch), jars, say)
             _fetch_debian_jars(Path(scratch), jars, say)
-            sums = {jar.name: _sha256(jar) for jar in sorted(jars.glob("*.jar"))}
+            sums = {jar.name: sha256(jar) for jar in sorted(jars.glob("*.jar"))}
             (jars / "SHA256.json").write_text(json.dumps(sums, indent=1))
             jars.rename(target)
     say(f"kept {sum(f.stat().st_size for f in target.iterdir()) >> 20} MB in {target}")
@@ -99,20 +99,12 @@ def _is_complete(target: Path) -> bool:
         return False
     sums: dict[str, str] = json.loads(index.read_text())
     wanted = {*SPARK_JARS, *DEBIAN_JARS}
-    return wanted <= set(sums) and all((target / n).is_file() and _sha256(target / n) == s for n, s in sums.items())
+    return wanted <= set(sums) and all((target / n).is_file() and sha256(target / n) == s for n, s in sums.items())
 
 
 def _fetch_spark_jars(scratch: Path, jars: Path, say: Say) -> None:
     say(f"fetching {PYSPARK} (205 MB, once) for the HDFS server in it")
-    requirement = scratch / "requirements.txt"
-    requirement.write_text(f"{PYSPARK} --hash=sha256:{PYSPARK_SHA256}\n")
-    # `download`, never `install`: pip compares the hash before it looks inside.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation", "--require-hashes"]
-    command += ["--no-cache-dir", "--no-binary", "pyspark", "--progress-bar", "raw", "-d", str(scratch)]
-    _run_with_progress([*command, "-r", str(requirement)], scratch, say)
-    archive = next(scratch.glob("pyspark-*.tar.gz"))
-    if _sha256(archive) != PYSPARK_SHA256:
-        raise LocalHdfsError(f"{archive.name} has another sha256 than {PYSPARK_SHA256}")
+    archive = download_source(PYSPARK, PYSPARK_SHA256, scratch, say)
     say(f"unpacking {len(SPARK_JARS)} jars")
     missing = set(SPARK_JARS)
     with tarfile.open(archive) as tar:
@@ -126,6 +118,25 @@ def _fetch_spark_jars(scratch: Path, jars: Path, say: Say) -> None:
         raise LocalHdfsError(f"{archive.name} lacks {sorted(missing)}")
 
 
+def download_source(requirement: str, sha256_wanted: str, scratch: Path, say: Say) -> Path:
+    """The source archive of `name==version` from the package index, its hash checked.
+
+    Raises:
+        LocalHdfsError: if it cannot be had, or is not what it should be.
+    """
+    name = requirement.partition("==")[0]
+    rows = scratch / f"{name}.txt"
+    rows.write_text(f"{requirement} --hash=sha256:{sha256_wanted}\n")
+    # `download`, never `install`: pip compares the hash before it looks inside.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation", "--require-hashes"]
+    command += ["--no-cache-dir", "--no-binary", name, "--progress-bar", "raw", "-d", str(scratch)]
+    _run_with_progress([*command, "-r", str(rows)], scratch, say)
+    archive = next(scratch.glob(f"{name}-*.tar.gz"))
+    if sha256(archive) != sha256_wanted:
+        raise LocalHdfsError(f"{archive.name} has another sha256 than {sha256_wanted}")
+    return archive
+
+
 def _run_with_progress(command: list[str], cwd: Path, say: Say) -> None:
     """Run pip and turn its "Progress 1 of 2" lines into one line per tenth."""
     told = 0
@@ -136,7 +147,7 @@ def _run_with_progress(command: list[str], cwd: Path, say: Say) -> None:
             words = line.split()
             if len(words) == 4 and words[0] == "Progress" and words[1].isdigit() and words[3].isdigit():
                 done, whole = int(words[1]), max(int(words[3]), 1)
-                if done * 10 // whole > told:
+                if whole >> 20 and done * 10 // whole > told:
                     told = done * 10 // whole
                     say(f"  {done >> 20} of {whole >> 20} MB")
             else:
@@ -161,6 +172,7 @@ def _fetch_debian_jars(scratch: Path, jars: Path, say: Say) -> None:
 
 
 def run_tool(command: list[str], cwd: Path) -> str:
+    """What the command prints; LocalHdfsError with its last words if it fails."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise LocalHdfsError(f"{' '.join(command[:4])} ... failed:\n{done.stderr.strip()[-2000:]}")
@@ -168,12 +180,14 @@ def run_tool(command: list[str], cwd: Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file against other processes."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ log4j.appender.out=org.apache.log4j.ConsoleAppender
 log4j.appender.out.target=System.err
 log4j.appender.out.layout=org.apache.log4j.PatternLayout
 log4j.appender.out.layout.ConversionPattern=%d{ISO8601} %p %c: %m%n
+log4j.logger.org.apache.hadoop.hdfs.server.datanode.DataNode=INFO
 """
 POLL_S = 0.1
 
@@ -100,10 +102,16 @@ class LocalHdfs:
         cache_dir: where the jars are kept; None is `default_cache_dir()`.
         datanodes: how many DataNodes; two let one be killed in mid-write.
         say: where progress goes, by default standard error.
+        settings: more lines of hdfs-site.xml, for the NameNode and the DataNodes.
     """
 
     def __init__(
-        self, base_dir: str | Path, cache_dir: str | Path | None = None, datanodes: int = 2, say: Say | None = None
+        self,
+        base_dir: str | Path,
+        cache_dir: str | Path | None = None,
+        datanodes: int = 2,
+        say: Say | None = None,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         if datanodes < 1:
             raise ValueError(f"datanodes must be at least 1; it is {datanodes}")
@@ -111,6 +119,7 @@ class LocalHdfs:
         self._cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self._count = datanodes
         self._say = say or _say_to_stderr
+        self._settings = dict(settings or {})
         self._namenode: _Jvm | None = None
         self._datanodes: list[_Jvm] = []
         self._class_path = ""
@@ -175,10 +184,31 @@ class LocalHdfs:
         self._namenode = self._start_jvm(NAMENODE, "namenode")
         self._wait_ready(alive, timeout_s)
 
+    def restart_datanode(self, index: int, timeout_s: float = 60.0) -> None:
+        """Start a DataNode again on its ports, and wait until the NameNode has it."""
+        self.kill_datanode(index)
+        jvm = self._datanodes[index] = self._start_jvm(DATANODE, f"datanode{index}")
+        deadline = time.monotonic() + timeout_s
+        # The NameNode still counts the dead one as live, so only the new one's own word tells.
+        while "Successfully sent block report" not in jvm.log.read_text(errors="replace"):
+            jvm.check()
+            if time.monotonic() > deadline:
+                raise LocalHdfsError(f"DataNode {index} was not ready after {timeout_s:.0f} s; see {jvm.log}")
+            time.sleep(POLL_S)
+
     def set_safe_mode(self, on: bool) -> None:
         """Enter or leave safe mode, as an administrator does."""
-        command = ["java", *JAVA_FLAGS, "-cp", self._classes("namenode"), DFSADMIN]
-        run_tool([*command, "-safemode", "enter" if on else "leave"], self.base_dir)
+        self._administer("-safemode", "enter" if on else "leave")
+
+    def set_quota(self, path: str, names: int | None = None, space_bytes: int | None = None) -> None:
+        """Limit how many names a folder may hold, itself included, and the bytes of all replicas of its blocks."""
+        if names is not None:
+            self._administer("-setQuota", str(names), path)
+        if space_bytes is not None:
+            self._administer("-setSpaceQuota", str(space_bytes), path)
+
+    def _administer(self, *arguments: str) -> None:
+        run_tool(["java", *JAVA_FLAGS, "-cp", self._classes("namenode"), DFSADMIN, *arguments], self.base_dir)
 
     def _start_all(self, timeout_s: float) -> None:
         ports = _free_ports(2 + 3 * self._count)
@@ -254,6 +284,7 @@ class LocalHdfs:
             "dfs.namenode.heartbeat.recheck-interval": 1000,
             "dfs.namenode.replication.interval": 1,
             "dfs.datanode.directoryscan.throttle.limit.ms.per.sec": 1000,
+            **self._settings,
             **extra,
         }
         (folder / "core-site.xml").write_text(_xml(core))

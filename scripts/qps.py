@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill import oip
-from distill.connection import Connection
+from distill.connection import EVENTS, Connection
 from distill.errors import ConfigError, DistillError
 from distill.source import parse_teachers
 from distill.teacher.local import LocalTeachers
@@ -107,14 +107,13 @@ def measure(
             stack.callback(connection.close)
             began[fd] = begin_s
             connection.request(request)
-            poll.register(fd, connection.interest)
+            poll.register(fd, EVENTS)
         while began:
             events = poll.poll(ANSWER_TIMEOUT_S)
             if not events:
                 raise DistillError(f"no answer for {ANSWER_TIMEOUT_S:g} s")
             for fd, _ in events:
                 _go_on(by_fd[fd], fd, began, latencies, request, begin_s + seconds)
-                poll.modify(fd, by_fd[fd].interest)
         return latencies, time.monotonic() - begin_s
 
 

@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-scripts/setup.sh --extras test,hdfs,webhdfs,example
+scripts/setup.sh --extras test,hdfs,webhdfs,libhdfs,hdfs3,s3,example
 scripts/lint.sh
 if [[ $# -gt 0 ]]; then
   exec .venv/bin/python -m pytest "$@"

@@ -13,7 +13,7 @@ from jobserver.local_zookeeper import LocalZooKeeper
 settings.register_profile("edl", deadline=None)
 settings.load_profile("edl")
 
-pytest_plugins = ["hdfs_fixtures"]
+pytest_plugins = ["hdfs_fixtures", "s3_fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,10 +20,10 @@ WIDTH = 64
 
 
 class Numbered(Dataset[tuple[Tensor, int]]):
-    """Samples of uint8 [64] whose first eight bytes are their number, and the number as label."""
+    """Samples of uint8 [width] whose first eight bytes are their number, and the number as label."""
 
-    def __init__(self, samples: int = 50, fail_at: int | None = None) -> None:
-        self._samples, self._fail_at = samples, fail_at
+    def __init__(self, samples: int = 50, fail_at: int | None = None, width: int = WIDTH) -> None:
+        self._samples, self._fail_at, self._width = samples, fail_at, width
 
     def __len__(self) -> int:
         return self._samples
@@ -31,12 +31,12 @@ class Numbered(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if index == self._fail_at:
             raise LookupError(f"sample {index} is not to be had")
-        return numbered(index), index
+        return numbered(index, self._width), index
 
 
-def numbered(number: int) -> Tensor:
+def numbered(number: int, width: int = WIDTH) -> Tensor:
     """The pixels of a sample."""
-    pixels = torch.full((WIDTH,), number % 251, dtype=torch.uint8)
+    pixels = torch.full((width,), number % 251, dtype=torch.uint8)
     pixels[:8] = torch.tensor([number]).view(torch.uint8)
     return pixels
 
@@ -44,9 +44,10 @@ def numbered(number: int) -> Tensor:
 def check(pixels: Tensor, labels: Tensor, predictions: Tensor) -> list[int]:
     """That all three are of the same samples, each of its row; returns their numbers."""
     numbers: list[int] = labels.tolist()
-    assert torch.equal(pixels, torch.stack([numbered(number) for number in numbers]))
+    assert torch.equal(pixels, torch.stack([numbered(number, pixels.shape[1]) for number in numbers]))
     assert predictions[:, 0].tolist() == numbers
     assert predictions[:, 1].tolist() == [number + 0.5 for number in numbers]
+    assert predictions[:, 2].tolist() == [number % 251 for number in numbers]
     return numbers
 
 

@@ -1,9 +1,9 @@
 """A teacher that can be made to misbehave: `python fault_teacher.py PORT [--delay-ms N] [--fault NAME] [--after N]`.
 
 It speaks the protocol over plain sockets, starts at once (no numpy, no torch) and answers each row of its first input
-with FP32 [4]: the number in the row's first eight bytes, that number plus a half, and twice zero. So a prediction
-shows which sample it belongs to. After `--after` answers it has its fault: nan, shape, hash, refuse, busy, close,
-hang, garbage.
+with FP32 [4]: the number in the row's first eight bytes, that number plus a half, the row's last byte, and zero. So a
+prediction shows which sample it belongs to, and that all of the sample came. After `--after` answers it has its fault:
+nan, shape, hash, refuse, busy, close, hang, garbage. With `--make` it speaks as servers of another make do.
 """
 
 import argparse
@@ -18,6 +18,19 @@ from typing import Any
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _HEAD = re.compile(rb"\r\ninference-header-content-length: *(\d+)", re.IGNORECASE)
 CLASSES = 4
+
+
+_TENSORS = {
+    "inputs": [{"name": "x", "datatype": "UINT8", "shape": [-1, 64]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, CLASSES]}],
+}
+#: what servers of another make say of themselves and of a model, by make and path
+_FOREIGN: dict[tuple[str, str], Any] = {
+    ("triton", "/v2"): {"name": "triton", "version": "2.50.0", "extensions": ["classification", "binary_tensor_data"]},
+    ("triton", "/v2/models/m"): {"name": "m", "versions": ["1"], "platform": "onnxruntime_onnx", **_TENSORS},
+    ("kserve", "/v2"): {"name": "kserve", "version": "0.13.0", "extensions": None},
+    ("kserve", "/v2/models/m"): {"name": "m", "versions": None, "platform": "", "parameters": None, **_TENSORS},
+}
 
 
 class Teacher:
@@ -72,7 +85,7 @@ class Teacher:
         values: list[float] = []
         for row in range(rows):
             (number,) = struct.unpack_from("<q", data, row * row_bytes)
-            values += [float(number), number + 0.5, 0.0, 0.0]
+            values += [float(number), number + 0.5, float(data[(row + 1) * row_bytes - 1]), 0.0]
         if fault == "hang":
             time.sleep(3600)
         if fault == "close":
@@ -89,15 +102,25 @@ class Teacher:
         values = values if fault != "shape" else values * 2
         tensor_bytes = struct.pack(f"<{len(values)}f", *values)
         output = {"name": "y", "datatype": "FP32", "shape": shape}
-        answer = {
+        answer: dict[str, Any] = {
             "model_name": "m",
             "outputs": [{**output, "parameters": {"binary_data_size": len(tensor_bytes)}}],
             "parameters": {"model_hash": "other" if fault == "hash" else self._options.hash},
         }
+        if self._options.make == "triton":
+            answer |= {"model_version": "1", "parameters": {"sequence_id": 0, "sequence_start": False}}
+        if self._options.make == "kserve":
+            answer |= {"model_version": None, "id": "8d2c", "parameters": None}
+            answer["outputs"] = [{**output, "parameters": None, "data": values}]
+            tensor_bytes = b""
         head = json.dumps(answer).encode()
-        _send(connection, 200, head + tensor_bytes, f"Inference-Header-Content-Length: {len(head)}\r\n")
+        binary = f"Inference-Header-Content-Length: {len(head)}\r\n" if tensor_bytes else ""
+        _send(connection, 200, head + tensor_bytes, binary)
 
     def _page(self, path: bytes) -> Any:
+        foreign = _FOREIGN.get((self._options.make, path.decode()))
+        if foreign is not None:
+            return foreign
         if path == b"/v2":
             return {"name": "fault teacher", "version": "1", "extensions": ["binary_tensor_data"], "models": ["m"]}
         if path == b"/v2/models/m":
@@ -124,6 +147,7 @@ def main() -> None:
     parser.add_argument("--fault", default="")
     parser.add_argument("--after", type=int, default=0)
     parser.add_argument("--hash", default="h1")
+    parser.add_argument("--make", default="", help="answer as triton or kserve does")
     options = parser.parse_args()
     teacher = Teacher(options)
     listener = socket.create_server(("127.0.0.1", options.port), backlog=64)

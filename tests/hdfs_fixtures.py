@@ -5,6 +5,7 @@ Tests that kill a part of it start one of their own with `new_hdfs`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import secrets
 import sys
@@ -25,13 +26,14 @@ def _script() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def new_hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
+def new_hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """Starts one more LocalHdfs at each call; all are stopped at the end of the run."""
     script = _script()
     started: list[Any] = []
 
-    def start() -> Any:
-        cluster = script.LocalHdfs(tmp_path_factory.mktemp("hdfs"), say=lambda text: print(text, file=sys.stderr))
+    def start(**options: Any) -> Any:
+        say = functools.partial(print, file=sys.stderr)
+        cluster = script.LocalHdfs(tmp_path_factory.mktemp("hdfs"), say=say, **options)
         started.append(cluster)
         cluster.start()
         return cluster
@@ -42,7 +44,7 @@ def new_hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
 
 
 @pytest.fixture(scope="session")
-def hdfs(new_hdfs: Callable[[], Any]) -> Any:
+def hdfs(new_hdfs: Callable[..., Any]) -> Any:
     """The LocalHdfs that all tests share; do not kill its parts."""
     return new_hdfs()
 
@@ -57,3 +59,22 @@ def hdfs_url(hdfs: Any) -> str:
 def webhdfs_url(hdfs: Any) -> str:
     """A folder of this test alone, as webhdfs://127.0.0.1:PORT/..."""
     return f"{hdfs.webhdfs_url}/test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture(scope="module")
+def libhdfs() -> Iterator[None]:
+    """libhdfs.so and Hadoop's classes, as a site with a Hadoop install has them; a JVM starts in this process."""
+    jars, build = importlib.import_module("hadoop_jars"), importlib.import_module("libhdfs_build")
+    say = functools.partial(print, file=sys.stderr)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARROW_LIBHDFS_DIR", str(build.fetch_libhdfs(jars.default_cache_dir(), say)))
+        patch.setenv("CLASSPATH", f"{jars.fetch_hadoop(jars.default_cache_dir(), say)}/*")
+        patch.setenv("LIBHDFS_OPTS", "-Xmx192m -XX:+UseSerialGC -XX:TieredStopAtLevel=1")
+        patch.setenv("JAVA_HOME", str(build.java_home()))
+        yield
+
+
+@pytest.fixture
+def libhdfs_url(hdfs_url: str, libhdfs: None) -> str:
+    """A folder of this test alone, through libhdfs."""
+    return f"{hdfs_url}?driver=libhdfs&replication=2"

@@ -93,7 +93,7 @@ class World:
     def measure(self, job: str, rate: float, pause_s: float | None = None, left: int | None = None) -> None:
         """Rank 0 of the newest world reports its speed."""
         world = self.jobs[job].rendezvous
-        size = {"generation": world.generation, "world_size": len(world.members)}
+        size: dict[str, Any] = {"generation": world.generation, "world_size": len(world.members)}
         self.report(job, **size, samples_per_s=rate, pause_s=pause_s, samples_left=left)
 
     def run_workers(self, job: str = "j") -> None:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from distill.teacher.config import ServeConfig, parse_inputs
-from distill.teacher.run import build
+from distill.teacher.run import build, tls_context
 from distill.teacher.server import Limits, Server
 from distill.teacher_client import TeacherClient
 from edl_collective.coord.clock import Clock, SystemClock
@@ -34,8 +34,9 @@ class TeacherThread:
         self.model = self.service.identity.name
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.server = Server(self._listener, self.service, clock or SystemClock(), limits or Limits())
+        tls = tls_context(config)
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
+        self.server = Server(self._listener, self.service, clock or SystemClock(), limits or Limits(), tls)
         self._thread = threading.Thread(target=self.server.run)
 
     def __enter__(self) -> Self:

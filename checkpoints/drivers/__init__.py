@@ -1,22 +1,40 @@
 """Drivers, chosen by the scheme of the URL or by name.
 
-    no scheme, file://   local disk, with fsync
-    hdfs://              hdfs-native: no JVM, no Hadoop install (`pip install 'edl-elastic[hdfs]'`)
-    webhdfs://           fsspec over HTTP (`pip install 'edl-elastic[webhdfs]'`)
-    anything else        the fsspec file system of that scheme (memory://, s3://, gs://, ...)
+    no scheme, file://   file         local disk, with fsync
+    hdfs://              hdfs-native  no JVM, no Hadoop install (`pip install 'edl-elastic[hdfs]'`)
+                         libhdfs      pyarrow, libhdfs.so and a JVM (`edl-elastic[libhdfs]`)
+                         hdfs3        the hdfs3 package and libhdfs3.so (`edl-elastic[hdfs3]`)
+    webhdfs://           webhdfs      fsspec over HTTP (`edl-elastic[webhdfs]`)
+    anything else        fsspec       the fsspec file system of that scheme (memory://, s3://, gs://, ...)
 
-Client packages are imported only when their scheme is used. The HDFS user is HADOOP_USER_NAME, else the login name.
+Where there is a choice, the first is taken unless the URL says otherwise (`hdfs://host:8020/dir?driver=libhdfs`) or
+the caller does (`driver="libhdfs"`), who goes before the URL. No environment variable chooses: a URL means the same
+for every process that reads it. Client packages are imported only when their driver is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import cast
+
 from checkpoints.drivers.base import Driver
+from checkpoints.drivers.location import SCHEMES, parse_location
 from checkpoints.errors import CheckpointUnsupported
 
-__all__ = ["DRIVERS", "Driver", "open_driver"]
+__all__ = ["DRIVERS", "Driver", "open_driver", "opened"]
 
+_CLASSES = {
+    "file": ("local", "LocalDriver"),
+    "hdfs-native": ("hdfs_native", "HdfsNativeDriver"),
+    "libhdfs": ("libhdfs", "LibhdfsDriver"),
+    "hdfs3": ("hdfs3", "Hdfs3Driver"),
+    "webhdfs": ("webhdfs", "WebHdfsDriver"),
+    "fsspec": ("generic", "FsspecDriver"),
+}
 #: What `driver=` may be.
-DRIVERS = ("file", "hdfs-native", "webhdfs", "fsspec")
+DRIVERS = tuple(_CLASSES)
 
 _BY_SCHEME = {"": "file", "file": "file", "hdfs": "hdfs-native", "webhdfs": "webhdfs"}
 
@@ -26,31 +44,31 @@ def open_driver(url: str, driver: str | Driver | None = None) -> Driver:
 
     Args:
         url: a local path, or `scheme://...`.
-        driver: one of `DRIVERS` to overrule the scheme; a Driver is returned as it is.
+        driver: one of `DRIVERS` to overrule URL and scheme; a Driver is returned as it is.
 
     Raises:
-        CheckpointUnsupported: if the driver is unknown, its package is missing, or the URL does not parse.
+        CheckpointUnsupported: if the driver is unknown, what it needs is missing, or the URL does not parse.
     """
     if driver is not None and not isinstance(driver, str):
         return driver
     if not url:
         raise CheckpointUnsupported("the checkpoint URL is empty: give a folder or a URL such as hdfs://host:8020/dir")
     scheme = url.partition("://")[0] if "://" in url else ""
-    name = driver or _BY_SCHEME.get(scheme, "fsspec")
-    if name == "file":
-        from checkpoints.drivers.local import LocalDriver
+    in_url = parse_location(url).driver if scheme in SCHEMES else None
+    name = driver or in_url or _BY_SCHEME.get(scheme, "fsspec")
+    if name not in _CLASSES:
+        raise CheckpointUnsupported(f"there is no driver {name!r}: choose one of {', '.join(DRIVERS)}", url=url)
+    module, class_name = _CLASSES[name]
+    make = cast(Callable[[str], Driver], getattr(import_module(f"checkpoints.drivers.{module}"), class_name))
+    return make(url)
 
-        return LocalDriver(url)
-    if name == "hdfs-native":
-        from checkpoints.drivers.hdfs_native import HdfsNativeDriver
 
-        return HdfsNativeDriver(url)
-    if name == "webhdfs":
-        from checkpoints.drivers.webhdfs import WebHdfsDriver
-
-        return WebHdfsDriver(url)
-    if name == "fsspec":
-        from checkpoints.drivers.generic import FsspecDriver
-
-        return FsspecDriver(url)
-    raise CheckpointUnsupported(f"there is no driver {name!r}: choose one of {', '.join(DRIVERS)}", url=url)
+@contextmanager
+def opened(url: str, driver: str | Driver | None = None) -> Iterator[Driver]:
+    """As `open_driver`; leaving closes the driver, unless it is the caller's own."""
+    found = open_driver(url, driver)
+    try:
+        yield found
+    finally:
+        if found is not driver:
+            found.close()

@@ -22,6 +22,7 @@ from typing import Protocol
 from checkpoints.errors import (
     CheckpointError,
     CheckpointExists,
+    CheckpointLeaseLost,
     CheckpointNotFound,
     CheckpointPermission,
     CheckpointQuota,
@@ -123,9 +124,11 @@ def read_file(driver: Driver, path: str, limit_bytes: int) -> bytes:
 
 #: Names of Java exceptions in the text of an HDFS client's error, and what they mean to us. First match wins.
 _JAVA: tuple[tuple[re.Pattern[str], type[CheckpointError]], ...] = (
+    # Its text says that the file does not exist; it would be taken for an absence further down.
+    (re.compile(r"LeaseExpired|No lease on|not under [Cc]onstruction"), CheckpointLeaseLost),
     (re.compile(r"SafeMode"), CheckpointUnavailable),
     (re.compile(r"[ND]SQuotaExceeded|QuotaExceeded|No space left|DiskOutOfSpace"), CheckpointQuota),
-    (re.compile(r"AccessControl|[Pp]ermission denied|Authoriz|Authentic"), CheckpointPermission),
+    (re.compile(r"AccessControlException|[Pp]ermission denied|Authoriz|Authentic"), CheckpointPermission),
     (re.compile(r"FileAlreadyExists|AlreadyBeingCreated|already exists"), CheckpointExists),
     # A DataNode that lost its block says "not found" too: only a NameNode's FileNotFoundException means absence.
     (re.compile(r"java\.io\.FileNotFoundException"), CheckpointNotFound),
@@ -133,9 +136,13 @@ _JAVA: tuple[tuple[re.Pattern[str], type[CheckpointError]], ...] = (
     (re.compile(r"[Tt]imed? ?out|Timeout"), CheckpointTimeout),
 )
 
+#: Where a Java stack trace begins, as it is or escaped; every one of a NameNode goes through "AccessController".
+_STACK_TRACE = re.compile(r"(null)?(\\n|\n)\s*(\\t)?at ")
+
 _ERRNO: dict[int, type[CheckpointError]] = {
     errno.ENOSPC: CheckpointQuota,
     errno.EDQUOT: CheckpointQuota,
+    errno.EFBIG: CheckpointQuota,
     errno.EROFS: CheckpointPermission,
     errno.ETIMEDOUT: CheckpointTimeout,
     errno.ENOTSUP: CheckpointUnsupported,
@@ -146,6 +153,7 @@ _ADVICE: dict[type[CheckpointError], str] = {
     CheckpointQuota: "free space, raise the quota, or lower keep",
     CheckpointUnavailable: "check that the file system is up and that the checkpoint URL names it",
     CheckpointTimeout: "check the file system and the network",
+    CheckpointLeaseLost: "another process removed or took over this file: does a second job save to this folder?",
 }
 
 
@@ -158,7 +166,7 @@ def translate(error: Exception, *, operation: str, path: str) -> CheckpointError
         path: the full path or URL it was tried on.
     """
     kind = _kind(error)
-    detail = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    detail = " ".join(_text(error).split())[:400]
     advice = _ADVICE.get(kind)
     return kind(f"cannot {operation} {path}: {detail}{f' ({advice})' if advice else ''}", url=path, operation=operation)
 
@@ -177,8 +185,12 @@ def _kind(error: Exception) -> type[CheckpointError]:
             return ours
     if isinstance(error, OSError) and error.errno in _ERRNO:
         return _ERRNO[error.errno]
-    text = f"{type(error).__name__}: {error}"
+    text = _text(error)
     return next((ours for pattern, ours in _JAVA if pattern.search(text)), CheckpointUnavailable)
+
+
+def _text(error: Exception) -> str:
+    return _STACK_TRACE.split(f"{type(error).__name__}: {error}", maxsplit=1)[0]
 
 
 @contextmanager

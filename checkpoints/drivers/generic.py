@@ -7,11 +7,20 @@ from fsspec's cache.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import Any
 
 from checkpoints.drivers.base import Entry, translated
 from checkpoints.errors import CheckpointError, CheckpointExists, CheckpointNotFound, CheckpointUnsupported
+
+#: For object stores, whose own defaults wait for minutes; what the user set through fsspec's configuration goes before.
+FAIL_FAST: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3}}},
+}
+
+#: Object stores where a folder is only a part of names, and the first part names a bucket of the account.
+WITH_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 
 #: Buffer of one upload part or read-ahead; smaller ones make WebHDFS ten times slower.
 BLOCK_BYTES = 64 << 20
@@ -20,20 +29,37 @@ BLOCK_BYTES = 64 << 20
 class FsspecDriver:
     """A folder on a file system that fsspec knows by the URL's scheme.
 
+    Attributes:
+        has_folders: whether a folder is there without a file in it.
+
     Raises:
         CheckpointUnsupported: if fsspec or the package for the scheme is missing, or there is no such scheme.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._fs, self._root = self._open_file_system(url)
+        self.has_folders = url.partition("://")[0] not in WITH_BUCKETS
+        self._opened, self._root = self._open_file_system(url)
+        self._pid = os.getpid()
+
+    @property
+    def _fs(self) -> Any:
+        """The file system of this process: a forked child makes its own, because connections are not shared."""
+        if self._pid != os.getpid():
+            self._opened, self._root = self._open_file_system(self.url)
+            self._pid = os.getpid()
+        return self._opened
 
     def _open_file_system(self, url: str) -> tuple[Any, str]:
         try:
             import fsspec
 
             # A file system of our own: cached instances are shared with the user's code and with forked children.
-            fs, root = fsspec.url_to_fs(url, skip_instance_cache=True)
+            protocol = url.partition("://")[0]
+            options = {
+                k: v for k, v in FAIL_FAST.get(protocol, {}).items() if k not in fsspec.config.conf.get(protocol, {})
+            }
+            fs, root = fsspec.url_to_fs(url, skip_instance_cache=True, **options)
         except ImportError as error:
             raise CheckpointUnsupported(f"no driver for {url}: {error}", url=url) from error
         except ValueError as error:
@@ -84,8 +110,13 @@ class FsspecDriver:
 
     def make_dirs(self, path: str) -> None:
         """See Driver."""
-        with translated("make the folder", self._path(path)):
-            self._fs.makedirs(self._path(path), exist_ok=True)
+        full = self._path(path)
+        with translated("make the folder", full), suppress(FileExistsError):
+            if self.has_folders:
+                self._fs.makedirs(full, exist_ok=True)
+            else:
+                # Only asks for the bucket. `makedirs` would make one under any mistyped name that is free.
+                self._fs.mkdir(full, create_parents=False)
 
     def remove(self, path: str) -> None:
         """See Driver."""

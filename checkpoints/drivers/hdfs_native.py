@@ -1,14 +1,11 @@
 """The driver for HDFS without a JVM, on the hdfs-native package.
 
-    hdfs://host:8020/dir      a NameNode by its address
-    hdfs://nameservice/dir    a name that HADOOP_CONF_DIR explains (high availability, Kerberos)
-    hdfs:///dir               fs.defaultFS of HADOOP_CONF_DIR
-
-The user is HADOOP_USER_NAME (else the login name); the client reads it and HADOOP_CONF_DIR itself.
+URLs and their options are those of `location`. The client itself reads HADOOP_CONF_DIR (a nameservice, Kerberos) and,
+at each connection, HADOOP_USER_NAME; it knows no other way to be told the user.
 
 Invariants:
 - A call ends: a dead NameNode fails within a second (the client's own default is three minutes), and one that is
-  silent fails after CALL_TIMEOUT_S.
+  silent fails after the call's timeout.
 - The client lives in one process. After a fork the child makes its own, because the parent's hangs there.
 - A file under a write-once name is renamed there when it is complete and synced.
 """
@@ -18,21 +15,17 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from checkpoints.drivers.base import Entry, translated
+from checkpoints.drivers.bounded import CALL_TIMEOUT_S, within
+from checkpoints.drivers.location import parse_location
 from checkpoints.errors import CheckpointError, CheckpointUnavailable, CheckpointUnsupported
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-#: Longest wait for one call. The client was seen to wait for ever when a DataNode died under a write; the saver then
-#: writes the file again.
-CALL_TIMEOUT_S = 30.0
 
 #: Strings, as in hdfs-site.xml. The defaults (15 attempts, sleeping up to 15 s) are for daemons that cannot give up.
 FAIL_FAST = {
@@ -46,20 +39,23 @@ class HdfsNativeDriver:
     """A folder on HDFS.
 
     Args:
-        url: see above.
-        call_timeout_s: longest wait for one call.
+        url: see `location`.
+        call_timeout_s: longest wait for one call; the URL's `timeout` goes before it.
 
     Raises:
-        CheckpointUnsupported: if the package is missing.
+        CheckpointUnsupported: if the package is missing, the URL does not parse, or it names another user than the one
+            this process already is on HDFS.
     """
 
     def __init__(self, url: str, call_timeout_s: float = CALL_TIMEOUT_S) -> None:
         self.url = url
-        parts = urlsplit(url)
-        self._address = f"hdfs://{parts.netloc}" if parts.netloc else None
-        self._root = parts.path.rstrip("/")
-        self._call_timeout_s = call_timeout_s
+        location = parse_location(url)
+        self._location = location
+        self._address = f"hdfs://{location.authority}" if location.hosts else None
+        self._root = location.path
+        self._call_timeout_s = location.timeout_s or call_timeout_s
         self._native = _package(url)
+        _be(location.user, url)
         self._client: Any = None
         self._pid = -1
         self._inherited: list[Any] = []  # clients of a parent process, which must not even be dropped here
@@ -73,7 +69,7 @@ class HdfsNativeDriver:
             if self._client is not None:
                 self._inherited.append(self._client)
             try:
-                self._client = self._native.Client(self._address, FAIL_FAST)
+                self._client = self._native.Client(self._address, {**FAIL_FAST, **self._location.settings()})
             except RuntimeError as error:
                 raise CheckpointUnavailable(
                     f"cannot use {self.url}: {error} (give host:port, or set HADOOP_CONF_DIR to the cluster's "
@@ -87,7 +83,7 @@ class HdfsNativeDriver:
         full = self._path(path)
         with translated(operation, f"{self._address or 'hdfs://'}{full}"):
             client = self._here()
-            return _within(self._call_timeout_s, lambda: what(client, full))
+            return within(self._call_timeout_s, lambda: what(client, full))
 
     def list_dir(self, path: str) -> list[Entry]:
         """See Driver."""
@@ -104,7 +100,12 @@ class HdfsNativeDriver:
 
     def open_write(self, path: str) -> HdfsWriter:
         """See Driver."""
-        options = self._native.WriteOptions(overwrite=False, create_parent=False)
+        options = self._native.WriteOptions(
+            block_size=self._location.block_size_bytes,
+            replication=self._location.replication,
+            overwrite=False,
+            create_parent=False,
+        )
         file = self._call("write", path, lambda c, p: c.create(p, options))
         return HdfsWriter(file, self._path(path), lambda: self.remove(path), self._call_timeout_s)
 
@@ -150,13 +151,13 @@ class HdfsWriter:
     def write(self, data: memoryview) -> None:
         """See Writer."""
         with translated("write", self._path):
-            _within(self._call_timeout_s, lambda: self._file.write(data))
+            within(self._call_timeout_s, lambda: self._file.write(data))
 
     def commit(self) -> None:
         """See Writer."""
         with translated("write", self._path):
-            _within(self._call_timeout_s, self._sync)
-            _within(self._call_timeout_s, self._file.close)
+            within(self._call_timeout_s, self._sync)
+            within(self._call_timeout_s, self._file.close)
 
     def abort(self) -> None:
         """See Writer."""
@@ -185,7 +186,7 @@ class HdfsReader:
     def readinto(self, buffer: memoryview) -> int:
         """See Reader."""
         with translated("read", self._path):
-            data: bytes = _within(self._call_timeout_s, lambda: self._file.read(len(buffer)))
+            data: bytes = within(self._call_timeout_s, lambda: self._file.read(len(buffer)))
         buffer[: len(data)] = data
         return len(data)
 
@@ -198,30 +199,14 @@ def _entry(status: Any) -> Entry:
     return Entry(status.path.rstrip("/").rpartition("/")[2], status.isdir, 0 if status.isdir else status.length)
 
 
-def _within(timeout_s: float, what: Callable[[], T]) -> T:
-    """Run a call that has no timeout of its own; if it does not come back, it is left to its thread.
-
-    Raises:
-        TimeoutError: after timeout_s.
-    """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(what())
-        except BaseException as error:  # handed to the caller below
-            failure.append(error)
-
-    # A daemon, so that a call that never returns does not keep the process from ending.
-    thread = threading.Thread(target=run, name="hdfs-call", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if failure:
-        raise failure[0]
-    if not outcome:
-        raise TimeoutError(f"no answer within {timeout_s:.0f} s")
-    return outcome[0]
+def _be(user: str | None, url: str) -> None:
+    """Let this process be `user` on HDFS, if it is nobody yet."""
+    if user is not None and os.environ.setdefault("HADOOP_USER_NAME", user) != user:
+        raise CheckpointUnsupported(
+            f"{url} names the user {user}, and HADOOP_USER_NAME is {os.environ['HADOOP_USER_NAME']}: hdfs-native has "
+            "one user for each process; unset it, or use driver=libhdfs or webhdfs://",
+            url=url,
+        )
 
 
 def _package(url: str) -> Any:

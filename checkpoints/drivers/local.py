@@ -1,12 +1,17 @@
 """The driver for a local disk or a mounted file system.
 
+Large writes from page-aligned memory go past the page cache where the file system can do that (O_DIRECT): it takes half
+the time and hardly any processor, which the training beside it keeps, and leaves the cache to the training's data.
+
 Invariant: after `commit` or `write_once` returns, the file and its name are on the disk (fsync of the file and of its
 folder). A file of `write_once` is linked under its name when it is complete, and a link never replaces a name.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -16,9 +21,17 @@ from pathlib import Path
 from checkpoints.drivers.base import Entry, translated
 from checkpoints.errors import CheckpointUnsupported
 
+#: Addresses, places and sizes of direct writes are multiples of this.
+PAGE_BYTES = 4096
+#: Smaller writes are left to the page cache.
+DIRECT_FROM_BYTES = 1 << 20
+
 
 class LocalDriver:
     """Files under a folder of this machine.
+
+    Attributes:
+        is_local: reading a file twice costs less than holding it in memory.
 
     Args:
         url: a path, or `file:///path`; `~` is the home directory.
@@ -26,6 +39,8 @@ class LocalDriver:
     Raises:
         CheckpointUnsupported: if a file:// URL names another host.
     """
+
+    is_local = True
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -94,8 +109,14 @@ class LocalDriver:
 class LocalWriter:
     """A new local file; see Writer."""
 
+    #: A local file takes larger writes than other file systems, which spares a busy program's interpreter lock.
+    chunk_bytes = 64 << 20
+
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._written = 0
+        self._direct = False
+        self._can_direct = hasattr(os, "O_DIRECT")
         with translated("write", str(path)):
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
@@ -104,7 +125,30 @@ class LocalWriter:
         with translated("write", str(self.path)):
             done = 0
             while done < len(data):
-                done += os.write(self._fd, data[done:])
+                count = self._write(data[done:])
+                self._written += count
+                done += count
+
+    def _write(self, data: memoryview) -> int:
+        """Write some of the data, past the page cache if place, size and memory are fit for it."""
+        whole = len(data) // PAGE_BYTES * PAGE_BYTES
+        direct = self._can_direct and whole >= DIRECT_FROM_BYTES and not (self._written % PAGE_BYTES)
+        if direct and _address(data) % PAGE_BYTES == 0:
+            try:
+                self._set_direct(True)
+                return os.write(self._fd, data[:whole])
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
+                self._can_direct = False  # not on this file system
+        self._set_direct(False)
+        return os.write(self._fd, data)
+
+    def _set_direct(self, direct: bool) -> None:
+        if direct != self._direct:
+            flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT)
+            self._direct = direct
 
     def commit(self) -> None:
         """See Writer."""
@@ -141,6 +185,11 @@ class LocalReader:
     def close(self) -> None:
         """See Reader."""
         self._file.close()
+
+
+def _address(data: memoryview) -> int:
+    """Where the bytes lie; an odd number for those that must not be written to, whose address Python does not tell."""
+    return 1 if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))
 
 
 def _link(whole: Path, target: Path) -> None:

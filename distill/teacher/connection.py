@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 WAKE_BYTES = 1024 * 1024
 #: of a request that was refused before its end: read and dropped, up to here
 MAX_DROPPED_BYTES = 256 * 1024 * 1024
-#: slower than this a body, or the taking of an answer, is given up
+#: slower than this, at any time of it, a body is given up; and so is the taking of an answer, on the whole
 SLOWEST_BYTES_PER_S = 256 * 1024
 HEAD_TIMEOUT_S = 10.0
 DROP_TIMEOUT_S = 10.0
@@ -80,6 +80,7 @@ class Connection:
 
     __slots__ = (
         "_body",
+        "_body_since_s",
         "_buffer",
         "_closes",
         "_early",
@@ -117,6 +118,8 @@ class Connection:
         self._head = Head("", "")
         self._buffer: Buffer | None = None
         self._body = _NOTHING
+        #: when the first byte of it should have come
+        self._body_since_s = 0.0
         self._filled = 0
         self._out: list[bytes | memoryview] = []
         self._status = 0
@@ -124,6 +127,11 @@ class Connection:
         self._closes = False
         #: held while the socket is written to by a replica, or closed
         self._lock = threading.Lock()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way: not even the begin of a request has come."""
+        return self.doing is Doing.HEAD and not self._early
 
     def ready(self, events: int) -> None:
         """Something can be read or written, or the client left."""
@@ -284,7 +292,9 @@ class Connection:
         self._body[: self._filled] = self._early[: self._filled]
         self._early = self._early[self._filled :]
         self.doing = Doing.BODY
-        self.deadline_s = self._host.now_s() + HEAD_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
+        self._body_since_s = self._host.now_s() + HEAD_TIMEOUT_S
+        # Not the time that the whole may take: who sends nothing must not hold the memory for so long.
+        self.deadline_s = self._body_since_s + self._filled / SLOWEST_BYTES_PER_S
         if head.expects_continue and self._filled < size:
             self._sock.send(_CONTINUE)
 
@@ -295,6 +305,7 @@ class Connection:
             self._filled += size
             left -= size
             if left:
+                self.deadline_s = self._body_since_s + self._filled / SLOWEST_BYTES_PER_S
                 self._wake_for(min(left, WAKE_BYTES))
                 return size > 0 and self._tls
         self._wake_for(1)

@@ -100,8 +100,10 @@ class Replica:
         try:
             outputs = self._module(*prepared)
         except Exception as error:  # the model is the user's code
+            bytes_too = any(x.dtype == torch.uint8 for x in prepared)
+            hint = "; without --mean and --std it gets uint8 as bytes, not as floats" if bytes_too else ""
             raise ModelError(
-                f"the model failed on inputs of {[list(x.shape) for x in inputs]}: {short(error)}"
+                f"the model failed on inputs of {[list(x.shape) for x in inputs]}: {short(error)}{hint}"
             ) from error
         return self._checked(outputs, inputs[0].shape[0])
 

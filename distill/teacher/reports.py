@@ -1,8 +1,9 @@
 """Statistics as the protocol's extension has them, and metrics as Prometheus reads them. [pure]"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from distill.exposition import family, label_text
 from distill.oip import ModelMetadata
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def metrics(metadata: ModelMetadata, stats: "Stats", queue: int, connections: in
 
 
 def _lines(metadata: ModelMetadata, stats: "Stats", totals: "Totals", queue: int, connections: int) -> Iterator[str]:
-    label = f'model="{_escaped(metadata.name)}"'
-    yield from _metric("answers_total", "counter", "answers of any kind, by HTTP status",
-                       [(f'{label},status="{status}"', n) for status, n in stats.statuses().items()])  # fmt: skip
+    label = {"model": metadata.name}
+    statuses = [({**label, "status": str(status)}, n) for status, n in stats.statuses().items()]
+    yield from family("edl_teacher_answers_total", "counter", "answers of any kind, by HTTP status", statuses)
     for name, kind, text, value in (
         ("samples_total", "counter", "samples that the model answered", totals.samples),
         ("batches_total", "counter", "batches that the model ran", totals.batches),
@@ -63,30 +64,19 @@ def _lines(metadata: ModelMetadata, stats: "Stats", totals: "Totals", queue: int
         ("connections", "gauge", "open connections", connections),
         ("rate_samples_per_second", "gauge", "samples a second that it can answer", stats.rate),
     ):
-        yield from _metric(name, kind, text, [(label, value)])
+        yield from family(f"edl_teacher_{name}", kind, text, [(label, value)])
     yield from _latency(label, stats, totals)
-    yield from _metric("info", "gauge", "which model it is",
-                       [(f'{label},model_hash="{metadata.parameters.get("model_hash", "")}"', 1)])  # fmt: skip
+    of_model = {**label, "model_hash": str(metadata.parameters.get("model_hash", ""))}
+    yield from family("edl_teacher_info", "gauge", "which model it is", [(of_model, 1)])
 
 
-def _latency(label: str, stats: "Stats", totals: "Totals") -> Iterator[str]:
+def _latency(label: Mapping[str, str], stats: "Stats", totals: "Totals") -> Iterator[str]:
     name = "edl_teacher_latency_seconds"
     yield f"# HELP {name} from the arrival of a request to its answer; quantiles of the newest"
     yield f"# TYPE {name} summary"
     for quantile in (0.5, 0.99):
         value = stats.latency_s(quantile)
-        yield f'{name}{{{label},quantile="{quantile}"}} {"NaN" if value is None else f"{value:.6g}"}'
-    yield f"{name}_sum{{{label}}} {totals.latency_s:.6g}"
-    yield f"{name}_count{{{label}}} {totals.answered}"
-
-
-def _metric(name: str, kind: str, text: str, samples: list[tuple[str, float | None]]) -> Iterator[str]:
-    yield f"# HELP edl_teacher_{name} {text}"
-    yield f"# TYPE edl_teacher_{name} {kind}"
-    for labels, value in samples:
-        if value is not None:
-            yield f"edl_teacher_{name}{{{labels}}} {value:.12g}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        labels = label_text({**label, "quantile": str(quantile)})
+        yield f"{name}{labels} {'NaN' if value is None else f'{value:.6g}'}"
+    yield f"{name}_sum{label_text(label)} {totals.latency_s:.6g}"
+    yield f"{name}_count{label_text(label)} {totals.answered}"

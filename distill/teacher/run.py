@@ -48,7 +48,7 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     with listener:
         service = build(config, clock)
         limits = Limits(config.max_connections, config.max_memory_mb * MB, drain_timeout_s=config.drain_timeout_s)
-        server = Server(listener, service, clock, limits, _tls(config))
+        server = Server(listener, service, clock, limits, tls_context(config))
         port = listener.getsockname()[1]
         with _listed(config, service, port, clock) as wake:
             service.engine.start()
@@ -159,7 +159,8 @@ def _classes(config: ServeConfig, outputs: Sequence[oip.TensorSpec]) -> int | No
     return config.classes or (found if len(shape) == 2 else None)
 
 
-def _tls(config: ServeConfig) -> ssl.SSLContext | None:
+def tls_context(config: ServeConfig) -> ssl.SSLContext | None:
+    """To serve https with, if the settings say so. Raises ConfigError."""
     if config.tls_cert is None or config.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

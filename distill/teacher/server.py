@@ -34,6 +34,8 @@ LEAVING_SWEEP_S = 0.05
 GRACE_S = 1.0
 #: it leaves before the end of the grace when nothing has come for this long
 QUIET_S = 0.4
+#: a connection that has been idle for so long makes room for another one at the limit
+IDLE_S = 5.0
 #: connections above the limit that are told so; beyond, they are closed without a word
 TOLD_ABOVE_LIMIT = 64
 _BUSY = frozenset({Doing.BODY, Doing.WAITING, Doing.SENDING})
@@ -191,6 +193,8 @@ class Server:
         self._accepts_again_s = self._clock.monotonic_s() + SWEEP_S
 
     def _welcome(self, sock: socket.socket) -> None:
+        if len(self._connections) >= self._limits.max_connections:
+            self._make_room()
         above = len(self._connections) - self._limits.max_connections
         if above >= TOLD_ABOVE_LIMIT:
             sock.close()
@@ -206,6 +210,12 @@ class Server:
             connection.refuse(503, f"there are {self._limits.max_connections} connections: raise --max-connections")
         elif above >= 0:
             connection.close()
+
+    def _make_room(self) -> None:
+        """Close the connection that has been of no use for longest: who only holds them must not keep others out."""
+        idle = min((c for c in self._connections.values() if c.idle), key=lambda c: c.deadline_s, default=None)
+        if idle is not None and self.now_s() + self.idle_timeout_s - idle.deadline_s >= IDLE_S:
+            idle.close()
 
     def _sweep(self, now_s: float) -> None:
         for connection in [c for c in self._connections.values() if c.deadline_s <= now_s]:

@@ -13,6 +13,7 @@ import msgspec
 
 from distill import oip
 from distill.errors import ModelError, ProtocolError
+from distill.exposition import CONTENT_TYPE
 from distill.teacher.batching import Job, Outputs
 from distill.teacher.codec import Question, QuestionReader, write_answer
 from distill.teacher.engine import Engine
@@ -163,7 +164,7 @@ class Service:
     def _metrics(self) -> Answer:
         engine = self.engine
         text = metrics(self.metadata(), engine.stats, engine.queue_length, self.connections())
-        return Answer(200, (text.encode(),), "text/plain; version=0.0.4")
+        return Answer(200, (text.encode(),), CONTENT_TYPE)
 
 
 def error_answer(status: int, text: str) -> Answer:

@@ -373,6 +373,19 @@ class Rendezvous(Record, frozen=True, kw_only=True):
 Rendezvous.EMPTY = Rendezvous(generation=0, epoch=0, members=())
 
 
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process has done with its time since it speaks for the job: seconds by kind, as in edl_collective.goodput.
+
+    `began_at`: wall time from which it counts, its last step before that; `fresh`: it had completed none.
+    """
+
+    by: str
+    began_at: float
+    began_step: int
+    fresh: bool
+    seconds: dict[str, float]
+
+
 class Progress(Record, frozen=True, kw_only=True):
     """Training as rank 0 sees it, written at most once a second."""
 
@@ -386,6 +399,8 @@ class Progress(Record, frozen=True, kw_only=True):
     samples_per_s: float | None = None
     loss: float | None = None
     accuracy: float | None = None
+    #: seconds that each step of the epoch waited for teachers; None where there are none
+    teacher_wait_s_per_step: float | None = None
     near_end: bool = False
     message: str = ""
     #: wall time of the last completed step
@@ -394,6 +409,9 @@ class Progress(Record, frozen=True, kw_only=True):
     samples_left: int | None = None
     #: how long nobody trained at the last resize of this process
     pause_s: float | None = None
+    #: what who speaks now has done with its time, and all before it
+    spent: Spent | None = None
+    earlier: dict[str, float] = {}
 
 
 class Event(Record, frozen=True, kw_only=True):

@@ -221,7 +221,8 @@ def _answer(state: State, plan: Plan) -> tuple[State, tuple[Effect, ...]]:
             seen[worker] = Seen(s.node, Where.ASSIGNED, record.generation)
         elif worker not in planned | fresh and (s.generation or _number(worker) < plan.next_worker):
             reason = f"plan {plan.revision}: {plan.reason}"
-            told.append(((s.node, "leave", worker, s.generation), LeaveWorker(worker=worker, reason=reason)))
+            order = LeaveWorker(worker=worker, reason=reason, last=not planned)
+            told.append(((s.node, "leave", worker, s.generation), order))
             leaving.add(worker)
     state, effects = _tell(state, told)
     return replace(state, seen=seen, leaving=frozenset(leaving)), effects

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import sys
 import time
@@ -52,6 +53,7 @@ def _with_store(hosts: str, root: str, key: Path, use: Callable[[Look], None]) -
     from jobserver.service_rows import service_detail, service_rows
 
     paths = Paths(root)
+    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # what it says besides, the error says
     access = services_access(hosts, root, {**os.environ, KEY_FILE_VARIABLE: str(key)})
     store = ZkStore(hosts, access=access).start(_CONNECT_TIMEOUT_S)
     mirror = Mirror(store, paths.services, lambda: None)
@@ -128,7 +130,7 @@ def _print(answer: Json) -> None:
 
 _SERVICE = ("SERVICE", "TEACHERS", "STUDENTS", "RATE", "ANSWERED", "DEMAND", "QUEUE", "STARVED", "JOBS")
 _TEACHER = ("TEACHER", "URL", "MODEL", "RATE", "ANSWERED", "P50 MS", "P99 MS", "QUEUE", "STATE", "STUDENTS")
-_STUDENT = ("STUDENT", "RATE", "DEMAND", "STARVED", "STARVED S", "TEACHERS", "WAITS FOR")
+_STUDENT = ("STUDENT", "RATE", "DEMAND", "STARVED", "STARVED S", "WAIT S/STEP", "TEACHERS", "WAITS FOR")
 
 
 def _service_cells(row: Json) -> tuple[object, ...]:
@@ -147,7 +149,8 @@ def _teacher_cells(row: Json) -> tuple[object, ...]:
 
 def _student_cells(row: Json) -> tuple[object, ...]:
     teachers = " ".join(f"{t}{'+' if t in row['shared'] else ''}" for t in row["teachers"])
-    figures = (_rate(row["rate"]), _rate(row["demand"]), f"{row['starved']:.0%}", f"{row['starved_s']:.1f}")
+    waits = (f"{row['starved']:.0%}", f"{row['starved_s']:.1f}", f"{row['wait_s_per_step']:.3f}")
+    figures = (_rate(row["rate"]), _rate(row["demand"]), *waits)
     return (row["student"], *figures, teachers or None, row["waiting_for"])
 
 

@@ -124,7 +124,11 @@ def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
 @click.command()
 @with_api
 def ps(api: Api, as_json: bool) -> None:
-    """List the jobs."""
+    """List the jobs.
+
+    WORKERS: in the world, or teachers that serve, then those that are planned, then the bounds. WAIT S: seconds that
+    each step waits for teachers.
+    """
     answer = api.get("/jobs")
     if as_json:
         print_json(answer)
@@ -134,16 +138,18 @@ def ps(api: Api, as_json: bool) -> None:
             job["job"],
             job["phase"] if job["queue"] is None else f"{job['phase']} (no. {job['queue']})",
             job["priority"],
-            f"{job['world_size']}/{job['workers']} of {job['min_np']}..{job['max_np']}",
+            _workers(job),
             job["epoch"] if job["epochs_total"] is None else f"{job['epoch']}/{job['epochs_total']}",
             job["step"],
             _round(job["samples_per_s"], 1),
             _round(job["loss"], 4),
+            _round(job["teacher_wait_s_per_step"], 3),
             job["reason"].splitlines()[0] if job["reason"] else "",
         )
         for job in answer["jobs"]
     ]
-    print_table(("JOB", "PHASE", "PRIORITY", "WORKERS", "EPOCH", "STEP", "SAMPLES/S", "LOSS", "REASON"), rows)
+    columns = ("JOB", "PHASE", "PRIORITY", "WORKERS", "EPOCH", "STEP", "SAMPLES/S", "LOSS", "WAIT S", "REASON")
+    print_table(columns, rows)
 
 
 @click.command()
@@ -161,13 +167,14 @@ def describe(api: Api, as_json: bool, job: str) -> None:
         ("job", f"{job} ({found['kind']})"),
         ("phase", f"{found['phase']}: {found['reason']}"),
         ("command", " ".join(spec["command"])),
-        ("workers", f"{found['workers']} planned, {found['min_np']} to {found['max_np']}, np {spec['np'] or 'open'}"),
+        ("workers", f"{_workers(found)}, np {spec['np'] or 'open'}"),
         ("spares", f"{found['spares']} of {spec['spares']}"),
         ("plan", f"revision {plan['revision']}, driver on {plan['driver_node']}: {plan['reason']}" if plan else "none"),
         ("priority", found["priority"]),
         ("speeds", ", ".join(f"{np}: {rate:.4g} samples/s" for np, rate in sorted(status.get("speeds", ()))) or "none"),
         ("attempt", f"{status['attempt']} ({status['restarts']} restarts, {status['failures']} failures this epoch)"),
         ("training", _training(progress)),
+        ("time", _times(found["goodput"])),
         ("checkpoint", spec["checkpoint_url"] or "none"),
     ):
         click.echo(f"{label:<11}{value}")
@@ -181,6 +188,19 @@ def describe(api: Api, as_json: bool, job: str) -> None:
     _print_events(found["events"])
 
 
+def _workers(job: dict[str, Any]) -> str:
+    """In the world, or serving, of those that are planned; the bounds."""
+    return f"{job['world_size']}/{job['workers']} of {job['min_np']}..{job['max_np']}"
+
+
+def _times(ledger: dict[str, float]) -> str:
+    """The kinds of time, the longest first."""
+    total_s = sum(ledger.values())
+    kinds = sorted(((seconds, kind) for kind, seconds in ledger.items() if seconds > 0), reverse=True)
+    parts = ", ".join(f"{kind} {seconds:.1f} s ({100 * seconds / total_s:.0f} %)" for seconds, kind in kinds)
+    return f"{total_s:.1f} s: {parts}" if parts else "none yet"
+
+
 def _training(progress: dict[str, Any]) -> str:
     if not progress:
         return "nothing reported yet"
@@ -188,6 +208,8 @@ def _training(progress: dict[str, Any]) -> str:
     for name, label in (("samples_per_s", "samples/s"), ("loss", "loss"), ("accuracy", "accuracy")):
         if progress[name] is not None:
             figures.append(f"{label} {progress[name]:.4g}")
+    if progress["teacher_wait_s_per_step"] is not None:
+        figures.append(f"each step waits {progress['teacher_wait_s_per_step']:.3g} s for teachers")
     return ", ".join([*figures, *([progress["message"]] if progress["message"] else [])])
 
 

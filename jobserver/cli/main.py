@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "certificate": ("jobserver.cli.tokens", "Print the certificate authority of the cluster."),
     "teacher": ("jobserver.cli.teacher", "Serve models to students, and watch teachers."),
     "drill": ("jobserver.cli.drill", "Break things on a private cluster, and see that training goes on."),
-    "ckpt": ("jobserver.cli.ckpt", "Look at checkpoints."),
+    "ckpt": ("jobserver.cli.ckpt", "Look after checkpoints: list, verify, pin, collect, copy, export."),
 }
 
 

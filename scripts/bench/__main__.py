@@ -23,13 +23,17 @@ from bench.cases import (
     interleaved,
     selected,
 )
+from bench.checkpoint import command as checkpointing
 from bench.control import command as controlling
 from bench.distill import command as distillation
 from bench.errors import NotInstalled
 from bench.resize import machine, run_rendezvous, run_trials, system_class
 from bench.rows import table
 
-PACKAGES = ("edl-elastic", "horovod", "torch", "torchft-nightly", "tritonclient", "kazoo")
+PACKAGES = (
+    "edl-elastic", "horovod", "torch", "torchft-nightly", "tritonclient", "grpcio", "kazoo", "safetensors",
+    "hdfs-native",
+)  # fmt: skip
 
 _DESCRIPTION = """\
 Does the same things to the same small job under this project and its peers, in turn, and prints what each cost:
@@ -72,6 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     distillation.add_arguments(distill)
+    checkpoint = commands.add_parser(
+        "checkpoint",
+        help="saving and loading, beside PyTorch's own ways",
+        description=checkpointing.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    checkpointing.add_arguments(checkpoint)
     control = commands.add_parser(
         "control",
         help="decisions, JobServers and a simulated day at the size of a large cluster",
@@ -82,9 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error(f"--runs is {options.runs}: it must be at least 1")
-    if options.what in ("distill", "control"):
+    benches = {"distill": distillation.run, "checkpoint": checkpointing.run, "control": controlling.run}
+    if options.what in benches:
         try:
-            (distillation if options.what == "distill" else controlling).run(options, start_report())
+            benches[options.what](options, start_report())
         except ValueError as error:
             parser.error(str(error))
         return 0

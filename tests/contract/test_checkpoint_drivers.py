@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import fake_hdfs3
 import pytest
 import torch
 
 from checkpoints import (
     CheckpointExists,
     CheckpointNotFound,
+    CheckpointUnavailable,
+    CheckpointUnsupported,
     TrainStatus,
     list_checkpoints,
     load_checkpoint,
@@ -21,16 +26,23 @@ from checkpoints import (
     save_checkpoint,
     verify,
 )
+from checkpoints.checking import verify_folder
 from checkpoints.drivers import Driver, open_driver
 from checkpoints.drivers.base import CHUNK_BYTES, read_file
+from checkpoints.transfer import copy_checkpoint
 
 KINDS = [
     "file",
     "memory",
     "fsspec-file",
+    "hdfs3",
     pytest.param("hdfs-native", marks=pytest.mark.integration),
     pytest.param("webhdfs", marks=pytest.mark.integration),
+    pytest.param("libhdfs", marks=pytest.mark.integration),
+    pytest.param("s3", marks=pytest.mark.integration),
 ]
+#: A folder there is only a part of names: it is there while a file is in it.
+OBJECT_STORES = ("memory", "s3")
 
 
 @pytest.fixture(params=KINDS)
@@ -42,9 +54,16 @@ def kind(request: pytest.FixtureRequest) -> str:
 def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if kind == "memory":
         return f"memory://{secrets.token_hex(6)}/job"
+    if kind == "hdfs3":
+        monkeypatch = request.getfixturevalue("monkeypatch")
+        package = fake_hdfs3.package(tmp_path / "hdfs3")
+        monkeypatch.setattr("checkpoints.drivers.hdfs3._package", lambda url: package)
+        return "hdfs://namenode:8020/job?driver=hdfs3"
     if kind in ("file", "fsspec-file"):
         return f"file://{tmp_path}/job"
-    return f"{request.getfixturevalue({'hdfs-native': 'hdfs_url', 'webhdfs': 'webhdfs_url'}[kind])}/job"
+    base = str(request.getfixturevalue({"hdfs-native": "hdfs_url"}.get(kind, f"{kind}_url")))
+    folder, question, options = base.partition("?")
+    return f"{folder}/job{question}{options}"
 
 
 @pytest.fixture
@@ -70,15 +89,18 @@ def test_absence_is_said_as_not_found(driver: Driver) -> None:
         driver.open_read("nothing").readinto(memoryview(bytearray(1)))
 
 
-def test_listing_shows_names_kinds_and_sizes(driver: Driver) -> None:
+def test_listing_shows_names_kinds_and_sizes(driver: Driver, kind: str) -> None:
     driver.make_dirs("folder/inner")
     write(driver, "folder/file", b"12345")
+    if kind in OBJECT_STORES:
+        write(driver, "folder/inner/file", b"1")
     found = {entry.name: entry for entry in driver.list_dir("folder")}
     assert set(found) == {"file", "inner"}
     assert (found["file"].is_dir, found["file"].size_bytes) == (False, 5)
     assert found["inner"].is_dir
     assert [entry.name for entry in driver.list_dir("")] == ["folder"]
-    assert driver.list_dir("folder/inner") == []
+    if kind not in OBJECT_STORES:
+        assert driver.list_dir("folder/inner") == []
     assert (driver.info("folder/file").name, driver.info("folder/file").size_bytes) == ("file", 5)
     assert driver.info("folder").is_dir
 
@@ -111,8 +133,8 @@ def test_a_name_is_written_once(driver: Driver) -> None:
 
 
 def test_a_removed_folder_is_not_made_again_by_a_late_manifest(driver: Driver, kind: str) -> None:
-    if kind == "memory":
-        return  # as in object stores, a folder there is only a part of names; the loader's check of sizes covers it
+    if kind in OBJECT_STORES:
+        return  # a folder there is only a part of names; the loader's check of sizes covers it
     driver.make_dirs("attempt")
     driver.remove_tree("attempt")
     with pytest.raises(CheckpointNotFound):
@@ -128,18 +150,22 @@ def test_an_aborted_file_is_gone(driver: Driver) -> None:
         driver.info("half")
 
 
-def test_removing_is_fine_twice(driver: Driver) -> None:
+def test_removing_is_fine_twice(driver: Driver, kind: str) -> None:
     driver.make_dirs("a/b")
     write(driver, "a/b/file", b"1")
     for _ in range(2):
         driver.remove("a/b/file")
         driver.remove_tree("a")
-    assert driver.list_dir("") == []
+    if kind in OBJECT_STORES:
+        write(driver, "other", b"")
+    assert [entry.name for entry in driver.list_dir("")] == (["other"] if kind in OBJECT_STORES else [])
 
 
-def test_making_a_folder_is_fine_twice(driver: Driver) -> None:
+def test_making_a_folder_is_fine_twice(driver: Driver, kind: str) -> None:
     for _ in range(2):
         driver.make_dirs("a/b")
+    if kind in OBJECT_STORES:
+        write(driver, "a/b/file", b"")
     assert [entry.name for entry in driver.list_dir("a")] == ["b"]
 
 
@@ -200,7 +226,76 @@ def test_a_forked_child_can_use_the_driver(url: str, kind: str, driver: Driver) 
             good = read_file(driver, "file", 10) == b"parent"
             write(driver, "child", b"child")
             os._exit(0 if good else 3)
+        except CheckpointUnsupported:
+            os._exit(5)
         except BaseException:
             os._exit(4)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if kind in ("libhdfs", "hdfs3"):
+        assert code == 5  # neither survives a fork: the child is told so at once
+        return
+    assert code == 0
     assert read_file(driver, "child", 10) == b"child"
+
+
+def test_what_hdfs3_says_during_an_outage_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = fake_hdfs3.package(tmp_path / "hdfs3")
+    monkeypatch.setattr("checkpoints.drivers.hdfs3._package", lambda url: package)
+    driver = open_driver("hdfs://a:1,b:2/job?driver=hdfs3&user=eva")
+    driver.make_dirs("folder")
+    write(driver, "file", b"1")
+    given = driver._here().given  # type: ignore[attr-defined]
+    assert (given["user"], given["host"]) == ("eva", given["dfs.nameservices"])
+    package.HDFileSystem.away = True
+    for ask in (driver.list_dir, driver.info, driver.open_read, driver.make_dirs, driver.remove, driver.remove_tree):
+        with pytest.raises(CheckpointUnavailable):
+            ask("file")
+    with pytest.raises(CheckpointUnavailable):
+        driver.write_once("other", b"1")
+
+
+def test_hdfs3_looks_at_the_size_since_closing_tells_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = fake_hdfs3.package(tmp_path / "hdfs3")
+    monkeypatch.setattr("checkpoints.drivers.hdfs3._package", lambda url: package)
+    driver = open_driver("hdfs://namenode/job?driver=hdfs3")
+    driver.make_dirs("")
+    writer = driver.open_write("file")
+    writer.write(memoryview(b"12345"))
+    monkeypatch.setattr(package.HDFileSystem, "info", lambda self, path: {"name": path, "kind": "file", "size": 3})
+    with pytest.raises(CheckpointUnavailable, match="3 of 5 bytes"):
+        writer.commit()
+
+
+@pytest.mark.integration
+def test_s3_makes_no_bucket_of_a_mistyped_name(s3_url: str) -> None:
+    import s3fs
+
+    with pytest.raises(CheckpointNotFound, match="edl-tets"):
+        preflight("s3://edl-tets/job")
+    assert "edl-tets" not in s3fs.S3FileSystem(skip_instance_cache=True).ls("")
+
+
+@pytest.mark.integration
+def test_an_s3_that_is_away_is_an_outage_within_seconds(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    begun = time.monotonic()
+    with pytest.raises(CheckpointUnavailable):
+        load_checkpoint(s3_url)
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.integration
+def test_a_checkpoint_travels_through_every_file_system(
+    hdfs_url: str, webhdfs_url: str, libhdfs_url: str, s3_url: str, tmp_path: Path
+) -> None:
+    state = {"model": {"w": torch.randn(1_500_000)}, "optimizer": {"step": 7}}  # more than one chunk
+    name = save_checkpoint(str(tmp_path / "first"), TrainStatus(global_step=7), state=state).name
+    through_jvm = libhdfs_url.replace("?", "/other?")  # its folder is the one of hdfs_url
+    stops = [str(tmp_path / "first"), hdfs_url, webhdfs_url, through_jvm, s3_url, str(tmp_path / "last")]
+    for source, target in pairwise(stops):
+        assert copy_checkpoint(source, target).name == name
+        with pytest.raises(CheckpointExists, match="already"):
+            copy_checkpoint(source, target)
+        assert [info.problem for info in verify_folder(target, jobs=2)] == [None]
+    for file in (tmp_path / "first" / name).iterdir():
+        assert file.read_bytes() == (tmp_path / "last" / name / file.name).read_bytes()

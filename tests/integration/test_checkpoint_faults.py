@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,17 @@ from checkpoints import (
     CheckpointUnsupported,
     LoadedCheckpoint,
     TrainStatus,
+    collect,
     list_checkpoints,
     load_checkpoint,
+    pin,
     preflight,
     save_checkpoint,
+    unpin,
     verify,
 )
 from checkpoints.drivers import open_driver
+from checkpoints.drivers.base import Entry
 
 SHARD = "model-00000-of-00001.safetensors"
 
@@ -40,7 +46,8 @@ SHARD = "model-00000-of-00001.safetensors"
 def save(url: str, step: int, driver: Any = None, **options: Any) -> CheckpointInfo:
     """A checkpoint whose state tells its step."""
     state = {"model": {"w": torch.full((100,), step)}, "optimizer": {"step": step}}
-    return save_checkpoint(url, TrainStatus(global_step=step), state=state, driver=driver, **options)
+    info: CheckpointInfo = save_checkpoint(url, TrainStatus(global_step=step), state=state, driver=driver, **options)
+    return info
 
 
 def newest(url: str) -> LoadedCheckpoint:
@@ -137,7 +144,7 @@ def test_failing_to_collect_does_not_fail_the_save(tmp_path: Path, caplog: pytes
     save(url, 1, keep=1)
     clean = FaultDriver(open_driver(url))
     save(url, 2, clean, keep=1)
-    removal = next(n for n, name in enumerate(clean.operations) if name.startswith("remove "))
+    removal = next(n for n, name in enumerate(clean.operations) if name.startswith("remove ckpt"))
     with caplog.at_level(logging.WARNING):
         info = save(url, 3, FaultDriver(open_driver(url), removal, error=outage), keep=1)
     assert info.number == 3
@@ -285,7 +292,7 @@ def no_right() -> BaseException:
         ("nosuchscheme://x/y", None, "nosuchscheme"),
         ("file://host/path", None, "names a host"),
         ("webhdfs:///path", None, "no host"),
-        ("/tmp/x", "nosuchdriver", "choose one of file, hdfs-native, webhdfs, fsspec"),
+        ("/tmp/x", "nosuchdriver", "choose one of file, hdfs-native, libhdfs, hdfs3, webhdfs, fsspec"),
     ],
 )
 def test_an_url_that_no_driver_serves_gets_one_sentence(url: str, driver: str | None, said: str) -> None:
@@ -322,3 +329,96 @@ def test_a_folder_in_the_manifests_place_is_no_checkpoint(tmp_path: Path) -> Non
     folder.unlink()
     folder.mkdir()
     assert newest(str(tmp_path)).status.global_step == 1
+
+
+class PartialDriver(FaultDriver):
+    """Its listings of the folder leave out what an object store may not show yet."""
+
+    hidden: frozenset[str] = frozenset()
+
+    def list_dir(self, path: str) -> list[Entry]:
+        return [entry for entry in super().list_dir(path) if entry.name not in self.hidden]
+
+
+def test_a_checkpoint_that_a_listing_leaves_out_is_found_by_the_hint(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    save(url, 1)
+    driver = PartialDriver(open_driver(url))
+    driver.hidden = frozenset({save(url, 2).name, "LATEST"})
+    loaded = load_checkpoint(url, driver=driver)
+    assert loaded is not None
+    assert loaded.status.global_step == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"notes", b"../../etc/passwd\n", b"x" * 1000])
+def test_the_hint_is_never_trusted(tmp_path: Path, content: bytes) -> None:
+    url = str(tmp_path)
+    save(url, 1)
+    gone = save(url, 3)
+    shutil.rmtree(tmp_path / gone.name)
+    assert newest(url).skipped == ()
+    assert newest(url).status.global_step == 1
+    (tmp_path / "LATEST").write_bytes(content)
+    assert newest(url).skipped == ()
+    save(url, 2)
+    assert (tmp_path / "LATEST").read_text().startswith("ckpt-00000002-e0-s2-")
+
+
+def test_the_hint_does_not_move_back(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    newer = save(url, 5, driver_epoch=1)
+    save(url, 900)
+    assert (tmp_path / "LATEST").read_text() == f"{newer.name}\n"
+
+
+def test_pins_hold_until_they_are_taken_away(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    save(url, 1)
+    assert pin(url, 1) == pin(url, 1) == list_checkpoints(url)[0].name
+    for step in (2, 3, 4):
+        save(url, step, keep=2)
+    assert [(info.number, info.pinned) for info in list_checkpoints(url)] == [(4, False), (3, False), (1, True)]
+    assert collect(url, 1) == collect(url, 1)
+    assert [item.attempt.number for item in collect(url, 1, dry_run=False)] == [3]
+    unpin(url, list_checkpoints(url)[-1].name)
+    assert [item.attempt.number for item in collect(url, 1, dry_run=False)] == [1]
+    for wrong in (9, "ckpt-00000009-e0-s9-0123456789ab", "notes"):
+        with pytest.raises(CheckpointNotFound, match="there is no checkpoint"):
+            pin(url, wrong)
+    (tmp_path / save(url, 5).name / "manifest.json").unlink()
+    with pytest.raises(CheckpointDamaged, match="cannot be pinned"):
+        pin(url, 5)
+
+
+SMALL_DISK = """
+import resource, subprocess, sys
+import torch
+from checkpoints import CheckpointQuota, TrainStatus, load_checkpoint, save_checkpoint
+
+folder = sys.argv[1]
+small = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder]
+if subprocess.run(small, capture_output=True, check=False).returncode != 0:
+    # Nobody may mount here: files that may not grow say nearly the same.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20))
+url = f"{folder}/run"
+save_checkpoint(url, TrainStatus(global_step=1), state={"model": {"w": torch.ones(1000)}})
+try:
+    save_checkpoint(url, TrainStatus(global_step=2), state={"model": {"w": torch.ones(2_000_000)}})
+except CheckpointQuota as error:
+    print(error)
+assert load_checkpoint(url).status.global_step == 1
+save_checkpoint(url, TrainStatus(global_step=3), state={"model": {"w": torch.ones(1000)}})
+assert load_checkpoint(url).status.global_step == 3
+"""
+
+
+@pytest.mark.integration
+def test_a_full_disk_is_told_and_costs_one_save(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    apart = ["unshare", "--map-root-user", "--mount", *command]  # mounts of its own, which end with it
+    for attempt in (apart, command):
+        done = subprocess.run(attempt, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+        if "unshare" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+    assert "free space" in done.stdout

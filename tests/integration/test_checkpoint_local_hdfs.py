@@ -65,7 +65,7 @@ def test_an_altered_or_missing_jar_is_noticed(tmp_path: Path, jars_module: Any) 
     for name in names:
         (tmp_path / name).write_text(name)
     assert not jars_module._is_complete(tmp_path)
-    sums = {name: jars_module._sha256(tmp_path / name) for name in names}
+    sums = {name: jars_module.sha256(tmp_path / name) for name in names}
     (tmp_path / "SHA256.json").write_text(json.dumps(sums))
     assert jars_module._is_complete(tmp_path)
     (tmp_path / names[0]).write_text("altered")

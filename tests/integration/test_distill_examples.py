@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples" / "distill_digits"
 RESNET = ROOT / "examples" / "resnet50_pod"
 TAG = "EDL_TEST_TAG"
+#: distill.sh passes on nothing that begins with EDL_
+STORY_TAG = "DISTILL_STORY_TAG"
 
 
 def run_script(script: Path, *argv: str, cwd: Path, tag: str = "none") -> "subprocess.CompletedProcess[str]":
@@ -62,6 +64,23 @@ def test_resnet_s_script_learns_from_teachers_that_it_is_told_of(tmp_path: Path)
         with urlopen(f"{teachers.urls[0]}/v2/models/{teachers.model}/stats") as answer:
             stats = json.load(answer)
         assert stats["model_stats"][0]["inference_count"] >= 1438, "every image was asked about"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_an_elastic_student_learns_from_a_job_of_teachers(tmp_path: Path) -> None:
+    """distill.sh as a person starts it, with as little training as shows it."""
+    tag, file = uuid.uuid4().hex, tmp_path / "result.json"
+    env = {name: value for name, value in os.environ.items() if "EDL" not in name}
+    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", STORY_TAG: tag}
+    command = [str(RESNET / "distill.sh"), "--epochs", "14", "--teacher_epochs", "1", "--json", str(file)]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=360, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert [row["epoch"] for row in found["epochs"]] == list(range(14))
+    assert all(row["distill_soft"] is not None for row in found["epochs"])
+    assert [(row["from"], row["to"]) for row in found["resizes"]] == [(1, 2)]
+    assert not list(processes_with(STORY_TAG, lambda value: value == tag)), "nothing is left behind"
 
 
 def test_a_teacher_that_cannot_start_says_why() -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -54,6 +54,39 @@ def test_kill_freeze_and_return_of_a_teacher() -> None:
         running[1].process.send_signal(signal.SIGCONT)
         numbers += [n for batch in batches for n in check(*batch)]
         assert numbers == list(range(SAMPLES))
+
+
+def test_large_batches_survive_all_of_that_and_kept_ones_stay_as_they_were() -> None:
+    """Large enough to be sent from the ring itself, so that what is still under way could show a later batch."""
+    samples = 1280
+    loader = DataLoader(Numbered(samples, width=1 << 16), batch_size=8, num_workers=2)
+    slow = ("--delay-ms", "4")
+    kept = []
+    with (
+        teachers(slow, slow, slow) as running,
+        DistillReader(loader, **reader_options(teachers=named(running), window=4)) as reader,
+    ):
+        batches = iter(reader)
+        numbers = read(batches, 10)
+        assert reader._session is not None
+        link = reader._session.link
+        assert link is not None
+        faults: dict[int, Callable[[], object]] = {
+            20: running[0].kill,
+            40: lambda: running[1].process.send_signal(signal.SIGSTOP),
+            70: lambda: running[1].process.send_signal(signal.SIGCONT),
+            90: lambda: os.kill(link.pid, signal.SIGKILL),
+        }
+        for count, batch in enumerate(batches, 10):
+            numbers += check(*batch)
+            if count % 8 == 0:
+                kept.append(batch)
+            if count in faults:
+                faults[count]()
+        assert numbers == list(range(samples))
+        assert reader.stats.outside_of_ring == 0
+    for batch in kept:
+        check(*batch)
 
 
 def test_all_teachers_die_and_return() -> None:

@@ -1,84 +1,57 @@
-"""Retention: what is collected, and above all what never is."""
+"""When to save: each rule alone, and that an epoch does not set the timer back."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.layout import AttemptName
-from checkpoints.policy import Condition, collectable
+from checkpoints.policy import Every, Mark, due
 
-ATTEMPTS = st.builds(
-    AttemptName,
-    st.integers(0, 3),
-    st.integers(0, 6),
-    st.integers(1, 9),
-    st.text("0123456789abcdef", min_size=12, max_size=12),
+
+@pytest.mark.parametrize(
+    ("every", "last", "now", "expected"),
+    [
+        (None, Mark(0, 0, 0), Mark(0, 0, 0), "each call saves"),
+        (Every(epochs=1), Mark(-1, 0, 0), Mark(-1, 9, 9), None),
+        (Every(epochs=1), Mark(-1, 0, 0), Mark(0, 9, 9), "epoch 0 is complete"),
+        (Every(epochs=3), Mark(-1, 0, 0), Mark(1, 9, 9), None),
+        (Every(epochs=3), Mark(-1, 0, 0), Mark(2, 9, 9), "epoch 2 is complete"),
+        (Every(epochs=3), Mark(2, 0, 0), Mark(3, 9, 9), None),
+        (Every(epochs=3), Mark(3, 0, 0), Mark(6, 9, 9), "epoch 6 is complete"),
+        (Every(steps=50), Mark(0, 0, 0), Mark(0, 49, 0), None),
+        (Every(steps=50), Mark(0, 0, 0), Mark(0, 50, 0), "50 steps"),
+        (Every(steps=50), Mark(0, 103, 0), Mark(0, 149, 0), None),
+        (Every(steps=50), Mark(0, 103, 0), Mark(0, 151, 0), "50 steps"),
+        (Every(seconds=10), Mark(0, 0, 5.0), Mark(3, 99, 14.9), None),
+        (Every(seconds=10), Mark(0, 0, 5.0), Mark(0, 0, 15.0), "10 s since the last save"),
+        (Every(steps=5, seconds=10), Mark(0, 0, 0), Mark(0, 4, 10.0), "10 s since the last save"),
+    ],
 )
-FOUND = st.dictionaries(ATTEMPTS, st.sampled_from(Condition), min_size=1, max_size=12)
+def test_a_rule_says_when(every: Every | None, last: Mark, now: Mark, expected: str | None) -> None:
+    assert due(every, last, now) == expected
 
 
-def attempt(step: int, epoch: int = 0, token: str = "0" * 12) -> AttemptName:
-    return AttemptName(epoch, step, step + 1, token)
+@pytest.mark.parametrize("every", [None, Every(epochs=9)])
+def test_what_was_asked_for_is_due(every: Every | None) -> None:
+    assert due(every, Mark(0, 0, 0), Mark(0, 0, 0), "SIGTERM") == "SIGTERM"
 
 
-def steps(found: dict[AttemptName, Condition], ours: AttemptName, keep: int) -> list[int]:
-    return [item.attempt.global_step for item in collectable(found.items(), ours, keep)]
+@given(st.lists(st.tuples(st.floats(0.1, 3.0), st.booleans()), min_size=30, max_size=60))
+def test_short_epochs_are_saved_by_time(steps: list[tuple[float, bool]]) -> None:
+    """However the epochs end, no more than the interval and one step lies between two saves."""
+    every = Every(seconds=10)
+    last = now = Mark(-1, 0, 0.0)
+    for seconds, ends_epoch in steps:
+        now = Mark(now.epoch_no + ends_epoch, now.global_step + 1, now.time_s + seconds)
+        if due(every, last, now):
+            last = now
+        assert now.time_s - last.time_s < 10
 
 
-def test_the_newest_few_are_kept() -> None:
-    found = {attempt(step): Condition.VALID for step in range(6)}
-    assert steps(found, attempt(5), 3) == [0, 1, 2]
-    assert steps(found, attempt(5), 6) == []
-
-
-def test_damaged_ones_do_not_count_and_go_with_the_remains() -> None:
-    valid, damaged, unfinished = Condition.VALID, Condition.DAMAGED, Condition.UNFINISHED
-    found = {attempt(0): valid, attempt(1): damaged, attempt(2): valid, attempt(3): unfinished, attempt(4): valid}
-    assert steps(found, attempt(4), 3) == [1, 3]
-
-
-def test_a_save_that_may_be_in_progress_is_left_alone() -> None:
-    found = {attempt(1): Condition.VALID, attempt(2): Condition.UNFINISHED}
-    assert steps(found, attempt(1), 1) == []
-    second_saver = attempt(1, token="f" * 12)
-    first_saver = attempt(1, token="0" * 12)
-    assert steps({second_saver: Condition.VALID, first_saver: Condition.UNFINISHED}, second_saver, 1) == []
-
-
-def test_a_zombie_of_an_older_driver_collects_nothing_newer() -> None:
-    newer = [attempt(step, epoch=2) for step in (1, 2, 3)]
-    zombie = attempt(900, epoch=1)
-    found = dict.fromkeys([*newer, zombie], Condition.VALID)
-    assert steps(found, zombie, 1) == []
-    assert steps(found, newer[-1], 1) == [900, 1, 2]
-
-
-def test_what_a_later_version_wrote_is_never_collected() -> None:
-    assert steps({attempt(1): Condition.UNKNOWN, attempt(2): Condition.VALID}, attempt(2), 1) == []
-
-
-def test_nothing_is_collected_when_our_own_is_not_seen_as_valid() -> None:
-    found = {attempt(1): Condition.VALID, attempt(2): Condition.VALID, attempt(3): Condition.DAMAGED}
-    assert steps(found, attempt(3), 1) == []
-    assert steps(found, attempt(4), 1) == []
-
-
-@pytest.mark.parametrize("keep", [0, -1])
-def test_keeping_none_is_refused(keep: int) -> None:
-    with pytest.raises(ValueError, match="keep must be at least 1"):
-        collectable([], attempt(1), keep)
-
-
-@given(FOUND, st.data(), st.integers(1, 5))
-def test_the_invariants_of_retention(found: dict[AttemptName, Condition], data: st.DataObject, keep: int) -> None:
-    ours = data.draw(st.sampled_from(sorted(found)))
-    gone = {item.attempt for item in collectable(found.items(), ours, keep)}
-    valid = sorted((a for a, condition in found.items() if condition is Condition.VALID), reverse=True)
-    assert all(a < ours for a in gone)
-    assert not gone & set(valid[:keep])
-    assert not any(found[a] is Condition.UNKNOWN for a in gone)
-    if gone:
-        assert valid[0] not in gone
-        assert valid[0] >= ours
+@pytest.mark.parametrize("options", [{}, {"epochs": 0}, {"steps": 0}, {"seconds": 0}, {"seconds": float("nan")}])
+def test_rules_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options), "needs epochs")):
+        Every(**options)

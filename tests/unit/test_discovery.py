@@ -1,5 +1,7 @@
 """A student follows the teachers of its service, says which it uses, and goes on while ZooKeeper is away."""
 
+from typing import Any
+
 import pytest
 from fleet_flow import teacher
 
@@ -73,7 +75,7 @@ def fleet() -> Fleet:
     return Fleet()
 
 
-def report(demand: float | None = 100.0, starved: float = 0.0, **more: str) -> StudentReport:
+def report(demand: float | None = 100.0, starved: float = 0.0, **more: Any) -> StudentReport:
     return StudentReport(rate=90.0, demand=demand, starved=starved, starved_s=1.5, **more)
 
 

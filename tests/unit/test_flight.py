@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.asked import Standing
-from distill.flight import Action, Close, Deliver, Drop, Fault, Flight, GiveUp, Limits, Probe, Send
+from distill.flight import Action, Close, Deliver, Drop, Fault, Flight, GiveUp, Probe, Send
+from distill.limits import Limits
 from distill.source import Teacher
 
 A, B, C = (Teacher(name, f"http://{name}:1") for name in "abc")
@@ -42,9 +43,9 @@ class World:
         """Attempts under way at a teacher, oldest first."""
         return [attempt for attempt, (_, who) in self.sent.items() if who == teacher]
 
-    def answer(self, attempt: int) -> None:
+    def answer(self, attempt: int, *, closing: bool = False) -> None:
         del self.sent[attempt]
-        self._do(self.flight.answered(attempt, self.now_s))
+        self._do(self.flight.answered(attempt, self.now_s, closing=closing))
 
     def fail(self, attempt: int, fault: Fault) -> None:
         del self.sent[attempt]
@@ -112,7 +113,7 @@ def test_each_request_is_delivered_once_whatever_happens(events: list[tuple[Any,
             posted += values[0]
         elif kind in ("answer", "fail") and world.sent:
             attempt = list(world.sent)[values[0] % len(world.sent)]
-            world.answer(attempt) if kind == "answer" else world.fail(attempt, values[1])
+            world.answer(attempt, closing=values[0] % 5 == 0) if kind == "answer" else world.fail(attempt, values[1])
         elif kind == "time":
             world.pass_time(values[0])
         elif kind == "name":
@@ -247,6 +248,27 @@ def test_a_request_that_all_refuse_is_given_up_with_the_reason(fault: Fault) -> 
     assert not world.flight.live
 
 
+def test_a_teacher_that_stands_still_from_the_start_is_hedged_too() -> None:
+    world = World()
+    world.post(1, 2)
+    world.answer(world.at(B)[0])
+    world.pass_time(1.9)
+    assert not world.at(B)
+    world.pass_time(0.2)
+    assert [world.sent[attempt][0] for attempt in world.at(B)] == [1]
+
+
+@pytest.mark.parametrize("fault", [Fault.WRONG, Fault.REFUSED])
+def test_a_request_is_not_given_up_before_each_teacher_was_asked(fault: Fault) -> None:
+    honest = Teacher("d", "http://d:1")
+    world = World([A, B, C, honest])
+    world.post(1)
+    while world.sent[min(world.sent)][1] != honest:
+        world.fail(min(world.sent), fault)
+    world.answer(min(world.sent))
+    assert world.delivered == [1]
+
+
 def test_a_wrong_answer_puts_a_teacher_out_though_it_lives() -> None:
     world = World()
     world.warm_up()
@@ -276,6 +298,31 @@ def test_a_teacher_that_leaves_finishes_what_it_has() -> None:
     for attempt in held:
         world.answer(attempt)
     assert world.closed == [A]
+
+
+def test_a_teacher_that_closes_after_an_answer_is_asked_whether_it_leaves() -> None:
+    world = World([A])
+    world.warm_up()
+    world.post(1, 2, 3, 4)
+    first, second, *_ = world.at(A)
+    before = len(world.at(A))
+    world.answer(first, closing=True)
+    assert world.probes == [A]
+    assert len(world.at(A)) == before - 1, "nothing new"
+    world.answer(second, closing=True)
+    assert world.probes == [A], "it is asked once"
+    assert world.delivered == [1, 2], "what it has, it answers"
+    world.name([A, B])
+    world.probed(A, "answers 503: this teacher is leaving")
+    while world.at(B):
+        world.answer(world.at(B)[0])
+    assert world.delivered == [1, 2, 3, 4], "the other has it all"
+    assert not world.at(A)
+    assert world.flight.retried == 0
+    world.pass_time(1.0)
+    world.probed(A)
+    world.post(5, 6, 7, 8, 9)
+    assert len(world.at(A)) == 1, "it serves on, and is tried"
 
 
 def test_a_teacher_with_another_model_is_another_teacher() -> None:

@@ -43,6 +43,7 @@ PURE_BY_DESIGN = {
     "edl_collective.coord.paths",
     "checkpoints.layout",
     "checkpoints.policy",
+    "checkpoints.retention",
 }
 SYSTEM = "os sys io time datetime random secrets uuid tempfile shutil glob pathlib signal logging platform resource"
 CONCURRENCY = "subprocess multiprocessing threading concurrent queue asyncio selectors select fcntl anyio"

@@ -104,6 +104,15 @@ def test_no_growth_that_is_not_worth_its_pause() -> None:
     assert len(world.ids("j")) == 4
 
 
+def test_a_size_that_was_asked_for_is_given_whatever_it_is_worth() -> None:
+    world = cluster(2)
+    start(world, "j", max_np=4, np=4)
+    world.measure("j", rate=100.0, pause_s=2.0, left=150)
+    world.join("b", 2)
+    world.settle()
+    assert len(world.ids("j")) == 4
+
+
 def test_a_size_that_turned_out_useless_is_not_tried_again() -> None:
     world = cluster(2, 2)
     start(world, "j", max_np=4)

@@ -14,7 +14,7 @@ from edl_collective.held import Held
 from edl_collective.messages import Assigned, Happened, Report
 from edl_collective.phases import Phases
 from edl_collective.run_loop import MAX_FRUITLESS_WORLDS, carry, run
-from edl_collective.worlds import Worlds
+from edl_collective.worlds import Left, Worlds
 
 
 class Scripted:
@@ -51,6 +51,9 @@ class Scripted:
 
     def prepare(self) -> None:
         self._call("prepare")
+
+    def keep(self) -> None:
+        self._call("keep")
 
     def leave_world(self) -> None:
         self._call("forget")
@@ -121,11 +124,18 @@ def test_a_world_that_breaks_while_it_forms_is_formed_again(call: str, reached: 
 
 
 def test_a_worker_that_is_told_to_leave_exits_without_a_failure() -> None:
-    script = Scripted(enter=[None, SystemExit(0)])
+    script = Scripted(enter=[None, Left(last=False)])
     with pytest.raises(SystemExit) as left:
         carry(training(script, WorldChanged()), script, script)
     assert left.value.code == 0
     assert script.calls == [*FIRST, *BETWEEN, "enter", "exit"]
+
+
+def test_the_last_to_leave_keep_the_state() -> None:
+    script = Scripted(enter=[None, Left(last=True)])
+    with pytest.raises(SystemExit):
+        carry(training(script, WorldChanged()), script, script)
+    assert script.calls == [*FIRST, *BETWEEN, "enter", "keep", "exit"]
 
 
 def test_an_error_of_the_script_ends_the_loop_and_is_not_a_finish() -> None:

@@ -1,23 +1,25 @@
 """Services in the HTTP interface and on the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from api_server import P, Server, refused
+from api_server import SUBMIT, P, Server, refused
 from click.testing import CliRunner
 from fleet_flow import student, teacher
 from msgspec.structs import replace
 from test_cli import Cluster
 
 from distill.balance import Share
-from edl_collective.coord.records import encode
+from edl_collective.coord.records import Progress, encode
 from jobserver.cli.main import edl
 
 
 def fill(server: Server) -> None:
     slow = replace(teacher("a", 200.0), answered_rate=50.0, latency_p50_s=0.02, latency_p99_s=0.05, queue=3)
-    waits = replace(student("x", 120.0, has=Share(("a",), ("b",))), rate=60.0, starved=0.5, starved_s=7.0)
+    waits = replace(student("x", 120.0, has=Share(("a",), ("b",))), rate=60.0, starved=0.5, starved_s=7.0, job="train")
+    waits = replace(waits, wait_s_per_step=0.25)
     server.put(P.teacher("svc", "a"), slow)
     server.put(P.teacher("svc", "b"), teacher("b", 100.0, draining=True))
     server.put(P.student("svc", "x"), waits)
@@ -48,6 +50,43 @@ def test_a_service_that_a_job_serves_is_there_before_its_first_teacher() -> None
     assert server.http.post("/api/v1/jobs", json=job).status_code == 201
     assert server.http.get("/api/v1/services/svc").json()["jobs"] == ["t"]
     refused(server.http.post("/api/v1/jobs", json={**job, "job": "u", "service": None}), 422, "service", "service")
+
+
+def test_a_job_of_teachers_counts_those_that_serve() -> None:
+    server = Server()
+    job = {"job": "t", "command": ["edl", "teacher", "serve"], "kind": "teacher", "service": "svc", "max_np": 4}
+    assert server.http.post("/api/v1/jobs", json=job).status_code == 201
+    for name, fields in (("a", {"job": "t"}), ("b", {"job": "t", "draining": True}), ("c", {"job": "u"}), ("d", {})):
+        server.put(P.teacher("svc", name), replace(teacher(name), **fields))
+    [row] = server.http.get("/api/v1/jobs").json()["jobs"]
+    assert row["world_size"] == 1
+
+
+def test_prometheus_is_told_of_jobs_teachers_and_students() -> None:
+    server = Server()
+    fill(server)
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    progress = Progress(generation=1, world_size=2, epoch=3, step=9, teacher_wait_s_per_step=0.125)
+    server.put(P.progress("j"), progress)
+    answer = server.http.get("/metrics")
+    assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (200, "text/plain")
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    samples = [re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line) for line in lines]
+    parsed = {
+        (found[1], *sorted(re.findall(r'(\w+)="(.*?)"', found[2]))): float(found[3])
+        for found in samples
+        if found is not None
+    }
+    assert len(parsed) == len(lines)
+    of_student = (("job", "train"), ("service", "svc"), ("student", "x"), ("worker", ""))
+    assert parsed["edl_student_teacher_wait_seconds_per_step", *of_student] == 0.25
+    assert parsed["edl_student_teacher_wait_seconds_total", *of_student] == 7.0
+    assert parsed["edl_job_teacher_wait_seconds_per_step", ("job", "j")] == 0.125
+    assert parsed["edl_job_workers", ("job", "j")] == 2
+    assert parsed["edl_service_rate_samples_per_second", ("service", "svc")] == 200.0
+    quantile = (("quantile", "0.99"), ("service", "svc"), ("teacher", "a"))
+    assert parsed["edl_service_teacher_latency_seconds", *quantile] == 0.05
+    refused(server.http.get("/metrics", headers={}), 401, "token")
 
 
 def test_services_that_change_do_not_turn_the_loop() -> None:

@@ -201,6 +201,7 @@ def test_the_hash_tells_apart_what_answers_differently_and_nothing_else() -> Non
         ({"model": SMALL, "outputs": ("a", "b")}, r"gave 1 tensors for the outputs \['a', 'b'\]"),
         ({"model": "teacher_models:named", "outputs": ("a",)}, "has no output 'a'"),
         ({"model": SMALL, "inputs": parse_inputs(("image:fp32:4,8,8",))}, "the model failed on inputs"),
+        ({"model": SMALL, "inputs": parse_inputs(("image:uint8:3,8,8",))}, "without --mean and --std it gets uint8 as"),
         ({"model": "teacher_models:identity", "precision": "int8"}, "this has none"),
         ({"model": SMALL, "checkpoint": "/nowhere/w.pt"}, "cannot be read"),
         ({"model": SMALL, "checkpoint": "/nowhere"}, "there is no checkpoint in /nowhere"),

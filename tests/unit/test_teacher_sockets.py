@@ -17,7 +17,7 @@ from teacher_thread import TeacherThread
 from distill import oip
 from distill.errors import TeacherRefused, TeacherUnavailable
 from distill.teacher.connection import HEAD_TIMEOUT_S, MAX_DROPPED_BYTES
-from distill.teacher.server import GRACE_S, Limits
+from distill.teacher.server import GRACE_S, IDLE_S, Limits
 from edl_collective.coord.clock import ManualClock
 
 INFER = "/v2/models/identity/infer"
@@ -272,6 +272,24 @@ def test_clients_that_dawdle_are_let_go() -> None:
             assert read_answer(body)[0] == 408
 
 
+def test_a_body_that_stands_still_is_let_go_however_large_it_would_be() -> None:
+    clock = ManualClock(1000.0)
+    with TeacherThread(clock=clock) as teacher, teacher.connect() as slow, teacher.connect() as still:
+        head = f"POST {INFER} HTTP/1.1\r\nHost: t\r\nContent-Length: {60 << 20}\r\n\r\n".encode()
+        still.sendall(head)
+        slow.sendall(head + bytes(4 << 20))
+        with teacher.client() as client:
+            while client.live() and teacher.service.engine.stats.received_bytes < 3 << 20:  # woken for each MB
+                time.sleep(0.01)
+            clock.advance(HEAD_TIMEOUT_S + 1.0)
+            assert read_answer(still)[0] == 408
+            assert not select.select([slow], [], [], 0.1)[0], "it is as fast as it must be"
+            clock.advance(16.0)
+            assert read_answer(slow)[0] == 408
+            while client.live() and teacher.server.buffers.used_bytes:
+                time.sleep(0.01)
+
+
 def test_beyond_the_limit_connections_are_told_so() -> None:
     with TeacherThread(limits=Limits(max_connections=2)) as teacher:
         with teacher.connect() as one, teacher.connect() as two:
@@ -284,6 +302,27 @@ def test_beyond_the_limit_connections_are_told_so() -> None:
         with teacher.client() as client:
             while not client.live():  # until the server has seen that they left
                 time.sleep(0.01)
+
+
+def test_connections_that_are_only_held_make_room() -> None:
+    clock = ManualClock(1000.0)
+    with (
+        TeacherThread(clock=clock, limits=Limits(max_connections=2)) as teacher,
+        teacher.connect() as held,
+        teacher.connect() as used,
+    ):
+        for connection in (held, used):
+            connection.sendall(request(1))
+            assert answered_ids(read_answer(connection)) == [1]
+        clock.advance(IDLE_S + 1.0)
+        used.sendall(request(2))
+        assert answered_ids(read_answer(used)) == [2]
+        with teacher.connect() as three:
+            three.sendall(request(3))
+            assert answered_ids(read_answer(three)) == [3]
+            assert held.recv(1) == b"", "the one that was idle for longest"
+            with teacher.connect() as four:
+                assert read_answer(four)[0] == 503, "both are in use"
 
 
 def metrics_over(connection: socket.socket) -> bytes:

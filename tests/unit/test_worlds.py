@@ -10,7 +10,7 @@ import horovod.torch as hvd
 import pytest
 
 from edl_collective.context import Context, Launcher, Membership
-from edl_collective.messages import Interrupt, Leave, Message, decode_worker_line, encode_line
+from edl_collective.messages import Happened, Interrupt, Leave, Message, decode_worker_line, encode_line
 from edl_collective.worlds import FixedWorld, GatedWorlds, HorovodrunWorlds, worlds_of
 
 
@@ -105,6 +105,8 @@ def test_a_gated_worker_that_is_told_to_leave_exits_with_status_0(agent: Agent) 
     assert left.value.code == 0
     assert [agent.hear(), agent.hear()] == ["WorkerHello", "Gate"]
     assert os.environ == before  # nothing was assigned, so nothing is left for a later init()
+    worlds.happened(Happened(kind="checkpoint", text="saved epoch 3", fields={}))
+    assert agent.hear() == "Happened", "a save that was in flight is told before the process ends"
     agent.close()
 
 

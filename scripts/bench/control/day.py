@@ -1,4 +1,4 @@
-"""A simulated day of a cluster: jobs come, nodes go and come back, a rule parts the slots. [pure]
+"""A simulated day of a cluster: jobs come, nodes go and come back, a rule parts the slots.
 
 Only the rules differ between two days: submissions, sizes, speeds, losses of nodes and what a resize costs are the same
 for each. A resize stops a job for PAUSE_S; what it grows by starts START_S before and holds its slots meanwhile.

@@ -15,7 +15,7 @@ from bench.rows import Row
 
 DESCRIPTION = """\
 Measures service distillation on this machine, each case beside what it is compared with, in turns:
-  client-cpu-tcp            CPU of a request of 32 uint8 images of 224 x 224 at the student; tritonclient.http
+  client-cpu-tcp            CPU of a request of 32 uint8 images of 224 x 224 at the student; Triton's clients
   server-cpu                CPU of such a request at a teacher whose model costs nothing
   handover                  CPU of the trainer's thread per batch, beyond what the DataLoader's own next() takes
   student-vs-plain-python   batches a second of a Python-bound loop, over those of plain training

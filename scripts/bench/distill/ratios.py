@@ -29,6 +29,8 @@ PLAIN_CASES = {"student-vs-plain-python": "python", "student-vs-plain-compute": 
 #: of an image here; what is measured is the trainer, not the copying
 SIZE = 64
 WARM_UP, STEPS = 15, 100
+#: teachers of the largest service in student-vs-inprocess
+SWEEP = 4
 
 
 def python_step() -> Step:
@@ -141,9 +143,9 @@ def vs_plain(case: str, runs: int = 5) -> list[Row]:
 
 
 def vs_inprocess(runs: int = 5) -> list[Row]:
-    """Rows: how many times the in-process rate, as a part of the ceiling as well, and the same for fewer teachers.
+    """Rows: how many times the in-process rate, as a part of the ceiling as well, swept over counts of teachers.
 
-    `edl` has one teacher more than it needs; `edl-N-teachers` has N.
+    `edl` has one teacher more than it needs; `edl-N-teachers` has N, up to SWEEP.
     """
     torch.set_num_threads(1)
     student = _timed(compute_step(), 0.02)
@@ -156,9 +158,10 @@ def vs_inprocess(runs: int = 5) -> list[Row]:
         teacher()
         student()
 
-    with started(*_teachers(needed + 1, t_teacher)) as running, ExitStack() as stack:
+    most = max(SWEEP, needed + 1)
+    with started(*_teachers(most, t_teacher)) as running, ExitStack() as stack:
         loops = {"inprocess": lambda: _measure(_loader(), both)}
-        for count in range(1, needed + 2):
+        for count in range(1, most + 1):
             some = running[:count]
             reader = stack.enter_context(reader_of(_loader(), some))
             name = "edl" if count == needed + 1 else f"edl-{count}-teachers"

@@ -11,15 +11,14 @@ while it works on the one before, and whose teacher fails with its request in ha
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 
-import numpy as np
 from teachers import TeacherProcess, started
 from torch.utils.data import dataloader
 
-from bench.distill.student_data import INPUT, ROWS, SIZE, compute, images, io_pid, process_cpu_s, reader_of, row, steps
+from bench.distill import triton_clients
+from bench.distill.student_data import INPUT, ROWS, compute, images, io_pid, process_cpu_s, reader_of, row, steps
 from bench.rows import Row
 from distill.reader import DistillReader
 
@@ -36,45 +35,31 @@ def zero_teacher() -> TeacherProcess:
 
 
 def client_cpu(runs: int = 5, requests: int = 300) -> list[Row]:
-    """Rows for this project and for Triton's HTTP client, which runs in the same process as its caller."""
-    ours, theirs, server = [], [], []
-    with started(zero_teacher()) as (teacher,):
-        with reader_of(images(WARM_UP + runs * requests + 100), [teacher]) as reader:
-            batches = iter(reader)
+    """Rows for this project's IO process and, in turns with it, for the clients of Triton."""
+    ours, server = [], []
+    reasons = {system: triton_clients.missing(system) for system in triton_clients.SYSTEMS}
+    theirs: dict[str, list[float]] = {system: [] for system, reason in reasons.items() if reason is None}
+    with started(zero_teacher()) as (teacher,), ExitStack() as stack:
+        reader = stack.enter_context(reader_of(images((runs + 1) * (WARM_UP + requests) + 100), [teacher]))
+        batches = iter(reader)
+        steps(batches, WARM_UP, 0.0)
+        peers = {s: stack.enter_context(triton_clients.client(s, teacher.url, teacher.model)) for s in theirs}
+        for _ in range(runs):
             steps(batches, WARM_UP, 0.0)
-            for _ in range(runs):
-                before_s, server_s = process_cpu_s(io_pid(reader)), process_cpu_s(teacher.pid)
-                steps(batches, requests, 0.0)
-                ours.append((process_cpu_s(io_pid(reader)) - before_s) / requests * 1e3)
-                server.append((process_cpu_s(teacher.pid) - server_s) / requests * 1e3)
-        if find_spec("tritonclient") is not None:
-            theirs += [_triton_ms(teacher, requests // 3) for _ in range(runs)]
-    rows = [
-        row("client-cpu-tcp", "edl", "cpu_ms", "ms", ours),
-        row("client-cpu-tcp", "edl", "cpu_ms_teachers", "ms", server),
-    ]
-    if theirs:
-        return [*rows, row("client-cpu-tcp", "tritonclient-http", "cpu_ms", "ms", theirs)]
-    reason = "tritonclient is not installed: scripts/setup.sh --extras bench"
-    return [*rows, {**row("client-cpu-tcp", "tritonclient-http", "failed", "runs", [1.0] * runs), "reason": reason}]
-
-
-def _triton_ms(teacher: TeacherProcess, requests: int) -> float:
-    """CPU milliseconds of this process per request of tritonclient.http."""
-    import tritonclient.http as triton
-
-    client = triton.InferenceServerClient(teacher.url.removeprefix("http://"))
-    pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 3, SIZE, SIZE), np.uint8)
-    try:
-        for request in range(requests + 5):
-            if request == 5:
-                before_s = time.process_time()
-            image = triton.InferInput("image", list(pixels.shape), "UINT8")
-            image.set_data_from_numpy(pixels)
-            client.infer(teacher.model, [image]).as_numpy("output")
-        return (time.process_time() - before_s) / requests * 1e3
-    finally:
-        client.close()
+            before_s, server_s = process_cpu_s(io_pid(reader)), process_cpu_s(teacher.pid)
+            steps(batches, requests, 0.0)
+            ours.append((process_cpu_s(io_pid(reader)) - before_s) / requests * 1e3)
+            server.append((process_cpu_s(teacher.pid) - server_s) / requests * 1e3)
+            for system, measure in peers.items():
+                theirs[system].append(measure(requests // 3))
+    case = "client-cpu-tcp"
+    rows = [row(case, "edl", "cpu_ms", "ms", ours), row(case, "edl", "cpu_ms_teachers", "ms", server)]
+    for system, reason in reasons.items():
+        if reason is None:
+            rows.append(row(case, system, "cpu_ms", "ms", theirs[system]))
+        else:
+            rows.append({**row(case, system, "failed", "runs", [1.0] * runs), "reason": reason})
+    return rows
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What saving and loading a state costs, beside PyTorch's own ways."""
