@@ -23,7 +23,7 @@ def server() -> Iterator[Server]:
 
 def routes(server: Server) -> list[tuple[str, str]]:
     found = [r for r in server.http.app.routes if isinstance(r, APIRoute)]
-    return [(method, route.path) for route in found for method in sorted(route.methods)]
+    return [(method, route.path) for route in found for method in sorted(route.methods or ())]
 
 
 def test_the_read_only_token_changes_nothing_by_any_route(server: Server) -> None:
@@ -124,7 +124,8 @@ class _Thief(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_forged_node_learns_no_token_that_opens_the_interface(server: Server) -> None:
-    handler = type("Handler", (_Thief,), {"seen": []})
+    seen: list[str] = []
+    handler = type("Handler", (_Thief,), {"seen": seen})
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as thief:
         thread = threading.Thread(target=thief.handle_request)
         thread.start()
@@ -137,8 +138,8 @@ def test_a_forged_node_learns_no_token_that_opens_the_interface(server: Server) 
         thread.join()
     assert answer.status_code == 200
     assert "set-cookie" not in answer.headers
-    assert handler.seen == [f"Bearer {KEY.log_token('evil', 'j', 'w1')}"]
-    stolen = {"Authorization": handler.seen[0]}
+    assert seen == [f"Bearer {KEY.log_token('evil', 'j', 'w1')}"]
+    stolen = {"Authorization": seen[0]}
     assert server.http.get("/api/v1/jobs", headers=stolen).status_code == 401
 
 
