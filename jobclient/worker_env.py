@@ -19,7 +19,7 @@ INHERITED = re.compile(
     r"|(FSSPEC|HADOOP|HDFS|AWS|GOOGLE|AZURE)_\w+"
 )
 #: never passed on: a worker holds the token of its own worker id, not what the token is derived from
-WITHHELD = frozenset({"EDL_KEY_FILE", "CUDA_VISIBLE_DEVICES"})
+WITHHELD = frozenset({"EDL_KEY_FILE", "EDL_TOKEN", "CUDA_VISIBLE_DEVICES"})
 
 #: variables that the spec may not set: they say who the worker is and where its world is found
 RESERVED = re.compile(
