@@ -31,6 +31,7 @@ DATA_PATTERNS = ["py.typed", "*.html", "*.css", "*.js", "*.svg"]
 
 INSTALL_REQUIRES = [
     "click>=8.1",
+    "cryptography>=42.0",
     "fastapi>=0.115",
     "fsspec>=2024.6",
     "httptools>=0.6",
@@ -90,6 +91,7 @@ EXTRAS = {
         "pyyaml>=6.0",
         "ruff>=0.8",
         "safetensors>=0.4",
+        "schemathesis>=4.0",
         TRITON_CLIENT,
         *TENSORBOARD,
         *HDFS,

@@ -8,7 +8,7 @@ methods of a TeacherSource only exchange values with it. It asks no teacher anyt
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from msgspec import structs
@@ -20,6 +20,7 @@ from distill.records import MATERIAL, StudentRecord, TeacherRecord, settled
 from distill.source import StudentReport, Teacher
 from edl_collective.coord.clock import Clock, SystemClock
 from edl_collective.coord.errors import CoordError, Exists, NotFound, VersionConflict
+from edl_collective.coord.key_file import services_access
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import encode
@@ -274,10 +275,12 @@ def connect(
     job: str | None = None,
     worker: str | None = None,
     session_timeout_s: float = 10.0,
+    environ: Mapping[str, str] | None = None,
 ) -> Discovery:
     """Follow `service` in the ZooKeeper at `hosts`; returns at once, the connection comes when it can.
 
     student: unique among the students of the service, and the same for a process that takes the place of this one.
+    environ: where the services token or the cluster key is found, without which only an open tree lets a student in.
     Raises ConfigError for names that cannot be.
     """
     try:
@@ -286,7 +289,8 @@ def connect(
         raise ConfigError(str(error)) from error
 
     def open_store() -> Store:
-        return ZkStore(hosts, session_timeout_s=session_timeout_s).start(CONNECT_TIMEOUT_S)
+        access = None if environ is None else services_access(hosts, root, environ)
+        return ZkStore(hosts, session_timeout_s=session_timeout_s, access=access).start(CONNECT_TIMEOUT_S)
 
     found = Discovery(
         *(open_store, paths, service, student), wake=wake, max_teachers=max_teachers, job=job, worker=worker

@@ -161,6 +161,7 @@ class IoProcess:
             max_teachers=dynamic.max_teachers,
             job=dynamic.job,
             worker=dynamic.worker,
+            environ=os.environ,
         )
 
     def _follow_source(self) -> None:

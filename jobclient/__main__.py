@@ -15,11 +15,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from logging.handlers import RotatingFileHandler
 
+from edl_collective.coord.access import Access
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.errors import CoordError, Disconnected
 from edl_collective.coord.key_file import load_or_create_key
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import NodeRecord, Rendezvous
+from edl_collective.coord.signing import SpecSigner
+from edl_collective.coord.tls import server_context
 from edl_collective.coord.zk_store import ZkStore
 from edl_collective.messages import AgentMessage
 from jobclient.addresses import host_name_problem
@@ -49,7 +52,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         problem = host_name_problem(config.address, socket.gethostname())
         if problem is not None:
             logger.warning("%s", problem)
-        store = _connect(config)
+        store = _connect(config, key)
     except (ConfigError, CoordError) as error:
         print(f"jobclient: {error}", file=sys.stderr)
         return 2
@@ -93,17 +96,21 @@ def _quieten(level: int) -> None:
 def _bind(config: Config, key: ClusterKey) -> NodeApi:
     """The HTTP endpoint, bound. Raises ConfigError."""
     try:
-        return NodeApi(make_app(config.log_dir, key.api_token, config.node), config.address, config.port)
+        tls = server_context(key, [config.address, socket.gethostname()]) if config.tls else None
+        return NodeApi(make_app(config.log_dir, key, config.node), config.address, config.port, tls)
     except OSError as error:
         where = f"--address {config.address} --port {config.port}"
         raise ConfigError(f"cannot listen for {where}: {error.strerror}") from error
 
 
-def _connect(config: Config) -> ZkStore:
+def _connect(config: Config, key: ClusterKey) -> ZkStore:
     """A session with ZooKeeper. Raises Disconnected after zookeeper_wait_s."""
 
+    access = Access.of_key(key, Paths(config.zookeeper_root), required=config.closed_tree)
+
     def attempt(timeout_s: float) -> ZkStore:
-        return ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s).start(timeout_s)
+        store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s, access=access)
+        return store.start(timeout_s)
 
     try:
         return attempt(min(_PATIENCE_S, config.zookeeper_wait_s))
@@ -125,6 +132,7 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
         labels=dict(config.labels),
         started_at=time.time(),
         session_timeout_s=config.session_timeout_s,
+        tls=config.tls,
     )
     logger.info("%s", config.devices_text)
     loop = asyncio.get_running_loop()
@@ -154,7 +162,8 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
     serving = loop.create_task(api.serve())
     try:
         if config.job is not None:
-            await asyncio.to_thread(ensure_job, store, Paths(config.zookeeper_root), config.job, time.time())
+            paths, signer = Paths(config.zookeeper_root), SpecSigner(key)
+            await asyncio.to_thread(ensure_job, store, paths, signer, config.job, time.time())
         await agent.run()
     finally:
         api.close()

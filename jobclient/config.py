@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from edl_collective.coord.access import ACL_MODES, is_loopback, off_loopback
 from edl_collective.coord.key_file import key_file
 from edl_collective.coord.paths import Paths, check_name
 from edl_collective.coord.records import JobSpec
@@ -76,6 +77,10 @@ class Config:
     log_max_bytes: int
     work_dir: Path
     key_file: Path
+    #: refuse a tree in ZooKeeper that everybody may change
+    closed_tree: bool
+    #: of the HTTP endpoint
+    tls: bool
     #: where the JobClient was started, and where drivers run; it may be gone by then
     start_dir: Path
     log_level: int
@@ -128,12 +133,18 @@ _OPTIONS: dict[str, tuple[str, str]] = {
         "SECONDS",
         "silence after which the cluster takes this node for dead; at least that of the JobServers (default: 10)",
     ),
+    "zookeeper_acl": (
+        "key|open",
+        "who may read and change EDL's tree in ZooKeeper: who holds the cluster key, or everybody "
+        "(default: key, but for a new tree open when ZooKeeper and --address are on the loopback)",
+    ),
     "drain_timeout": (
         "SECONDS",
         "after SIGTERM, when those that have not left are stopped by the ladder (default: the job's leave_timeout_s)",
     ),
     "address": ("HOST", "how other nodes reach this one (default: 127.0.0.1)"),
     "port": ("PORT", "HTTP port for logs (default: 0, any free one)"),
+    "tls": ("on|off", "TLS on that port (default: on, but off when --address is on the loopback)"),
     "interface": ("NAME", "network interface for training traffic (default: the one that holds --address)"),
     "slots": ("N", "workers that fit on this node (default: its GPUs, else its CPU cores)"),
     "gpus": (
@@ -257,10 +268,29 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         work_dir=Path(text("work_dir", ".")).absolute(),
         start_dir=Path.cwd(),
         key_file=key_file(text("key_file", ""), environ),
+        closed_tree=closed_tree(values, address),
+        tls=with_tls(values, address),
         log_level=_integer("log_level", values.get("log_level", 20)),
         job=_job(values),
         environ=dict(environ),
     )
+
+
+def closed_tree(values: Mapping[str, object], address: str) -> bool:
+    """Whether --zookeeper-acl asks for a tree that is closed. Raises ConfigError."""
+    mode = str(values.get("zookeeper_acl", ""))
+    if mode and mode not in ACL_MODES:
+        raise ConfigError(f"--zookeeper-acl is {mode!r}: it must be {' or '.join(ACL_MODES)}")
+    zookeeper = str(values.get("zookeeper", "127.0.0.1:2181"))
+    return mode == "key" or (not mode and off_loopback(zookeeper, address))
+
+
+def with_tls(values: Mapping[str, object], address: str) -> bool:
+    """Whether a port at `address` speaks TLS. Raises ConfigError."""
+    mode = str(values.get("tls", "off" if is_loopback(address) else "on"))
+    if mode not in ("on", "off"):
+        raise ConfigError(f"--tls is {mode!r}: it must be on or off")
+    return mode == "on"
 
 
 def _job(values: Mapping[str, object]) -> JobSpec | None:

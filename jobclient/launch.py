@@ -38,6 +38,7 @@ class Launcher:
             threads_per_slot=config.threads_per_slot,
             zookeeper=config.zookeeper,
             zookeeper_root=config.zookeeper_root,
+            services_token=key.services_token,
         )
 
     def worker(self, spec: JobSpec, planned: PlannedWorker, held_dir: Path | None) -> Launch:

@@ -1,6 +1,7 @@
 """The jobs as a JobClient sees them, decoded from the records of the store. [pure]
 
-A record that does not parse is None in its view and a sentence in `problems`: what rests on it is left as it is.
+A record that does not parse is None in its view and a sentence in `problems`: what rests on it is left as it is. So is
+a spec without the signature of the cluster key: this is where a JobClient refuses what a stranger wrote.
 """
 
 from collections import defaultdict
@@ -21,6 +22,7 @@ from edl_collective.coord.records import (
     WorkerRecord,
     decode,
 )
+from edl_collective.coord.signing import SpecSigner, UnsignedSpec
 from edl_collective.coord.store import Versioned
 from jobclient.decide import JobView
 
@@ -42,7 +44,7 @@ class Snapshot:
         return None if spec is None else spec.submitted_at
 
 
-def snapshot(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
+def snapshot(values: Mapping[str, Versioned], paths: Paths, signer: SpecSigner) -> Snapshot:
     """`values`: the records at and below Paths.jobs by path."""
     found: dict[str, dict[Key, tuple[str, bytes]]] = defaultdict(dict)
     for path, value in values.items():
@@ -55,7 +57,7 @@ def snapshot(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
     progress: dict[str, Progress] = {}
     for job, records in found.items():
         jobs[job] = JobView(
-            spec=_one(records.get(Key("spec", job=job)), JobSpec, problems),
+            spec=_spec(records.get(Key("spec", job=job)), signer, problems),
             plan=_one(records.get(Key("plan", job=job)), Plan, problems),
             status=_one(records.get(Key("status", job=job)), JobStatus, problems),
             rendezvous=_one(records.get(Key("rendezvous", job=job)), Rendezvous, problems),
@@ -68,6 +70,14 @@ def snapshot(values: Mapping[str, Versioned], paths: Paths) -> Snapshot:
         if last is not None:
             progress[job] = last
     return Snapshot(jobs, drivers, progress, tuple(problems))
+
+
+def _spec(entry: tuple[str, bytes] | None, signer: SpecSigner, problems: list[str]) -> JobSpec | None:
+    spec = _one(entry, JobSpec, problems)
+    if entry is None or spec is None or signer.is_signed(*entry):
+        return spec
+    problems.append(str(UnsignedSpec(entry[0])))
+    return None
 
 
 def _workers(records: Iterable[tuple[Key, tuple[str, bytes]]], problems: list[str]) -> dict[str, WorkerRecord]:

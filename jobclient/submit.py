@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from edl_collective.coord.errors import Exists
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import JobSpec, JobStatus, decode, encode
+from edl_collective.coord.records import JobSpec, JobStatus, decode
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Store
 
 logger = logging.getLogger(__name__)
@@ -19,14 +20,14 @@ logger = logging.getLogger(__name__)
 _COMPARED = ("command", "min_np", "package_hook", "pod_path", "work_dir", "checkpoint_url", "kind")
 
 
-def ensure_job(store: Store, paths: Paths, spec: JobSpec, now: float) -> JobSpec:
+def ensure_job(store: Store, paths: Paths, signer: SpecSigner, spec: JobSpec, now: float) -> JobSpec:
     """Create the job unless it exists; returns the spec that stands. `now`: wall time.
 
-    Raises Disconnected, and RecordError if what stands is not a spec.
+    Raises Disconnected, RecordError if what stands is not a spec, UnsignedSpec if nobody with the key wrote it.
     """
     path = paths.spec(spec.job)
     try:
-        store.create(path, encode(replace(spec, submitted_at=now), path))
+        store.create(path, signer.sign(path, replace(spec, submitted_at=now)))
     except Exists:
         pass
     else:
@@ -34,8 +35,9 @@ def ensure_job(store: Store, paths: Paths, spec: JobSpec, now: float) -> JobSpec
         return spec
     found = store.get(path)
     if found is None:  # removed in this moment: say it again
-        return ensure_job(store, paths, spec, now)
+        return ensure_job(store, paths, signer, spec, now)
     stored = decode(found.data, JobSpec, path)
+    signer.check(path, found.data)
     different = [name for name in _COMPARED if getattr(stored, name) != getattr(spec, name)]
     for name in different:
         logger.warning(

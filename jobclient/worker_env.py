@@ -6,8 +6,9 @@ inherited and over the defaults; the variables by which a worker finds its JobCl
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from edl_collective.coord.auth import SERVICES_TOKEN_VARIABLE
 from edl_collective.coord.records import JobSpec, NodeRecord, PlannedWorker
 
 #: names inherited from the JobClient
@@ -18,7 +19,7 @@ INHERITED = re.compile(
     r"|(FSSPEC|HADOOP|HDFS|AWS|GOOGLE|AZURE)_\w+"
 )
 #: never passed on: a worker holds the token of its own worker id, not what the token is derived from
-WITHHELD = frozenset({"EDL_KEY_FILE", "CUDA_VISIBLE_DEVICES"})
+WITHHELD = frozenset({"EDL_KEY_FILE", "EDL_TOKEN", "CUDA_VISIBLE_DEVICES"})
 
 #: variables that the spec may not set: they say who the worker is and where its world is found
 RESERVED = re.compile(
@@ -46,6 +47,8 @@ class NodeEnvironment:
     #: where students find their services, and teachers list themselves
     zookeeper: str = ""
     zookeeper_root: str = ""
+    #: by which ZooKeeper lets them
+    services_token: str = field(default="", repr=False)
 
 
 def inherited(base: Mapping[str, str]) -> dict[str, str]:
@@ -60,6 +63,7 @@ def job_environment(shared: NodeEnvironment, spec: JobSpec) -> dict[str, str]:
     env["PYTHONUNBUFFERED"] = "1"
     if shared.zookeeper:  # the JobClient's own, wherever it has it from
         env |= {"EDL_ZOOKEEPER": shared.zookeeper, "EDL_ZOOKEEPER_ROOT": shared.zookeeper_root}
+        env[SERVICES_TOKEN_VARIABLE] = shared.services_token
     env.update({name: value for name, value in spec.env.items() if not RESERVED.fullmatch(name)})
     return env
 

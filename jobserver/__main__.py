@@ -7,6 +7,7 @@ its end touches no job.
 import logging
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,18 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from edl_collective.coord.access import Access
+from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.errors import CoordError, Disconnected
 from edl_collective.coord.key_file import load_or_create_key
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.paths import Paths
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Store
+from edl_collective.coord.tls import server_context, server_context_of
 from edl_collective.coord.zk_store import ZkStore
+from jobclient.http_limits import LimitedHttp
 from jobserver.api import Service, create_app
 from jobserver.api_stream import close_streams
 from jobserver.config import Config, ConfigError, from_process
@@ -59,17 +65,16 @@ def _quieten(level: int) -> None:
 def _serve(config: Config) -> None:
     ended = _on_signals()
     key = load_or_create_key(config.key_file)
+    tls = _tls(config, key)
     listener = _listen(config.host, config.server_port)
     with listener:
-        url = f"http://{_reachable(config.host)}:{listener.getsockname()[1]}"
-        store = _connect(config)
+        url = f"{'https' if tls else 'http'}://{_reachable(config.host)}:{listener.getsockname()[1]}"
+        store = _connect(config, key)
         try:
-            with _controller(config, store, url) as controller:
-                service = Service(
-                    store, Paths(config.zookeeper_root), controller, SystemClock(), key.api_token, config.changing
-                )
+            with _controller(config, store, url, SpecSigner(key)) as controller:
+                service = Service(store, Paths(config.zookeeper_root), controller, SystemClock(), key, config.changing)
                 logger.info("JobServer %s serves %s", config.server_name, url)
-                _run_http(service, listener, ended)
+                _run_http(service, listener, ended, tls)
         finally:
             store.close()
     logger.info("JobServer %s ends", config.server_name)
@@ -100,9 +105,10 @@ def _reachable(host: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-def _connect(config: Config) -> ZkStore:
+def _connect(config: Config, key: ClusterKey) -> ZkStore:
     logger.info("connecting to ZooKeeper at %s", config.zookeeper)
-    store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s)
+    access = Access.of_key(key, Paths(config.zookeeper_root), required=config.closed_tree)
+    store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s, access=access)
     try:
         return store.start(config.zookeeper_wait_s)
     except Disconnected as error:
@@ -110,7 +116,7 @@ def _connect(config: Config) -> ZkStore:
 
 
 @contextmanager
-def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
+def _controller(config: Config, store: Store, url: str, signer: SpecSigner) -> Iterator[Controller]:
     paths = Paths(config.zookeeper_root)
     rules = ReconcileConfig(
         finish_timeout_s=config.finish_timeout_s,
@@ -122,7 +128,7 @@ def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
         changing=config.changing,
     )
     leadership = Leadership(store, paths, config.server_name, url)
-    controller = Controller(store, paths, leadership, SystemClock(), rules, config.session_timeout_s)
+    controller = Controller(store, paths, leadership, SystemClock(), rules, signer, config.session_timeout_s)
     controller.start()
     try:
         yield controller
@@ -130,16 +136,30 @@ def _controller(config: Config, store: Store, url: str) -> Iterator[Controller]:
         controller.stop()
 
 
-def _run_http(service: Service, listener: socket.socket, ended: threading.Event) -> None:
+def _tls(config: Config, key: ClusterKey) -> ssl.SSLContext | None:
+    """Raises TlsError."""
+    if not config.tls:
+        return None
+    if config.tls_cert is not None:
+        return server_context_of(config.tls_cert, config.tls_key)
+    return server_context(key, [config.host, socket.gethostname(), socket.getfqdn()])
+
+
+def _run_http(
+    service: Service, listener: socket.socket, ended: threading.Event, tls: ssl.SSLContext | None = None
+) -> None:
     """Serve until `ended`; on a thread, because uvicorn would answer a signal by dying of it."""
     app = create_app(service)
     settings = uvicorn.Config(
         app,
+        http=LimitedHttp,
         log_config=None,
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
+    settings.load()
+    settings.ssl = tls
     server = uvicorn.Server(settings)
 
     def serve() -> None:

@@ -1,28 +1,29 @@
 """The HTTP interface of a JobServer: every server answers every request.
 
-Invariants: each request carries the bearer token, but health, which without it tells nothing of jobs; a write is a
-compare-and-set on the job's spec and needs no leader; each error is {"error": one sentence, "field": name or null}.
+Invariants: each request carries a bearer token (jobserver.api_access); a write is a compare-and-set on the job's spec,
+which is signed with it, and needs no leader; each error is {"error": one sentence, "field": name or null}.
 Decisions are taken elsewhere.
 """
 
-import http.client
+import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
-from urllib.parse import quote
 
 import msgspec
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from edl_collective.coord.auth import same
+from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotFound, RecordTooLarge, VersionConflict
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import JobSpec, NodeRecord, encode
-from edl_collective.coord.store import Session, Store
+from edl_collective.coord.records import JobSpec
+from edl_collective.coord.signing import SpecSigner, is_unsigned
+from edl_collective.coord.store import Session, Store, Versioned
+from jobserver.api_access import HEALTH_PATH, Role, Tokens, add_access, as_seen_by, refusal, role_of
 from jobserver.api_changes import add_changes, tagged
 from jobserver.api_goodput import add_goodput
 from jobserver.api_metrics import add_metrics
@@ -38,13 +39,14 @@ from jobserver.api_models import (
 )
 from jobserver.api_nodes import add_orders
 from jobserver.api_openapi import describe_itself
-from jobserver.api_page import add_page, is_page
+from jobserver.api_page import add_page
 from jobserver.api_stream import add_stream
 from jobserver.api_views import add_views
 from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_cordon, cancel_drain, order_cordon, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
+from jobserver.node_logs import fetch_log
 from jobserver.retry import changed, retry
 from jobserver.shown import Shown
 from jobserver.snapshot import Job, Snapshot
@@ -52,10 +54,8 @@ from jobserver.versions import check_version, version_of
 
 logger = logging.getLogger(__name__)
 
-HEALTH_PATH = "/api/v1/health"
-LOG_TIMEOUT_S = 10.0
-MAX_LOG_BYTES = 1024 * 1024
 WRITE_ATTEMPTS = 5
+BODY_TIMEOUT_S = 30.0
 #: how long a request waits for a session that was interrupted: one that begins anew is there in a moment
 PATIENCE_S = 1.0
 
@@ -64,14 +64,22 @@ class Service:
     """What the endpoints do, without HTTP."""
 
     def __init__(
-        self, store: Store, paths: Paths, controller: Controller, clock: Clock, token: str, changing: Changing | None
+        self,
+        store: Store,
+        paths: Paths,
+        controller: Controller,
+        clock: Clock,
+        key: ClusterKey,
+        changing: Changing | None,
     ) -> None:
         self._store = store
         self._paths = paths
         self._controller = controller
         self._clock = clock
         self._changing = changing
-        self.token = token
+        self._key = key
+        self._signer = SpecSigner(key)
+        self.tokens = Tokens.of(key)
         self.shown = Shown(clock)
         self._connected = threading.Event()
         store.on_session(self._session_changed)
@@ -123,7 +131,7 @@ class Service:
         if there and "spec" not in there:
             self._forget(spec.job, only_left_overs=True)
         try:
-            self._store.set(path, encode(spec, path), None)
+            self._store.set(path, self._signer.sign(path, spec), None)
         except VersionConflict:
             old = self.job(spec.job)[0].spec.value
             wrong = differences(old, spec)
@@ -148,7 +156,7 @@ class Service:
                 return changed(name, job.spec.version, spec)
             check_version(job.spec, if_match)
             try:
-                version = self._store.set(path, encode(spec, path), job.spec.version)
+                version = self._store.set(path, self._signer.sign(path, spec), job.spec.version)
             except VersionConflict:
                 continue
             except Disconnected:  # if it was written nevertheless, the next look shows it
@@ -164,7 +172,7 @@ class Service:
     def retry(self, name: str, if_match: str | None = None) -> Json:
         """Submit a job that has failed or was stopped again. Raises ApiError."""
         now_s = self._clock.wall_s()
-        return retry(self._store, self._paths, name, self.job, lambda at, spec: encode(spec, at), if_match, now_s)
+        return retry(self._store, self._paths, name, self.job, self._signer.sign, if_match, now_s)
 
     def delete(self, name: str) -> Json:
         """Forget a job that has ended, or what is left of one that has no spec. Raises ApiError 409 while it runs."""
@@ -178,7 +186,7 @@ class Service:
                 has_spec = self._paths.spec(name) in tree
                 if only_left_overs and has_spec:
                     return
-                snapshot = self._check_deletable(name, has_spec or not tree)
+                snapshot = self._check_deletable(name, (has_spec or not tree) and not self._is_unsigned(name, tree))
                 alive = first_alive(tree, self._paths, snapshot)
                 if alive is not None:
                     text = (
@@ -190,6 +198,11 @@ class Service:
             except (VersionConflict, NotFound, NotEmpty):
                 continue
         raise ApiError(409, f"job {name} is being changed by others: try again")
+
+    def _is_unsigned(self, name: str, tree: Mapping[str, Versioned]) -> bool:
+        """Whether it has a spec that is one but nobody with the key wrote: nothing of it is run."""
+        path = self._paths.spec(name)
+        return path in tree and is_unsigned(self._signer, path, tree[path].data)
 
     def _check_deletable(self, name: str, has_spec: bool) -> Snapshot:
         """The newest snapshot. Raises ApiError 404, or 409 for a job that has not ended or cannot be read."""
@@ -245,35 +258,20 @@ class Service:
         node = snapshot.nodes.get(at.value.node)
         if node is None:
             raise ApiError(503, f"the log of {worker} is on node {at.value.node}, which is gone")
-        path = f"/logs/{quote(name)}/{quote(worker)}?offset={offset}&limit={limit}"
-        return self._fetch(node, path)
-
-    def _fetch(self, node: NodeRecord, path: str) -> Response:
-        connection = http.client.HTTPConnection(node.address, node.port, timeout=LOG_TIMEOUT_S)
-        try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
-            answer = connection.getresponse()
-            body = answer.read(MAX_LOG_BYTES)
-        except (OSError, http.client.HTTPException) as error:
-            text = f"the JobClient of node {node.node} at {node.address}:{node.port} does not answer: {error}"
-            raise ApiError(502, text) from error
-        finally:
-            connection.close()
-        if answer.status == 404:
-            raise ApiError(404, f"node {node.node} has no such log")
-        if answer.status != 200:
-            raise ApiError(502, f"the JobClient of node {node.node} answered {answer.status} for the log")
-        headers = {k: v for k, v in answer.getheaders() if k.lower().startswith("x-edl-")}
-        return Response(body, media_type="text/plain; charset=utf-8", headers=headers)
+        return fetch_log(self._key, node, name, worker, offset, limit)
 
 
 async def read_body(request: Request) -> bytes:
     """The body, refused when it is larger than any request needs."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {BODY_TIMEOUT_S:g} s") from None
     return bytes(body)
 
 
@@ -283,7 +281,8 @@ Body = Annotated[bytes, Depends(read_body)]
 def create_app(service: Service) -> FastAPI:
     """The ASGI application."""
     app = FastAPI(title="EDL JobServer", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json")
-    _add_errors(app, service)
+    add_access(app, service.tokens, service.shown.forget)
+    _add_errors(app)
     _add_jobs(app, service)
     _add_job_views(app, service)
     _add_cluster(app, service)
@@ -307,58 +306,40 @@ def _shown(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _refusal(status: int, error: str, field: str | None = None) -> Response:
-    return _json({"error": error, "field": field}, status)
-
-
-def _trusted(request: Request, token: str) -> bool:
-    return same(request.headers.get("authorization", ""), f"Bearer {token}")
-
-
-def _add_errors(app: FastAPI, service: Service) -> None:
-    @app.middleware("http")
-    async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        path = request.url.path
-        if path != HEALTH_PATH and not is_page(path) and not _trusted(request, service.token):
-            return _refusal(401, "the bearer token is missing or wrong: use the cluster's key file (--key-file)")
-        response = await call_next(request)
-        if request.method != "GET":
-            service.shown.forget()
-        return response
-
+def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
-        return _refusal(error.status, error.error, error.field)
+        return refusal(error.status, error.error, error.field)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
-        return _refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        return refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
 
     @app.exception_handler(RequestValidationError)
     async def bad_parameter(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         field = str(first["loc"][-1])
-        return _refusal(422, f"{field}: {first['msg']}", field)
+        return refusal(422, f"{field}: {first['msg']}", field)
 
     @app.exception_handler(Disconnected)
     async def no_store(_: Request, error: Disconnected) -> Response:
-        return _refusal(503, str(error))
+        return refusal(503, str(error))
 
     @app.exception_handler(RecordTooLarge)
     async def too_large(_: Request, error: RecordTooLarge) -> Response:
-        return _refusal(413, str(error))
+        return refusal(413, str(error))
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> Response:  # the server logs it with its traceback
-        return _refusal(500, f"the JobServer failed: {type(error).__name__}: {error}")
+        return refusal(500, f"the JobServer failed: {type(error).__name__}: {error}")
 
     @app.exception_handler(CoordError)
     async def refused_write(_: Request, error: CoordError) -> Response:
-        return _refusal(409, str(error))
+        return refusal(409, str(error))
 
     @app.exception_handler(ValueError)
     async def bad_name(_: Request, error: ValueError) -> Response:
-        return _refusal(422, str(error))
+        return refusal(422, str(error))
 
 
 def _add_jobs(app: FastAPI, service: Service) -> None:
@@ -372,8 +353,8 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         return _shown(service.shown.answer("jobs", service.snapshot, job_rows))
 
     @app.get("/api/v1/jobs/{job}")
-    def describe(job: str) -> Response:
-        return tagged(service.detail(job))
+    def describe(job: str, request: Request) -> Response:
+        return tagged(as_seen_by(request, service.detail(job)))
 
     @app.delete("/api/v1/jobs/{job}")
     def delete(job: str) -> Response:
@@ -383,7 +364,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 def _add_job_views(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/jobs/{job}/logs/{worker}")
     def logs(job: str, worker: str, offset: int = 0, limit: int = 65536) -> Response:
-        return service.log(job, worker, offset, min(max(limit, 1), MAX_LOG_BYTES))
+        return service.log(job, worker, offset, limit)
 
 
 def _add_cluster(app: FastAPI, service: Service) -> None:
@@ -395,4 +376,4 @@ def _add_cluster(app: FastAPI, service: Service) -> None:
 def _add_health(app: FastAPI, service: Service) -> None:
     @app.get(HEALTH_PATH)
     def health(request: Request) -> Response:
-        return _json(service.health(_trusted(request, service.token)))
+        return _json(service.health(role_of(request) is not Role.NOBODY))

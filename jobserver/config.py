@@ -5,7 +5,6 @@ environment. The options of the predecessor's start script become a Changing rul
 """
 
 import argparse
-import ipaddress
 import math
 import os
 import re
@@ -15,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edl_collective.coord.access import is_loopback
 from edl_collective.coord.key_file import KEY_FILE_VARIABLE, key_file
 from edl_collective.coord.paths import Paths, check_name
 from edl_collective.coord.records import ChangeRule
-from jobclient.config import machine_slots
+from jobclient.config import closed_tree, machine_slots, with_tls
 from jobserver.changing import Changing
 
 DEFAULT_PORT = 8180
@@ -53,6 +53,13 @@ class Config:
     key_file: Path = Path("~/.edl/key")
     #: the key file was named by somebody, not made up as a default
     key_file_given: bool = False
+    #: refuse a tree in ZooKeeper that everybody may change
+    closed_tree: bool = False
+    #: of the HTTP interface
+    tls: bool = False
+    #: PEM; None: one that proves the cluster key
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     server_name: str = "server"
     finish_timeout_s: float = 120.0
     save_timeout_s: float = 3600.0
@@ -82,19 +89,13 @@ class Config:
             raise ConfigError(f"--load-ceiling is {self.load_ceiling:g}: it must be above 0 and at most 1")
         if not 0 <= self.server_port <= 65535:
             raise ConfigError(f"--server-port is {self.server_port}: it must be between 0 (any free port) and 65535")
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ConfigError("--tls-key is given without --tls-cert, whose key it is")
         if not is_loopback(self.host) and not self.key_file_given:
             raise ConfigError(
                 f"--host {self.host} lets other machines in, which needs a key of its own: "
                 f"name the cluster's key file with --key-file or {KEY_FILE_VARIABLE}"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """True when only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 OPTIONS: dict[str, tuple[str, str]] = {
@@ -105,9 +106,20 @@ OPTIONS: dict[str, tuple[str, str]] = {
         "SECONDS",
         "silence after which another JobServer may lead; at most that of the JobClients (default: 10)",
     ),
+    "zookeeper_acl": (
+        "key|open",
+        "who may read and change EDL's tree in ZooKeeper: who holds the cluster key, or everybody "
+        "(default: key, but for a new tree open when ZooKeeper and --host are on the loopback)",
+    ),
     "host": ("HOST", "address to listen on (default: 127.0.0.1; others need --key-file)"),
     "server_port": ("PORT", f"port of the HTTP interface, 0: any free one (default: {DEFAULT_PORT})"),
     "key_file": ("FILE", "the cluster key (default: $EDL_KEY_FILE or ~/.edl/key, created if missing)"),
+    "tls": ("on|off", "TLS on that port (default: on, but off when --host is on the loopback)"),
+    "tls_cert": (
+        "FILE",
+        "its certificate, PEM (default: one that proves the cluster key, which clients with the key verify)",
+    ),
+    "tls_key": ("FILE", "the key of --tls-cert, PEM (default: it is in the same file)"),
     "server_name": ("NAME", "name of this JobServer (default: the host name)"),
     "finish_timeout": ("SECONDS", "after rank 0 finished, how long the other workers may take (default: 120)"),
     "save_timeout": ("SECONDS", "after another worker finished, how long rank 0 may save (default: 3600)"),
@@ -201,6 +213,10 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         server_port=_integer(values, "server_port", DEFAULT_PORT),
         key_file=key_file(None if given_key is None else str(given_key), environ),
         key_file_given=given_key is not None,
+        closed_tree=closed_tree(values, str(values.get("host", "127.0.0.1"))),
+        tls=with_tls({"tls": "on", **values} if "tls_cert" in values else values, str(values.get("host", "127.0.0.1"))),
+        tls_cert=_path(values, "tls_cert"),
+        tls_key=_path(values, "tls_key"),
         server_name=str(values.get("server_name") or socket.gethostname()),
         finish_timeout_s=_number(values, "finish_timeout", 120.0),
         save_timeout_s=_number(values, "save_timeout", 3600.0),
@@ -211,6 +227,10 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         log_level=_integer(values, "log_level", 20),
         changing=_changing(values, environ),
     )
+
+
+def _path(values: Mapping[str, object], name: str) -> Path | None:
+    return Path(str(values[name])).expanduser().absolute() if name in values else None
 
 
 def _changing(values: Mapping[str, object], environ: Mapping[str, str]) -> Changing | None:

@@ -28,6 +28,7 @@ from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import LeaderRecord, NodeRecord, Record, decode, encode
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
 from jobserver.death_watch import DeathWatch, Endpoint
 from jobserver.reading import Reading
@@ -61,7 +62,9 @@ class View:
     is decided about them is urgent.
     """
 
-    def __init__(self, mirror: Mirror, services: Mirror, paths: Paths, sight: Sight, clock: Clock) -> None:
+    def __init__(
+        self, mirror: Mirror, services: Mirror, paths: Paths, signer: SpecSigner, sight: Sight, clock: Clock
+    ) -> None:
         self._mirror = mirror
         self._services_mirror = services
         self._clock = clock
@@ -74,7 +77,7 @@ class View:
         self._snapshot = Snapshot()
         #: they ring when a new snapshot may differ; those of services only while somebody loads them
         self.wakes, self.service_wakes = Wakes(), Wakes()
-        self._reading = Reading(paths)
+        self._reading = Reading(paths, signer)
         #: nodes whose record this process took away because their JobClient had died
         self.buried: frozenset[str] = frozenset()
 
@@ -123,9 +126,11 @@ class Controller:
         leadership: Leadership,
         clock: Clock,
         config: ReconcileConfig,
+        signer: SpecSigner,
         session_timeout_s: float = 0.0,
     ) -> None:
         self._store = store
+        self._signer = signer
         self._paths = paths
         self._leadership = leadership
         self._clock = clock
@@ -144,7 +149,7 @@ class Controller:
         self._awaited: frozenset[str] = frozenset()
         self._session_timeout_s = session_timeout_s
         self._shorter: frozenset[str] = frozenset()
-        self.view = View(self._mirror, self._services, paths, self._sight, clock)
+        self.view = View(self._mirror, self._services, paths, signer, self._sight, clock)
         self.view.wakes, self.view.service_wakes = wakes, service_wakes
         #: why the last decision is as it is; "" while this server does not lead
         self.reason = ""
@@ -266,7 +271,8 @@ class Controller:
                 self._update(action)
             case FillInSpec():
                 path = self._paths.spec(action.job)
-                self._store.transact([self._leadership.fence(), _write(path, action.spec, action.version)])
+                data = self._signer.sign(path, action.spec)  # what it was made from was signed
+                self._store.transact([self._leadership.fence(), Set(path, data, action.version)])
             case ForgetWorker():
                 path = self._paths.worker(action.job, action.worker)
                 self._store.transact([self._leadership.fence(), Delete(path, action.version)])

@@ -1,7 +1,7 @@
 """Snapshots one after the other, each from what a Mirror holds; only what has changed is parsed again. [pure]
 
 Invariant: a snapshot is the same as the one that a new `Reading` would build from the same values. A value is known
-again by being the same object, as a Mirror keeps it.
+again by being the same object, as a Mirror keeps it. A spec without the signature of the cluster key is not read.
 """
 
 from collections.abc import Mapping
@@ -26,6 +26,7 @@ from edl_collective.coord.records import (
     WorkerRecord,
     decode,
 )
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Versioned
 from jobserver.snapshot import At, Job, Problem, Slot, Snapshot, StoredEvent
 
@@ -55,8 +56,9 @@ class _Read:
 class Reading:
     """Remembers what it has parsed. Not for several threads at a time."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, signer: SpecSigner) -> None:
         self._paths = paths
+        self._signer = signer
         self._read: dict[str, _Read] = {}
         #: what is read, by job; "" for what belongs to none
         self._parts: dict[str, dict[str, _Read]] = {}
@@ -95,7 +97,10 @@ class Reading:
         if record_type is None:
             return _Read(found, None)
         try:
-            return _Read(found, key, At(decode(found.data, record_type, path), found.version))
+            value = decode(found.data, record_type, path)
+            if record_type is JobSpec:
+                self._signer.check(path, found.data)
+            return _Read(found, key, At(value, found.version))
         except RecordError as error:
             return _Read(found, key, problem=Problem(path, str(error)))
 

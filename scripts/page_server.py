@@ -31,6 +31,7 @@ from edl_collective.coord.records import (
     WorkerState,
     encode,
 )
+from edl_collective.coord.signing import SpecSigner
 from jobserver.api import Service, create_app
 from jobserver.api_stream import close_streams
 from jobserver.controller import Controller
@@ -65,7 +66,7 @@ class PageServer:
     def __init__(self) -> None:
         self.store = MemoryStore()
         leadership = Leadership(self.store, P, "server-1", "http://server-1")
-        self.controller = Controller(self.store, P, leadership, SystemClock(), ReconcileConfig())
+        self.controller = Controller(self.store, P, leadership, SystemClock(), ReconcileConfig(), SpecSigner(KEY))
         self.controller.start()
         self.logs: type[_Logs] = type("Logs", (_Logs,), {})
         self._log_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.logs)
@@ -85,7 +86,7 @@ class PageServer:
     def start_http(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self._listener.getsockname()[1]
-        service = Service(self.store, P, self.controller, SystemClock(), TOKEN, None)
+        service = Service(self.store, P, self.controller, SystemClock(), KEY, None)
         self.app = create_app(service)
         self._http = uvicorn.Server(uvicorn.Config(self.app, log_config=None, lifespan="off"))
         self._thread = threading.Thread(target=self._http.run, kwargs={"sockets": [self._listener]})

@@ -30,6 +30,7 @@ from edl_collective.coord.records import (
     decode,
     encode,
 )
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.messages import (
     AgentMessage,
     decode_agent_line,
@@ -38,6 +39,7 @@ from jobclient.agent import Agent
 from jobclient.config import Config, parse
 
 KEY = ClusterKey(b"0123456789abcdef")
+SIGNER = SpecSigner(KEY)
 PATHS = Paths()
 
 #: a worker: hello, gate, then what it is told; MODE says what it does once it is in a world
@@ -164,7 +166,8 @@ class Cluster:
 
     def put(self, path: str, record: Record) -> None:
         found = self.server.get(path)
-        self.server.set(path, encode(record, path), found.version if found else None)
+        data = SIGNER.sign(path, record) if isinstance(record, JobSpec) else encode(record, path)
+        self.server.set(path, data, found.version if found else None)
 
     def worker(self, name: str) -> WorkerRecord | None:
         found = self.server.get(PATHS.worker("j", name))

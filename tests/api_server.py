@@ -18,13 +18,16 @@ from edl_collective.coord.records import (
     decode,
     encode,
 )
+from edl_collective.coord.signing import SpecSigner
 from jobserver.api import Service, create_app
 from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.reconcile import ReconcileConfig
 
 P = Paths()
-TOKEN = ClusterKey(b"k" * 32).api_token
+KEY = ClusterKey(b"k" * 32)
+TOKEN = KEY.api_token
+SIGNER = SpecSigner(KEY)
 SUBMIT = {"job": "j", "command": ["python", "train.py"], "min_np": 1, "max_np": 4}
 
 
@@ -32,14 +35,14 @@ class Client:
     """Requests to an application in this process, one event loop each."""
 
     def __init__(self, app: FastAPI) -> None:
-        self._app = app
+        self.app = app
         self.headers = {"Authorization": f"Bearer {TOKEN}"}
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         return asyncio.run(self._request(method, path, {"headers": self.headers, **arguments}))
 
     async def _request(self, method: str, path: str, arguments: dict[str, Any]) -> httpx.Response:
-        transport = httpx.ASGITransport(app=self._app)
+        transport = httpx.ASGITransport(app=self.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             return await client.request(method, path, **arguments)
 
@@ -57,13 +60,14 @@ class Server:
         self.store = MemoryStore()
         self.clock = ManualClock(1000.0)
         leadership = Leadership(self.store, P, "s1", "http://s1")
-        self.controller = Controller(self.store, P, leadership, self.clock, ReconcileConfig())
-        service = Service(self.store, P, self.controller, self.clock, TOKEN, changing)
+        self.controller = Controller(self.store, P, leadership, self.clock, ReconcileConfig(), SIGNER)
+        service = Service(self.store, P, self.controller, self.clock, KEY, changing)
         self.http = Client(create_app(service))
 
     def put(self, path: str, record: Record) -> None:
         found = self.store.get(path)
-        self.store.set(path, encode(record), None if found is None else found.version)
+        data = SIGNER.sign(path, record) if isinstance(record, JobSpec) else encode(record)
+        self.store.set(path, data, None if found is None else found.version)
 
     def node(self, name: str = "a", slots: int = 4, port: int = 1) -> None:
         record = NodeRecord(node=name, incarnation="i", address="127.0.0.1", port=port, slots=slots)

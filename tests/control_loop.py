@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable
 
+from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import ManualClock, SystemClock
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, NodeRecord, Plan, Record, decode, encode
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Store
 from jobserver.controller import Controller
 from jobserver.reconcile import ReconcileConfig
@@ -14,16 +16,18 @@ from jobserver.reconcile import ReconcileConfig
 P = Paths("/controller")
 NODE = NodeRecord(node="a", incarnation="i", address="127.0.0.1", port=1, slots=8)
 SPEC = JobSpec(job="j", command=("x",), max_np=8, np=2)
+SIGNER = SpecSigner(ClusterKey(b"a key for tests, thirty-two byte"))
 
 
 def controller_on(store: Store, name: str = "s1", clock: ManualClock | SystemClock | None = None) -> Controller:
     leadership = Leadership(store, P, name, f"http://{name}")
-    return Controller(store, P, leadership, clock or ManualClock(1000.0), ReconcileConfig())
+    return Controller(store, P, leadership, clock or ManualClock(1000.0), ReconcileConfig(), SIGNER)
 
 
 def put(store: Store, path: str, record: Record) -> None:
     found = store.get(path)
-    store.set(path, encode(record, path), None if found is None else found.version)
+    data = SIGNER.sign(path, record) if isinstance(record, JobSpec) else encode(record, path)
+    store.set(path, data, None if found is None else found.version)
 
 
 def plan_of(store: Store, paths: Paths = P, job: str = "j") -> Plan | None:

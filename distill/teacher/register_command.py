@@ -1,6 +1,7 @@
 """edl teacher register: list a server of another make, as long as it answers."""
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -95,12 +96,13 @@ def register(
 
 def _keep_listed(prober: "Prober", paths: Paths, service: str, teacher: str, zookeeper: str, every_s: float) -> None:
     from distill.teacher.registration import Registration
+    from edl_collective.coord.key_file import services_access
     from edl_collective.coord.zk_store import ZkStore
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    store = ZkStore(zookeeper).start()
+    store = ZkStore(zookeeper, access=services_access(zookeeper, paths.root, os.environ)).start()
     try:
         registration = Registration(store, paths, service, teacher, prober.record)
         registration.start()

@@ -1,6 +1,7 @@
 """A teacher server from its settings to its end: load, warm up, listen, register, serve, leave."""
 
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -24,6 +25,7 @@ from distill.teacher.server import BACKLOG, Limits, Server
 from distill.teacher.service import Identity, Service
 from distill.teacher.signature import InputSpec, Serving, check_normalisation
 from edl_collective.coord.clock import Clock, SystemClock
+from edl_collective.coord.key_file import services_access
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.zk_store import ZkStore
 
@@ -80,7 +82,8 @@ def _listed(config: ServeConfig, service: Service, port: int, clock: Clock) -> I
             return None
         return listing.record(engine.stats, engine.queue_length, draining=service.leaving)
 
-    store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s).start()
+    access = services_access(config.zookeeper, config.root, os.environ)
+    store = ZkStore(config.zookeeper, session_timeout_s=config.session_timeout_s, access=access).start()
     try:
         registration = Registration(store, Paths(config.root), config.service, place.teacher, wanted)
         registration.start()

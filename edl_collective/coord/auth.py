@@ -1,7 +1,8 @@
 """One cluster key, and what is derived from it for each purpose. [pure]
 
 Whoever holds the key file may do anything; what travels on a wire or in an environment is derived for one purpose
-(the API, one worker of one job, one driver connection) and cannot be turned back into the key.
+(the API, one log, one worker of one job, one driver connection) and cannot be turned back into the key, nor into what
+serves another purpose.
 """
 
 import hashlib
@@ -9,6 +10,8 @@ import hmac
 from dataclasses import dataclass, field
 
 MIN_KEY_BYTES = 16
+#: holds ClusterKey.services_token for students and teachers, who are given no key
+SERVICES_TOKEN_VARIABLE = "EDL_SERVICES_TOKEN"  # noqa: S105  a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,27 @@ class ClusterKey:
 
     @property
     def api_token(self) -> str:
-        """Bearer token of the JobServer's and the JobClients' HTTP interfaces."""
+        """Bearer token of the HTTP interfaces that admits to everything, submitting jobs included."""
         return self.token("api")
+
+    @property
+    def read_only_token(self) -> str:
+        """Bearer token that admits to looking alone."""
+        return self.token("api", "read-only")
+
+    @property
+    def control_token(self) -> str:
+        """Password of the ZooKeeper user that owns EDL's tree."""
+        return self.token("zookeeper", "control")
+
+    @property
+    def services_token(self) -> str:
+        """Password of the ZooKeeper user that owns the services alone: what students and teachers are given."""
+        return self.token("zookeeper", "services")
+
+    def log_token(self, node: str, job: str, worker: str) -> str:
+        """Bearer token for one log of one node: it is sent to where a record says that the node is, true or not."""
+        return self.token("log", node, job, worker)
 
     def worker_token(self, job: str, worker: str) -> str:
         return self.token("worker", job, worker)

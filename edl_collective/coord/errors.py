@@ -84,3 +84,21 @@ class RecordError(CoordError):
 
 class RecordTooLarge(RecordError):
     """Raised when a record would exceed the size bound of a znode."""
+
+
+class AccessDenied(PathError):
+    """Raised when ZooKeeper lets this session not do what it asked for."""
+
+    _problem = (
+        "belongs to another cluster key than this process has: check --key-file / EDL_KEY_FILE "
+        "(students and teachers: EDL_SERVICES_TOKEN), or choose another --zookeeper-root"
+    )
+
+
+class OpenTree(PathError):
+    """Raised when everybody who reaches ZooKeeper may change a tree that is to be closed."""
+
+    _problem = (
+        "is there already and everybody who reaches ZooKeeper may change it, or somebody else owns it: choose another "
+        "--zookeeper-root, or remove it when its jobs have ended; --zookeeper-acl open uses it as it is"
+    )

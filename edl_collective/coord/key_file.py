@@ -10,8 +10,10 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from edl_collective.coord.auth import MIN_KEY_BYTES, ClusterKey
+from edl_collective.coord.access import Access, off_loopback
+from edl_collective.coord.auth import MIN_KEY_BYTES, SERVICES_TOKEN_VARIABLE, ClusterKey
 from edl_collective.coord.errors import CoordError
+from edl_collective.coord.paths import Paths
 
 KEY_FILE_VARIABLE = "EDL_KEY_FILE"
 _DEFAULT = "~/.edl/key"
@@ -48,6 +50,21 @@ def load_key(path: Path) -> ClusterKey:
     if len(secret) < MIN_KEY_BYTES:
         raise KeyFileError(str(path), f"holds {len(secret)} bytes; a key has at least {MIN_KEY_BYTES}")
     return ClusterKey(secret)
+
+
+def services_access(zookeeper: str, root: str, environ: Mapping[str, str]) -> Access | None:
+    """How a student or a teacher enters the tree: by $EDL_SERVICES_TOKEN, which workers have, else by the cluster key.
+
+    None if there is neither: enough for an open tree. Raises KeyFileError, ValueError.
+    """
+    paths = Paths(root)
+    token = environ.get(SERVICES_TOKEN_VARIABLE)
+    if token:
+        return Access.of_services(token, paths)
+    path = key_file(None, environ)
+    if not path.exists():
+        return None
+    return Access.of_key(load_key(path), paths, required=off_loopback(zookeeper, "localhost"))
 
 
 def load_or_create_key(path: Path) -> ClusterKey:

@@ -15,6 +15,8 @@ from edl_collective.coord.errors import RecordError, RecordTooLarge
 from edl_collective.coord.paths import check_name
 
 MAX_RECORD_BYTES = 64 * 1024
+#: letters and digits up to here are a name without a closer look, which large plans would feel
+_SHORT_NAME = 32
 SCHEMA = 1
 
 
@@ -44,6 +46,8 @@ class NodeRecord(Record, frozen=True, kw_only=True):
     started_at: float = 0.0
     #: of its JobClient's session, as asked for; None if it does not say
     session_timeout_s: float | None = None
+    #: its HTTP endpoint speaks TLS, with a certificate that proves the cluster key
+    tls: bool = False
 
 
 class DrainRecord(Record, frozen=True, kw_only=True):
@@ -219,6 +223,12 @@ class Plan(Record, frozen=True, kw_only=True):
     leader_epoch: int
     #: standbys beyond what the job wants; the driver lets one take the place of a lost worker without asking
     spares: tuple[PlannedWorker, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Workers are named in files and directories, and a plan is not signed.
+        for planned in self.everybody:
+            if not (planned.worker.isascii() and planned.worker.isalnum() and len(planned.worker) < _SHORT_NAME):
+                check_name("worker", planned.worker)
 
     @property
     def everybody(self) -> tuple[PlannedWorker, ...]:

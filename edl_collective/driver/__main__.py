@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+from edl_collective.coord.access import Access
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.errors import CoordError
@@ -88,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _run(options: argparse.Namespace, paths: Paths, key: ClusterKey, config: world.Config) -> int:
-    store = ZkStore(options.zookeeper, session_timeout_s=options.session_timeout)
+    access = Access.of_key(key, paths)
+    store = ZkStore(options.zookeeper, session_timeout_s=options.session_timeout, access=access)
     loop = asyncio.get_running_loop()
     try:
         await loop.run_in_executor(None, store.start)

@@ -6,6 +6,7 @@ a traceback. Imports neither torch nor a web framework.
 
 import functools
 import json
+import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,9 +41,12 @@ class BadInput(click.ClickException):
 class Api:
     """The JobServer's HTTP interface."""
 
-    def __init__(self, server: str, key: Path) -> None:
+    def __init__(self, server: str, key: Path, token: str | None = None, ca: str | None = None) -> None:
+        """key: file of the cluster key, not needed with a token and, where the server speaks TLS, `ca`: a PEM file."""
         self._server = server.rstrip("/")
-        self._key = key
+        self.key = key
+        self._given_token = token
+        self._ca = ca
         #: of each request
         self.timeout_s = TIMEOUT_S
 
@@ -71,7 +75,7 @@ class Api:
         url = f"{self._server}/api/v1/stream"
         try:
             with (
-                httpx.Client(verify=url.startswith("https:"), trust_env=False, timeout=TIMEOUT_S) as http,
+                httpx.Client(verify=self._verifier(), trust_env=False, timeout=TIMEOUT_S) as http,
                 http.stream("GET", url, params=query, headers=headers) as answer,
             ):
                 if answer.status_code >= 400:
@@ -104,11 +108,9 @@ class Api:
     ) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self._token()}", **(extra or {})}
         url = f"{self._server}/api/v1{path}"
-        # Without TLS there are no certificates to load, which takes longer than the request; a JobServer is reached
-        # directly, never through a proxy that the environment names.
-        tls = url.startswith("https:")
         try:
-            with httpx.Client(verify=tls, trust_env=False, timeout=self.timeout_s) as http:
+            # A JobServer is reached directly, never through a proxy that the environment names.
+            with httpx.Client(verify=self._verifier(), trust_env=False, timeout=self.timeout_s) as http:
                 answer = http.request(method, url, params=query, json=body, headers=headers)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise BadInput(f"--server {self._server} is not an address: {error}") from error
@@ -123,7 +125,19 @@ class Api:
 
     def _token(self) -> str:
         try:
-            return load_key(self._key).api_token
+            return self._given_token or load_key(self.key).api_token
+        except CoordError as error:
+            raise BadInput(str(error)) from error
+
+    def _verifier(self) -> ssl.SSLContext | bool:
+        """Without TLS there are no certificates to load, which takes longer than a request."""
+        return self._tls() if self._server.startswith("https:") else False
+
+    def _tls(self) -> ssl.SSLContext:
+        from edl_collective.coord import tls
+
+        try:
+            return tls.client_context_of(self._ca) if self._ca else tls.client_context(load_key(self.key))
         except CoordError as error:
             raise BadInput(str(error)) from error
 
@@ -140,17 +154,27 @@ def with_api(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--server", envvar="EDL_SERVER", default=DEFAULT_SERVER, show_default=True, help="URL of a JobServer")
     @click.option("--key-file", envvar="EDL_KEY_FILE", default=None, help="the cluster key (default: ~/.edl/key)")
+    @click.option("--token", envvar="EDL_TOKEN", default=None, help="instead of the key, from `edl token --read-only`")
+    @click.option(
+        "--tls-ca",
+        envvar="EDL_TLS_CA",
+        default=None,
+        metavar="FILE",
+        help="whom an https server descends from: a PEM file, or 'system' (default: whoever has the cluster key)",
+    )
     @click.option("--json", "as_json", is_flag=True, help="print JSON")
     @functools.wraps(command)
-    def wrapped(*, server: str, key_file: str | None, **arguments: Any) -> None:
-        command(api=api_of({"server": server, "key_file": key_file}), **arguments)
+    def wrapped(*, server: str, key_file: str | None, token: str | None, tls_ca: str | None, **arguments: Any) -> None:
+        options = {"server": server, "key_file": key_file, "token": token, "tls_ca": tls_ca}
+        command(api=api_of(options), **arguments)
 
     return wrapped
 
 
 def api_of(options: Mapping[str, Any], timeout_s: float = TIMEOUT_S) -> Api:
     """The interface that the options of `with_api` name."""
-    api = Api(options["server"], key_path(options["key_file"]))
+    key = key_path(options.get("key_file"))
+    api = Api(options["server"], key, options.get("token"), options.get("tls_ca"))
     api.timeout_s = timeout_s
     return api
 

@@ -5,10 +5,12 @@ Asked every second, so it imports little: no click, no httpx.
 
 import json
 import os
+import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from edl_collective.coord.errors import CoordError
@@ -28,19 +30,27 @@ def main() -> int:
         return _complain(f"EDL_SERVER is {server!r}: give http://host:port", 2)
     try:
         wait_s = float(os.environ.get("EDL_DISCOVERY_WAIT_S", "10"))
-        token = load_key(key_file(None, os.environ)).api_token
+        token = os.environ.get("EDL_TOKEN") or load_key(key_file(None, os.environ)).api_token
+        tls = _tls(os.environ) if server.startswith("https:") else None
     except (ValueError, CoordError) as error:
         return _complain(str(error), 2)
     url = f"{server}/api/v1/jobs/{quote(job, safe='')}/hosts"
-    return _print_hosts(url, token, wait_s)
+    return _print_hosts(url, token, wait_s, tls)
 
 
-def _print_hosts(url: str, token: str, wait_s: float) -> int:
+def _tls(environ: Mapping[str, str]) -> ssl.SSLContext:
+    from edl_collective.coord import tls
+
+    ca = environ.get("EDL_TLS_CA")
+    return tls.client_context_of(ca) if ca else tls.client_context(load_key(key_file(None, environ)))
+
+
+def _print_hosts(url: str, token: str, wait_s: float, tls: ssl.SSLContext | None) -> int:
     deadline = time.monotonic() + wait_s
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310  checked above
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=tls) as answer:  # noqa: S310
                 hosts = json.load(answer)["hosts"]
         except urllib.error.HTTPError as error:
             if error.code < 500:

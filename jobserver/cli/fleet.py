@@ -3,9 +3,11 @@
 import functools
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,7 +35,7 @@ def with_look(command: Callable[..., None]) -> Callable[..., None]:
             )
             return
         try:
-            _with_store(zookeeper, root, lambda look: command(look=look, **arguments))
+            _with_store(zookeeper, root, api.key, lambda look: command(look=look, **arguments))
         except CoordError as error:
             raise CommandFailed(str(error)) from error
         except ValueError as error:
@@ -42,8 +44,9 @@ def with_look(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _with_store(hosts: str, root: str, use: Callable[[Look], None]) -> None:
+def _with_store(hosts: str, root: str, key: Path, use: Callable[[Look], None]) -> None:
     from distill.listing import Listing, listings
+    from edl_collective.coord.key_file import KEY_FILE_VARIABLE, services_access
     from edl_collective.coord.mirror import Mirror
     from edl_collective.coord.paths import Paths
     from edl_collective.coord.zk_store import ZkStore
@@ -51,7 +54,8 @@ def _with_store(hosts: str, root: str, use: Callable[[Look], None]) -> None:
 
     paths = Paths(root)
     logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # what it says besides, the error says
-    store = ZkStore(hosts).start(_CONNECT_TIMEOUT_S)
+    access = services_access(hosts, root, {**os.environ, KEY_FILE_VARIABLE: str(key)})
+    store = ZkStore(hosts, access=access).start(_CONNECT_TIMEOUT_S)
     mirror = Mirror(store, paths.services, lambda: None)
 
     def look(service: str | None) -> Json:

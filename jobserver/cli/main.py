@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "undrain": ("jobserver.cli.nodes", "Let a drained node take workers again."),
     "cordon": ("jobserver.cli.nodes", "Let a node take no new workers; those that it has go on there."),
     "uncordon": ("jobserver.cli.nodes", "Let a cordoned node take workers again."),
+    "token": ("jobserver.cli.tokens", "Print a token for those who are not to have the cluster key."),
+    "certificate": ("jobserver.cli.tokens", "Print the certificate authority of the cluster."),
     "teacher": ("jobserver.cli.teacher", "Serve models to students, and watch teachers."),
     "drill": ("jobserver.cli.drill", "Break things on a private cluster, and see that training goes on."),
     "completion": ("jobserver.cli.completion", "Print the script that completes edl in a shell."),

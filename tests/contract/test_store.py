@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pytest
 from trees import delete_all
 
+from edl_collective.coord.access import Access
+from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.errors import Disconnected, Exists, NotEmpty, NotFound, NotLeader, VersionConflict
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.memory_store import MemoryStore, MemoryTree
@@ -26,9 +28,14 @@ class Sessions:
     root: str
 
 
-@pytest.fixture(params=["memory", pytest.param("zookeeper", marks=pytest.mark.integration)])
+KEY = ClusterKey(b"a key for tests, thirty-two byte")
+ON_ZOOKEEPER = [pytest.param(name, marks=pytest.mark.integration) for name in ("zookeeper", "zookeeper-closed")]
+
+
+@pytest.fixture(params=["memory", *ON_ZOOKEEPER])
 def sessions(request: pytest.FixtureRequest) -> Iterator[Sessions]:
     opened: list[Store] = []
+    root = f"/test-{uuid.uuid4().hex[:8]}"
     if request.param == "memory":
         tree = MemoryTree()
 
@@ -39,10 +46,13 @@ def sessions(request: pytest.FixtureRequest) -> Iterator[Sessions]:
         hosts = request.getfixturevalue("zookeeper")
 
         def connect() -> Store:
-            opened.append(ZkStore(hosts, session_timeout_s=4).start())
+            closed = request.param == "zookeeper-closed"
+            access = Access.of_key(KEY, Paths(root), required=True) if closed else None
+            opened.append(ZkStore(hosts, session_timeout_s=4, access=access).start())
             return opened[-1]
 
-    yield Sessions(connect, f"/test-{uuid.uuid4().hex[:8]}")
+    # below the root of a closed tree lie its services
+    yield Sessions(connect, f"{root}/below")
     for store in opened:
         store.close()
 

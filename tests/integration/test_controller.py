@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
-from control_loop import NODE, SPEC, P, controller_on, has_workers, plan_of, put, until
+from control_loop import NODE, SIGNER, SPEC, P, controller_on, has_workers, plan_of, put, until
 from msgspec import structs
 
 from edl_collective.coord.clock import ManualClock
@@ -131,7 +131,7 @@ def test_the_loop_sleeps_until_something_changes() -> None:
             turns.release()
             return super().step()
 
-    controller = Counting(store, P, Leadership(store, P, "s1", "http://s1"), ManualClock(), ReconcileConfig())
+    controller = Counting(store, P, Leadership(store, P, "s1", "http://s1"), ManualClock(), ReconcileConfig(), SIGNER)
     controller.start()
     until(lambda: controller.epoch is not None)
     until(lambda: not turns.acquire(timeout=0.5))  # its own writes wake it, then it must rest
@@ -238,7 +238,7 @@ def test_a_node_that_registers_again_after_its_burial_is_not_buried_again() -> N
 def test_a_leader_whose_session_is_longer_than_that_of_a_node_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     leadership = Leadership(store, P, "s1", "http://s1")
-    controller = Controller(store, P, leadership, ManualClock(), ReconcileConfig(), session_timeout_s=10.0)
+    controller = Controller(store, P, leadership, ManualClock(), ReconcileConfig(), SIGNER, session_timeout_s=10.0)
     for name, session_timeout_s in (("a", 4.0), ("b", 10.0), ("c", None)):
         put(store, P.node(name), structs.replace(NODE, node=name, session_timeout_s=session_timeout_s))
     for _ in range(2):

@@ -91,7 +91,7 @@ async def test_logs_over_http(tmp_path: Path) -> None:
     (tmp_path / "j").mkdir()
     (tmp_path / "j" / "w1.log").write_bytes(b"0123456789")
     (tmp_path / "secret.log").write_text("no")
-    api = NodeApi(make_app(tmp_path, KEY.api_token, "a"), "127.0.0.1", 0)
+    api = NodeApi(make_app(tmp_path, KEY, "a"), "127.0.0.1", 0)
     serving = asyncio.get_running_loop().create_task(api.serve())
     headers = {"Authorization": f"Bearer {KEY.api_token}"}
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}", headers=headers) as client:
@@ -121,7 +121,7 @@ async def test_log_on_a_slow_disk_blocks_nobody(tmp_path: Path, monkeypatch: pyt
         return b"at last"
 
     monkeypatch.setattr(node_api, "_read", slow)
-    app = make_app(tmp_path, KEY.api_token, "a")
+    app = make_app(tmp_path, KEY, "a")
     headers = {"Authorization": f"Bearer {KEY.api_token}"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a", headers=headers) as client:
         log = asyncio.get_running_loop().create_task(client.get("/logs/j/w1"))

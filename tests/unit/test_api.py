@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from api_server import SUBMIT, TOKEN, P, Server, refused
+from api_server import KEY, SUBMIT, TOKEN, P, Server, refused
 
 from edl_collective.coord.records import (
     ChangeRule,
@@ -264,7 +264,7 @@ def test_logs_come_from_the_node_that_has_them(server: Server) -> None:
         answer = server.http.get("/api/v1/jobs/j/logs/w1?offset=3&limit=10")
         thread.join()
     assert (answer.text, answer.headers["x-edl-size"]) == ("hello\n", "6")
-    assert seen == [("/logs/j/w1?offset=3&limit=10", f"Bearer {TOKEN}")]
+    assert seen == [("/logs/j/w1?offset=3&limit=10", f"Bearer {KEY.log_token('a', 'j', 'w1')}")]
     refused(server.http.get("/api/v1/jobs/j/logs/w1"), 502, "does not answer")
     server.store.delete(P.node("a"))
     refused(server.http.get("/api/v1/jobs/j/logs/w1"), 503, "node a, which is gone")

@@ -21,6 +21,7 @@ from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.memory_store import MemoryStore
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import NodeRecord, WorkerRecord, WorkerState, encode
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.shadowing import ShadowedError, check_not_shadowed
 from jobserver.api import Service, create_app
 from jobserver.cli.jobs import default_name, parse_schedule
@@ -39,11 +40,11 @@ class Cluster:
         self.key_file = folder / "key"
         self.store = MemoryStore()
         clock = ManualClock(1000.0)
-        self.controller = Controller(
-            self.store, P, Leadership(self.store, P, "s", "http://s"), clock, ReconcileConfig()
-        )
         key = load_or_create_key(self.key_file)
-        app = create_app(Service(self.store, P, self.controller, clock, key.api_token, None))
+        self.controller = Controller(
+            self.store, P, Leadership(self.store, P, "s", "http://s"), clock, ReconcileConfig(), SpecSigner(key)
+        )
+        app = create_app(Service(self.store, P, self.controller, clock, key, None))
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self._http = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))

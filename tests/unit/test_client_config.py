@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.key_file import KeyFileError, key_file, load_key, load_or_create_key
 from edl_collective.coord.memory_store import MemoryStore
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, JobStatus, Phase, encode
+from edl_collective.coord.signing import SpecSigner
 from jobclient.addresses import host_name_problem, interface_of
 from jobclient.config import Config, ConfigError, parse
 from jobclient.submit import ensure_job
@@ -162,21 +164,21 @@ def test_key_files_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_job_is_made_once_and_the_stored_one_stands(caplog: pytest.LogCaptureFixture) -> None:
-    store, paths = MemoryStore(), Paths()
+    store, paths, signer = MemoryStore(), Paths(), SpecSigner(ClusterKey(b"k" * 32))
     spec = JobSpec(job="j", command=("python3", "a.py"), max_np=8)
-    assert ensure_job(store, paths, spec, 5.0) == spec
+    assert ensure_job(store, paths, signer, spec, 5.0) == spec
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
     stored = JobSpec(job="j", command=("python3", "a.py"), max_np=2, np=2, submitted_at=5.0)
     value = store.get(paths.spec("j"))
     assert value is not None
-    store.set(paths.spec("j"), encode(stored), value.version)  # the JobServer has filled it in
-    assert ensure_job(store, paths, spec, 6.0) == stored
+    store.set(paths.spec("j"), signer.sign(paths.spec("j"), stored), value.version)  # the JobServer has filled it in
+    assert ensure_job(store, paths, signer, spec, 6.0) == stored
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
     other = JobSpec(job="j", command=("python3", "b.py"), max_np=8)
-    assert ensure_job(store, paths, other, 7.0) == stored
+    assert ensure_job(store, paths, signer, other, 7.0) == stored
     assert "the stored one stands" in caplog.text
     store.set(paths.status("j"), encode(JobStatus(phase=Phase.SUCCEEDED, reason="", since=0.0)), None)
-    ensure_job(store, paths, spec, 8.0)
+    ensure_job(store, paths, signer, spec, 8.0)
     assert "will not run again" in caplog.text
 
 

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
     Event,
@@ -16,11 +17,13 @@ from edl_collective.coord.records import (
     WorkerState,
     encode,
 )
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Versioned
 from jobserver.reading import Reading
 from jobserver.snapshot import Slot, Snapshot
 
 P = Paths()
+SIGNER = SpecSigner(ClusterKey(b"k" * 32))
 NODE = NodeRecord(node="a", incarnation="i", address="127.0.0.1", port=1, slots=2)
 SPEC = JobSpec(job="j", command=("x",))
 PLAN = Plan(
@@ -30,9 +33,13 @@ WORKER = WorkerRecord(worker="w1", node="a", slot=0, incarnation="i", state=Work
 ALL: dict[str, Record] = {P.node("a"): NODE, P.spec("j"): SPEC, P.plan("j"): PLAN, P.worker("j", "w1"): WORKER}
 
 
+def stored(path: str, record: Record) -> bytes:
+    return SIGNER.sign(path, record) if isinstance(record, JobSpec) else encode(record)
+
+
 def snapshot_of(records: dict[str, Record], **raw: bytes) -> Snapshot:
-    values = {path: Versioned(encode(record), 7) for path, record in records.items()}
-    return Reading(P).build(values | {P.root + path: Versioned(data, 3) for path, data in raw.items()})
+    values = {path: Versioned(stored(path, record), 7) for path, record in records.items()}
+    return Reading(P, SIGNER).build(values | {P.root + path: Versioned(data, 3) for path, data in raw.items()})
 
 
 def test_reads_everything_with_its_version() -> None:
@@ -101,13 +108,13 @@ def test_foreign_paths_are_ignored() -> None:
     )
 )
 def test_reading_again_is_reading_anew(rounds: list[list[tuple[str, str]]]) -> None:
-    values = {path: Versioned(encode(record), 0) for path, record in ALL.items()}
-    reading = Reading(P)
+    values = {path: Versioned(stored(path, record), 0) for path, record in ALL.items()}
+    reading = Reading(P, SIGNER)
     reading.build(values)
     for version, changes in enumerate(rounds, 1):
         for path, what in changes:
             if what == "remove":
                 values.pop(path, None)
             else:
-                values[path] = Versioned(encode(ALL[path]) if what == "write" else b"{", version)
-        assert reading.build(dict(values)) == Reading(P).build(values)
+                values[path] = Versioned(stored(path, ALL[path]) if what == "write" else b"{", version)
+        assert reading.build(dict(values)) == Reading(P, SIGNER).build(values)

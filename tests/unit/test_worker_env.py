@@ -22,6 +22,7 @@ BASE = {
     "PYTHONPATH": "/src",
     "EDL_IMAGENET_PATH": "/data",
     "PADDLE_EDL_IMAGENET_PATH": "/data",
+    "EDL_TOKEN": "t",
     "EDL_KEY_FILE": "/home/me/key",
     "CUDA_VISIBLE_DEVICES": "0,1,2,3",
     "MY_SECRET": "x",
@@ -44,7 +45,7 @@ def test_inherits_only_what_is_listed() -> None:
     assert got["PYTHONPATH"] == "/src"
     assert got["PADDLE_EDL_IMAGENET_PATH"] == "/data"
     assert got["HTTPS_PROXY"] == "http://proxy"
-    assert not got.keys() & {"MY_SECRET", "EDL_KEY_FILE", "CUDA_VISIBLE_DEVICES"}
+    assert not got.keys() & {"MY_SECRET", "EDL_KEY_FILE", "EDL_TOKEN", "CUDA_VISIBLE_DEVICES"}
 
 
 def test_worker_knows_who_it_is_and_what_it_has() -> None:

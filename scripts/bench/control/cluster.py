@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edl_collective.coord.key_file import load_or_create_key
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
     JobSpec,
@@ -25,6 +26,7 @@ from edl_collective.coord.records import (
     decode,
     encode,
 )
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Create, Op, Store
 from edl_collective.coord.zk_store import ZkStore
 from jobserver.local_zookeeper import LocalZooKeeper
@@ -49,8 +51,9 @@ class Size:
 class LargeCluster:
     """Writes what the machines of the cluster would write."""
 
-    def __init__(self, store: Store, size: Size, port: int) -> None:
+    def __init__(self, store: Store, signer: SpecSigner, size: Size, port: int) -> None:
         self.store = store
+        self.signer = signer
         self.size = size
         self._port = port
         self._lives = 0
@@ -74,9 +77,8 @@ class LargeCluster:
         least = (1, 4, 8, 16)[number % 4]
         spec = JobSpec(job=job, command=("python", "train.py"), min_np=least, max_np=least + 8 * (number % 7 + 3),
                        priority=int(number % 10 == 0), submitted_at=1000.0 + number)  # fmt: skip
-        self._create(
-            [Create(PATHS.job(job), b""), Create(PATHS.workers(job), b""), Create(PATHS.spec(job), encode(spec))]
-        )
+        signed = self.signer.sign(PATHS.spec(job), spec)
+        self._create([Create(PATHS.job(job), b""), Create(PATHS.workers(job), b""), Create(PATHS.spec(job), signed)])
 
     def join(self, node: str) -> None:
         self.store.create(PATHS.node(node), encode(self._node(node)), ephemeral=True)
@@ -165,11 +167,11 @@ def listener() -> Iterator[int]:
 
 @contextmanager
 def large_cluster(folder: Path, size: Size) -> Iterator[tuple[LargeCluster, str]]:
-    """A filled cluster, and where its ZooKeeper is."""
+    """A filled cluster, whose key is in `folder`, and where its ZooKeeper is."""
     with LocalZooKeeper(folder / "zookeeper", heap_mb=768) as zookeeper, listener() as port:
         store = ZkStore(zookeeper.hosts, session_timeout_s=60.0).start()
         try:
-            cluster = LargeCluster(store, size, port)
+            cluster = LargeCluster(store, SpecSigner(load_or_create_key(folder / "key")), size, port)
             cluster.fill()
             yield cluster, zookeeper.hosts
         finally:

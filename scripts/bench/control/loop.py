@@ -78,9 +78,8 @@ class Loop:
         self.store = store
         self.cluster = cluster
         self._config = ReconcileConfig(absence_timeout_s=0.1)
-        self._controller = Controller(
-            store, PATHS, Leadership(store, PATHS, "bench", "http://127.0.0.1:1"), SystemClock(), self._config
-        )
+        leadership = Leadership(store, PATHS, "bench", "http://127.0.0.1:1")
+        self._controller = Controller(store, PATHS, leadership, SystemClock(), self._config, cluster.signer)
 
     def decide_ms(self) -> tuple[float, float, int]:
         """Milliseconds to see what the store holds, then to decide; and how many actions come of it."""

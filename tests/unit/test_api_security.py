@@ -1,0 +1,161 @@
+"""Attacks on the HTTP interface: stolen tokens, specs that were written past it, records that lead elsewhere."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+
+import pytest
+from api_server import KEY, SIGNER, SUBMIT, P, Server, refused
+from fastapi.routing import APIRoute
+
+from edl_collective.coord.auth import ClusterKey
+from edl_collective.coord.records import JobSpec, NodeRecord, WorkerRecord, WorkerState, encode
+
+READER = {"Authorization": f"Bearer {KEY.read_only_token}"}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.controller.stop()
+
+
+def routes(server: Server) -> list[tuple[str, str]]:
+    found = [r for r in server.http.app.routes if isinstance(r, APIRoute)]
+    return [(method, route.path) for route in found for method in sorted(route.methods or ())]
+
+
+def test_the_read_only_token_changes_nothing_by_any_route(server: Server) -> None:
+    server.node()
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    before = {path: server.store.get(path) for path in (P.jobs, P.spec("j"), P.drains)}
+    tried = 0
+    for method, path in [*routes(server), ("PUT", "/api/v1/jobs"), ("PATCH", "/api/v1/jobs/{job}"), ("HEAD", "/")]:
+        if method == "GET":
+            continue
+        place = path.replace("{job}", "j").replace("{node}", "a")
+        answer = server.http.request(method, place, headers=READER, json={"np": 2})
+        assert answer.status_code == 403, (method, place)
+        if method != "HEAD":
+            refused(answer, 403, "this token is read-only: it changes nothing")
+        tried += 1
+    assert tried >= 7
+    assert {path: server.store.get(path) for path in before} == before
+
+
+def test_the_read_only_token_sees_jobs_but_not_what_their_environment_holds(server: Server) -> None:
+    server.http.post("/api/v1/jobs", json={**SUBMIT, "env": {"PASSWORD": "very secret"}})
+    seen = server.http.get("/api/v1/jobs/j", headers=READER)
+    assert seen.json()["spec"]["env"] == {"PASSWORD": "(hidden from the read-only token)"}
+    for path in ("/api/v1/jobs", "/api/v1/jobs/j", "/api/v1/jobs/j/events", "/api/v1/nodes", "/api/v1/health"):
+        answer = server.http.get(path, headers=READER)
+        assert answer.status_code == 200
+        assert "very secret" not in answer.text
+    assert server.http.get("/api/v1/jobs/j").json()["spec"]["env"] == {"PASSWORD": "very secret"}
+    assert "problems" in server.http.get("/api/v1/health", headers=READER).json()
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("", "edl", KEY.control_token, KEY.services_token, KEY.log_token("a", "j", "w1"), KEY.worker_token("j", "w1")),
+        *(ClusterKey(b"s" * 32).api_token, KEY.api_token[:-1], KEY.api_token + "0", KEY.secret.decode(), "\N{SNOWMAN}"),
+    ],
+)
+def test_no_other_token_opens_anything(server: Server, token: str) -> None:
+    headers = [(b"authorization", f"Bearer {token}".encode())]
+    for method, path in routes(server):
+        if path != "/api/v1/health":
+            assert server.http.request(method, path, headers=headers).status_code == 401, path
+
+
+@pytest.mark.parametrize("data", [encode(JobSpec(job="j", command=("steal",), max_np=4)), b"{}"])
+def test_a_spec_that_was_written_past_the_interface_is_never_signed_by_it(server: Server, data: bytes) -> None:
+    server.node()
+    server.store.create(P.spec("j"), data)
+    for path, body in (("/j/scale", {"np": 2}), ("/j/stop", None), ("", {**SUBMIT, "command": ["steal"]})):
+        refused(server.http.post(f"/api/v1/jobs{path}", json=body), 409, "job j is left alone: /edl/jobs/j/spec")
+    server.controller.step()
+    server.controller.step()
+    found = server.store.get(P.spec("j"))
+    assert found is not None
+    assert (found.data, found.version) == (data, 0)
+    assert server.store.get(P.plan("j")) is None
+    health = server.http.get("/api/v1/health").json()
+    assert [P.spec("j") in text for text in health["problems"]] == [True]
+
+
+def test_a_spec_that_nobody_signed_can_be_deleted_but_not_under_a_living_worker(server: Server) -> None:
+    server.node()
+    server.store.create(P.spec("j"), encode(JobSpec(job="j", command=("steal",))))
+    server.put(
+        P.worker("j", "w1"), WorkerRecord(worker="w1", node="a", slot=0, incarnation="i", state=WorkerState.RUNNING)
+    )
+    refused(server.http.request("DELETE", "/api/v1/jobs/j"), 409, "worker w1 of job j has not ended")
+    server.store.delete(P.worker("j", "w1"))
+    assert server.http.request("DELETE", "/api/v1/jobs/j").status_code == 200
+    assert server.http.post("/api/v1/jobs", json=SUBMIT).status_code == 201
+
+
+def test_every_write_of_the_interface_signs(server: Server) -> None:
+    server.node()
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    for path, body in (("scale", {"np": 2}), ("stop", None)):
+        assert server.http.post(f"/api/v1/jobs/j/{path}", json=body).status_code == 200
+        found = server.store.get(P.spec("j"))
+        assert found is not None
+        assert SIGNER.is_signed(P.spec("j"), found.data)
+    assert "signature" not in server.http.get("/api/v1/jobs/j").json()["spec"]
+
+
+class _Thief(http.server.BaseHTTPRequestHandler):
+    seen: list[str]
+
+    def do_GET(self) -> None:
+        self.seen.append(self.headers["Authorization"])
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.send_header("Set-Cookie", "stolen=1")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Not of interest."""
+
+
+def test_a_forged_node_learns_no_token_that_opens_the_interface(server: Server) -> None:
+    seen: list[str] = []
+    handler = type("Handler", (_Thief,), {"seen": seen})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as thief:
+        thread = threading.Thread(target=thief.handle_request)
+        thread.start()
+        record = NodeRecord(node="evil", incarnation="i", address="127.0.0.1", port=thief.server_port, slots=1)
+        server.put(P.node("evil"), record)
+        server.http.post("/api/v1/jobs", json=SUBMIT)
+        worker = WorkerRecord(worker="w1", node="evil", slot=0, incarnation="i", state=WorkerState.RUNNING)
+        server.put(P.worker("j", "w1"), worker)
+        answer = server.http.get("/api/v1/jobs/j/logs/w1")
+        thread.join()
+    assert answer.status_code == 200
+    assert "set-cookie" not in answer.headers
+    assert seen == [f"Bearer {KEY.log_token('evil', 'j', 'w1')}"]
+    stolen = {"Authorization": seen[0]}
+    assert server.http.get("/api/v1/jobs", headers=stolen).status_code == 401
+
+
+@pytest.mark.parametrize("address", ["", "no such host", "a\nb", "127.0.0.1:1/x", "\N{SNOWMAN}", "x" * 300])
+def test_a_record_with_an_address_that_cannot_be_is_an_answer(server: Server, address: str) -> None:
+    server.put(P.node("a"), NodeRecord(node="a", incarnation="i", address=address, port=1, slots=1))
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    worker = WorkerRecord(worker="w1", node="a", slot=0, incarnation="i", state=WorkerState.RUNNING)
+    server.put(P.worker("j", "w1"), worker)
+    refused(server.http.get("/api/v1/jobs/j/logs/w1"), 502, "the JobClient of node a")
+
+
+@pytest.mark.parametrize("offset", ["-1", str(2**63), "1" * 5000, "x", "1.5", ""])
+def test_an_offset_that_cannot_be_is_refused(server: Server, offset: str) -> None:
+    server.node()
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    worker = WorkerRecord(worker="w1", node="a", slot=0, incarnation="i", state=WorkerState.RUNNING)
+    server.put(P.worker("j", "w1"), worker)
+    assert server.http.get(f"/api/v1/jobs/j/logs/w1?offset={offset}").status_code == 422
