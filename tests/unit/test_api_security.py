@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.records import JobSpec, NodeRecord, WorkerRecord, WorkerState, encode
+from jobserver.api_page import is_page
 
 READER = {"Authorization": f"Bearer {KEY.read_only_token}"}
 
