@@ -75,7 +75,6 @@ def story(victim: Victim) -> str:
     return "\n".join(map(str, victim.resizes()))
 
 
-@pytest.mark.long
 def test_the_node_of_rank_0_is_drained(victim: Victim) -> None:
     cluster, event = victim.cluster, victim.last_event()
     node = cluster.job("tiny")["rendezvous"]["members"][0][1]
