@@ -53,9 +53,11 @@ def without(node: NodeRecord, problems: Mapping[Device, str]) -> NodeRecord:
 
 async def problems_of(devices: list[Device], command: Callable[[Device], Command], config: Config) -> dict[Device, str]:
     """What is wrong with which of `devices`."""
-    logger.info("health check of %s (at most %g s)", ", ".join(map(device_name, devices)), config.health_timeout_s)
-    found = await asyncio.gather(*(_problem(device, command(device), config.health_timeout_s) for device in devices))
-    return {device: problem for device, problem in zip(devices, found, strict=True) if problem is not None}
+    limit_s = config.health_timeout_s
+    logger.info("health check of %s (at most %g s)", ", ".join(map(device_name, devices)), limit_s)
+    async with asyncio.TaskGroup() as probes:  # cancelled, it waits until each has killed its own
+        tasks = {device: probes.create_task(_problem(device, command(device), limit_s)) for device in devices}
+    return {device: problem for device, task in tasks.items() if (problem := task.result()) is not None}
 
 
 def device_name(device: Device) -> str:
