@@ -72,8 +72,8 @@ class Agent:
         self._clock = clock or SystemClock()
         self._paths = Paths(config.zookeeper_root)
         self._reporting = Reporting(store, self._paths, self._clock)
-        self._link = WorkerLink(node.node, self._token_of, self._heard)
-        self._held = HeldFolders(node.node)
+        self._link = WorkerLink(node.node, self._token_of, self._heard, config.run_as)
+        self._held = HeldFolders(node.node, user=config.run_as)
         self._log_dir = config.log_dir
         self._logs = LogKeeping(config, self._logs_in_use, self._clock)
         self._launcher = Launcher(config, node, key, str(self._link.path))

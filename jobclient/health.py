@@ -71,7 +71,11 @@ def _command(device: Device, config: Config, folder: Path) -> Command:
         environ["GLOO_SOCKET_IFNAME"] = environ["NCCL_SOCKET_IFNAME"] = config.interface
     kind = "cpu" if device is None else "cuda"
     argv = [sys.executable, "-m", "jobclient.health_probe", kind]
-    return Command(argv, environ, config.start_dir, folder / f"{kind}-{device}.log")
+    log = folder / f"{kind}-{device}.log"
+    if config.run_as is None:
+        return Command(argv, environ, config.start_dir, log)
+    # as the workers run, who may have other rights to the device than root has
+    return Command(argv, environ | config.run_as.environment, Path("/"), log, run_as=config.run_as)
 
 
 async def _problem(device: Device, command: Command, timeout_s: float) -> str | None:
