@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from edl_collective.coord.records import NodeRecord
+from edl_collective.coord.records import UNHEALTHY_LABEL, NodeRecord
 from jobclient.config import Config, ConfigError
 from jobclient.health_probe import NOT_CHECKED
 from jobclient.processes import Command, Process, exit_text, log_tail
@@ -22,8 +22,6 @@ from jobclient.worker_env import inherited
 
 logger = logging.getLogger(__name__)
 
-#: label of a node that offers less than it has: what failed and why
-LABEL = "unhealthy"
 #: the devices to try: those of the slots, or None for the CPU
 Device = int | None
 
@@ -48,7 +46,7 @@ def without(node: NodeRecord, problems: Mapping[Device, str]) -> NodeRecord:
     gpus = tuple(gpu for gpu in node.gpus if gpu not in problems)
     if not gpus:
         raise ConfigError(f"no slot passed the health check ({text}): see to it, or give --health-check off")
-    return replace(node, gpus=gpus, slots=len(gpus), labels={**node.labels, LABEL: text})
+    return replace(node, gpus=gpus, slots=len(gpus), labels={**node.labels, UNHEALTHY_LABEL: text})
 
 
 async def problems_of(devices: list[Device], command: Callable[[Device], Command], config: Config) -> dict[Device, str]:

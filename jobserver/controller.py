@@ -31,6 +31,7 @@ from edl_collective.coord.records import LeaderRecord, NodeRecord, Record, decod
 from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
 from jobserver.death_watch import DeathWatch, Endpoint
+from jobserver.node_events import node_history
 from jobserver.reading import Reading
 from jobserver.reconcile import (
     Action,
@@ -101,6 +102,16 @@ class View:
             if (serving and self._look_at_services()) or changed:
                 self._snapshot = with_services(self._snapshot, self._services)
             return excuse(self._snapshot, self.buried) if self._sight.unsettled_s else self._snapshot
+
+    def refuses(self, path: str, data: bytes) -> bool:
+        """Whether `data`, at `path`, is a spec of which nothing is run: not signed, or older than one that was seen."""
+        with self._lock:
+            return self._reading.newest.refuses(path, data)
+
+    def submission_s(self, path: str, now_s: float) -> float:
+        """The wall time that a submission at `now_s` is to state."""
+        with self._lock:
+            return self._reading.newest.after(path, now_s)
 
     def _look_at_services(self) -> bool:
         """Whether they were looked at."""
@@ -213,6 +224,7 @@ class Controller:
         self._show_reason(decision, epoch)
         for action in decision.actions:
             self._apply(action)
+        self._tell_of_nodes(snapshot, now_s)
         waits = [] if decision.wake_at is None else [max(0.0, decision.wake_at - now_s)]
         if snapshot.awaited_nodes:
             waits.append(self._sight.unsettled_s)
@@ -271,7 +283,7 @@ class Controller:
                 self._update(action)
             case FillInSpec():
                 path = self._paths.spec(action.job)
-                data = self._signer.sign(path, action.spec)  # what it was made from was signed
+                data = self._signer.sign(path, action.spec, action.version + 1)  # what it was made from was signed
                 self._store.transact([self._leadership.fence(), Set(path, data, action.version)])
             case ForgetWorker():
                 path = self._paths.worker(action.job, action.worker)
@@ -295,6 +307,15 @@ class Controller:
             logger.info("job %s plan %d: %s", action.job, action.plan.revision, action.plan.reason)
         for event in action.events:
             self._store.append(self._paths.event_prefix(action.job), encode(event))
+
+    def _tell_of_nodes(self, snapshot: Snapshot, now_s: float) -> None:
+        history = node_history(snapshot, now_s)
+        for event in history.forget:
+            path = f"{self._paths.cluster_events}/{event.name}"
+            self._store.transact([self._leadership.fence(), Delete(path, event.version)])
+        for told in history.tell:
+            logger.warning("%s", told.text)
+            self._store.append(self._paths.cluster_event_prefix, encode(told))
 
     def _show_reason(self, decision: Decision, epoch: int) -> None:
         if decision.reason != self.reason:

@@ -26,6 +26,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
 
+#: label of a node that offers less than it has: what failed its health check, and why
+UNHEALTHY_LABEL = "unhealthy"
+
+
 class NodeRecord(Record, frozen=True, kw_only=True):
     """A machine running a JobClient; ephemeral, so its absence means that the node is gone."""
 
