@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edl_collective.coord.access import is_loopback
+from edl_collective.coord.job_spec import ChangeRule
 from edl_collective.coord.key_file import KEY_FILE_VARIABLE, key_file
 from edl_collective.coord.paths import Paths, check_name
-from edl_collective.coord.records import ChangeRule
 from jobclient.config import closed_tree, machine_slots, with_tls
 from jobserver.changing import Changing
 
