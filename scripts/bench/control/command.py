@@ -131,21 +131,15 @@ def _served(size: Size, count: int) -> Iterator[tuple[list[servers.Server], Larg
 @contextmanager
 def _coming_and_going(cluster: LargeCluster, number: int) -> Iterator[None]:
     """A node is lost every two seconds, and joins a second later."""
-    stopping = threading.Event()
 
-    def run() -> None:
+    def run(stopping: threading.Event) -> None:
         while not stopping.wait(1.0):
             cluster.lose(f"n{number:04d}")
             stopping.wait(1.0)
             cluster.join(f"n{number:04d}")
 
-    thread = threading.Thread(target=run, name="bench-nodes-come-and-go")
-    thread.start()
-    try:
+    with servers.meanwhile("bench-nodes-come-and-go", run):
         yield
-    finally:
-        stopping.set()
-        thread.join()
 
 
 def simulated_day(size: Size, runs: int) -> list[Row]:
