@@ -37,7 +37,7 @@ def option_parser(prog: str, description: str, epilog: str, options: Options) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the options below")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the options below (also EDL_CONFIG)")
     for name, (metavar, text) in options.items():
         parser.add_argument(_option(name), dest=name, metavar=metavar, help=text)
     return parser
