@@ -16,9 +16,9 @@ from agent_cluster import Cluster, config_in, node, running_agent, until
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.records import JobSpec, PlannedWorker, WorkerState
-from jobclient.config import ConfigError
 from jobclient.held_folders import HeldFolders
 from jobclient.launch import Launcher
+from jobclient.options import ConfigError
 from jobclient.processes import Command, Process
 from jobclient.run_as import RunAs, check, find
 from jobclient.worker_link import WorkerLink
