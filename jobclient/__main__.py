@@ -35,6 +35,7 @@ from jobclient.rendezvous_http import RendezvousServer
 from jobclient.rendezvous_proxy import JobProxy
 from jobclient.run_as import check
 from jobclient.submit import ensure_job
+from jobclient.worker_env import inherited
 
 logger = logging.getLogger("jobclient")
 
@@ -84,7 +85,7 @@ def _check_user(config: Config) -> None:
     if config.log_file is not None:
         kept["--log-file"] = config.log_file
     try:
-        check(config.run_as, kept)
+        check(config.run_as, kept, inherited(config.environ) | config.run_as.environment)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     logger.info("workers run as %s", config.run_as.user)

@@ -11,6 +11,7 @@ import pwd
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,11 @@ def find(text: str, euid: int) -> RunAs | None:
     return RunAs(user.pw_name, user.pw_uid, gid, groups, user.pw_dir, user.pw_shell)
 
 
-def check(user: RunAs, kept: Mapping[str, Path], python: str = sys.executable) -> None:
+def check(user: RunAs, kept: Mapping[str, Path], environ: Mapping[str, str], python: str = sys.executable) -> None:
     """Raises ValueError with a sentence where the user could not run workers, or could take what is root's.
 
-    `kept`: option and path of each place where only root is to write; folders above them count.
+    `kept`: option and path of each place where only root is to write; folders above them count. `environ`: what the
+    user's processes may have.
     """
     for option, path in kept.items():
         real = path.resolve()
@@ -78,8 +80,9 @@ def check(user: RunAs, kept: Mapping[str, Path], python: str = sys.executable) -
                 )
     try:
         asked = subprocess.run(
-            [python, "-c", "import edl_collective"],
+            [python, "-c", "import edl_collective, os, sys; os.chdir(sys.argv[1])", tempfile.gettempdir()],
             cwd="/",
+            env=dict(environ),
             user=user.uid,
             group=user.gid,
             extra_groups=list(user.groups),

@@ -196,12 +196,12 @@ def test_a_place_that_the_user_could_swap_is_refused(place: Path) -> None:
     user = nobody()
     for path in (place / "theirs" / "deep" / "log", place / "logs" / "log"):
         with pytest.raises(ValueError, match=rf"--log-dir {path}: nobody \(--run-as\).*nobody's own"):
-            check(user, {"--log-dir": path}, "true")
+            check(user, {"--log-dir": path}, {}, "true")
     (place / "all").mkdir()
     (place / "all").chmod(0o777)
     with pytest.raises(ValueError, match="writable by everybody"):
-        check(user, {"--key-file": place / "all" / "key"}, "true")
-    check(user, {"--key-file": place / "key"}, "true")
+        check(user, {"--key-file": place / "all" / "key"}, {}, "true")
+    check(user, {"--key-file": place / "key"}, {}, "true")
 
 
 def test_a_python_that_the_user_cannot_run_is_said_before_the_node_registers(place: Path) -> None:
@@ -209,11 +209,11 @@ def test_a_python_that_the_user_cannot_run_is_said_before_the_node_registers(pla
     hidden.write_text("#!/bin/sh\n")
     hidden.chmod(0o700)
     with pytest.raises(ValueError, match=f"this user cannot run {hidden}: .*Permission denied"):
-        check(nobody(), {}, str(hidden))
+        check(nobody(), {}, {}, str(hidden))
     hidden.write_text("#!/bin/sh\necho 'ModuleNotFoundError: no edl' >&2; exit 1\n")
     hidden.chmod(0o755)
     with pytest.raises(ValueError, match=r"cannot use EDL with .*: ModuleNotFoundError: no edl"):
-        check(nobody(), {}, str(hidden))
+        check(nobody(), {}, {}, str(hidden))
 
 
 @pytest.mark.parametrize(
