@@ -22,6 +22,7 @@ import select
 import signal
 import sys
 import time
+import warnings  # noqa: F401  execvpe imports it, where the user of the command may be unable to read our Python
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -199,6 +199,7 @@ class Service:
                     )
                     raise ApiError(409, text)
                 delete_tree(self._store, tree)
+                self._controller.view.deleted(self._paths.spec(name))
                 return
             except (VersionConflict, NotFound, NotEmpty):
                 continue

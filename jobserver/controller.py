@@ -108,6 +108,11 @@ class View:
         with self._lock:
             return self._reading.newest.refuses(path, data)
 
+    def deleted(self, path: str) -> None:
+        """The spec at `path` was deleted: it does not come back, even if nobody looked meanwhile."""
+        with self._lock:
+            self._reading.newest.gone(path)
+
     def submission_s(self, path: str, now_s: float) -> float:
         """The wall time that a submission at `now_s` is to state."""
         with self._lock:

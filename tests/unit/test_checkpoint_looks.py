@@ -26,7 +26,7 @@ def looks(code: str, limit_s: float = WAIT_S) -> CheckpointLooks:
 
 
 def save(folder: Path, epoch: int) -> None:
-    save_checkpoint(str(folder), {"model": {"weight": torch.ones(8)}}, TrainStatus(epoch_no=epoch))
+    save_checkpoint(str(folder), TrainStatus(epoch_no=epoch), state={"model": {"weight": torch.ones(8)}})
 
 
 def test_each_checkpoint_with_its_condition_and_why(tmp_path: Path) -> None:
