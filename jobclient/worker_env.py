@@ -62,7 +62,7 @@ def job_environment(shared: NodeEnvironment, spec: JobSpec) -> dict[str, str]:
     """What every process of a job gets on this node: the package hook and, with more, its workers."""
     env = inherited(shared.base)
     if shared.user:  # folders of the JobClient's user are not for another
-        env = {name: value for name, value in env.items() if not name.startswith("XDG_")} | shared.user
+        env = {**{name: value for name, value in env.items() if not name.startswith("XDG_")}, **shared.user}
     env["PATH"] = f"{shared.python_dir}:{env['PATH']}" if env.get("PATH") else shared.python_dir
     env["PYTHONUNBUFFERED"] = "1"
     if shared.zookeeper:  # the JobClient's own, wherever it has it from
