@@ -8,7 +8,7 @@ the store changes, the session changes, or the decision asked to be woken.
 import logging
 import random
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -132,7 +132,7 @@ class View:
 class Controller:
     """The loop; `run` on a thread of its own, or `start` and `stop`.
 
-    session_timeout_s: of `store`, to be compared with that of the nodes.
+    session_timeout_s: of `store`, to be compared with that of the nodes. rest: called when nothing waits to be decided.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class Controller:
         config: ReconcileConfig,
         signer: SpecSigner,
         session_timeout_s: float = 0.0,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._signer = signer
@@ -151,6 +152,7 @@ class Controller:
         self._leadership = leadership
         self._clock = clock
         self._config = config
+        self._rest = rest
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._sight = Sight(store, clock, config.absence_timeout_s)
@@ -204,6 +206,8 @@ class Controller:
             began_s = self._clock.monotonic_s()
             timeout_s = self._turn()
             took_s = self._clock.monotonic_s() - began_s
+            if not self._woken.is_set():
+                self._rest()
             self._woken.wait(timeout_s)
             # Changes of a large cluster come by hundreds: half of the time is left to those who ask about it.
             self._stopping.wait(min(LONGEST_REST_S, took_s))
