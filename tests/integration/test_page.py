@@ -105,9 +105,8 @@ def picture(page: Page, name: str, size: tuple[int, int] = (1200, 800)) -> None:
 def test_jobs_with_their_phase_queue_and_reason(shown: Shown) -> None:
     page = shown.view("jobs", "[data-key=bert] [data-kind=wait]")
     page.wait("document.querySelector('[data-key=resnet50] [data-kind=good]')")
-    text = page.text("[data-key=bert]")
-    assert "no. 1" in text
-    assert "56 of them are missing" in text
+    page.wait("document.querySelector('[data-key=bert]').textContent.includes('56 of them are missing')")
+    assert "no. 1" in page.text("[data-key=bert]")
     assert "412.5" in page.text("[data-key=resnet50]")
     assert "2 jobs that have not ended" in page.text(".sum")
     picture(page, "jobs", (1200, 320))
