@@ -204,7 +204,7 @@ class Cluster:
     async def close(self) -> None:
         assert self.task is not None
         self.agent.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await self.task
 
 
@@ -229,13 +229,13 @@ def processes_below(directory: Path) -> list[int]:
     return found
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 40.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 (what is waited for is in other processes)
             await asyncio.sleep(0.01)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 40.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "still waiting"

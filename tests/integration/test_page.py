@@ -142,6 +142,7 @@ def test_a_job_with_its_history_workers_checkpoints_and_log(shown: Shown) -> Non
 
 def test_checkpoints_with_their_validity_as_the_server_sees_them(shown: Shown, tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    shown.server.app.state.checkpoint_looks._limit_s = 60.0  # on a machine that has much else to do
     page = shown.view("jobs/resnet50", "[data-key=w1]")
     page.wait("document.querySelector('[aria-label=Checkpoints] [role=status]').textContent.includes('--checkpoint')")
     shown.server.submit("saves", checkpoint_url=str(folder))
