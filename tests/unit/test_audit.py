@@ -1,3 +1,5 @@
+"""The audit of step logs finds every sample that was lost, doubled or foreign, and counts no step that nobody completed."""
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
