@@ -1,4 +1,4 @@
-"""The audit of step logs finds every sample that was lost, doubled or foreign, and counts no step that nobody completed."""
+"""The audit of step logs: each sample that was lost, doubled or foreign is found, and only completed steps count."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
