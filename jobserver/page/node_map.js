@@ -31,6 +31,7 @@ export function nodeMap(choose) {
   }
 
   function update(found) {
+    node.hidden = found.length === 0; // first: what is hidden has no width
     const width = node.clientWidth || 600;
     const key = [width, devicePixelRatio, matchMedia("(prefers-color-scheme: dark)").matches].join();
     if (shown && shown.key === key && shown.nodes.length === found.length && found.every((one, i) => one === shown.nodes[i])) return;
@@ -39,7 +40,6 @@ export function nodeMap(choose) {
     places = layout(found, width);
     paint(canvas, found, places, width);
     canvas.setAttribute("aria-label", `Map of ${plural(found.length, "node")}; the list below says the same`);
-    node.hidden = found.length === 0;
   }
   return { node, update };
 }
