@@ -2,26 +2,15 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cluster import Cluster
 from faults import GLOO_ENV, REFORMED_S, Victim
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-SAMPLES = 1500
-SLOW = ("--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES))
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    try:
-        yield cluster.start()
-    finally:
-        cluster.close()
+SAMPLES = 1000
+SLOW = ("--epochs", "10000", "--step_s", "0.06", "--samples", str(SAMPLES))
 
 
 def assert_nothing_lost(victim: Victim) -> None:
@@ -43,7 +32,7 @@ def test_nodes_come_and_go(cluster: Cluster) -> None:
     # With this node the driver and rank 0 go, in order; one worker is left, holds its state and waits.
     assert victim.node_of_driver() == "a"
     cluster.kill("a", signal.SIGTERM)
-    cluster.wait_for_phase("tiny", "holding", 20)
+    cluster.wait_for_phase("tiny", "holding")
     left = [w for w in cluster.job("tiny")["worker_records"] if w["node"] == "a"]
     assert [(w["state"], w["outcome"], w["exit_code"]) for w in left] == [("exited", "left", 0)] * 2
     steps = victim.steps()
@@ -55,7 +44,7 @@ def test_nodes_come_and_go(cluster: Cluster) -> None:
     # The same with SIGKILL: the survivor waits at the gate with the state in memory, and training goes on from there.
     (survivor,) = [w["worker"] for w in cluster.running("tiny") if w["node"] == "b"]
     cluster.kill("a", signal.SIGKILL)
-    cluster.wait_for_phase("tiny", "holding", 20)
+    cluster.wait_for_phase("tiny", "holding")
     steps = victim.steps()
     cluster.add_node("a", slots=4)
     cluster.wait_for_world("tiny", 3)

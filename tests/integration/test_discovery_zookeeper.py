@@ -26,7 +26,7 @@ def test_two_students_part_the_teachers_and_lose_them_with_their_session(zookeep
     woken = threading.Event()
     students = [connect(zookeeper, ROOT, "svc", name, wake=woken.set, session_timeout_s=4.0) for name in ("x", "y")]
     try:
-        assert woken.wait(10)
+        assert woken.wait(60)
         wait_for(lambda: all("has no teachers" in student.why_none() for student in students))
         for name in ("a", "b", "c", "d"):
             serving.create(paths.teacher("svc", name), encode(teacher(name)), ephemeral=True)

@@ -137,7 +137,7 @@ def test_the_command_line_over_tls(zookeeper: str, tmp_path: Path) -> None:
         assert (answer.returncode, "there is no job j" in answer.stderr) == (1, True), answer.stderr
     finally:
         server.terminate()
-        server.communicate(timeout=30)
+        server.communicate(timeout=60)
     assert server.returncode == 0
 
 
@@ -173,7 +173,7 @@ async def test_nobody_holds_all_connections(tmp_path: Path, monkeypatch: pytest.
     await asyncio.gather(*ended, return_exceptions=True)
 
     def answers() -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=60)
         try:
             connection.request("GET", "/health")
             return bool(json.load(connection.getresponse())["ok"])
