@@ -192,7 +192,7 @@ def test_below_min_np_a_job_holds_then_fails(cluster: Cluster) -> None:
 def test_a_znode_that_does_not_parse(cluster: Cluster) -> None:
     submit(cluster, "spoilt", "--", "sleep", "60")
     cluster.wait(lambda: cluster.job("spoilt")["worker_records"], 60, "it runs", "spoilt")
-    store = ZkStore(cluster.environ["EDL_ZOOKEEPER"]).start(10)
+    store = ZkStore(cluster.environ["EDL_ZOOKEEPER"]).start(60)
     try:
         stored = store.get(PATHS.status("spoilt"))
         assert stored is not None

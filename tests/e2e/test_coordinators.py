@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 
 import psutil
@@ -88,8 +89,9 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         )  # fmt: skip
         cluster.wait_for_world("tiny", 2)
         victim = Watched(cluster)
-        yield victim
-        victim.store.close()
+        with closing(victim.store):
+            yield victim
+            victim.assert_nothing_lost(to_the_end=True)
     finally:
         cluster.close()
 
@@ -97,9 +99,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 @pytest.fixture(autouse=True)
 def nothing_lost(victim: Watched) -> Iterator[None]:
     yield
-    assert victim.lost_steps() == set()
-    report = victim.audit()
-    assert report.ok, str(report)
+    victim.assert_nothing_lost()
 
 
 def test_the_driver_killed_in_every_phase_of_a_resize(victim: Watched) -> None:

@@ -38,6 +38,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
             lambda: victim.resizes()[-1:] and victim.resizes()[-1]["to"] == 4, 60, "its event is there", "tiny"
         )
         yield victim
+        victim.assert_nothing_lost(to_the_end=True)
     finally:
         cluster.close()
 
@@ -46,9 +47,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 def nothing_lost(victim: Victim) -> Iterator[None]:
     """Every test begins and ends with four workers, no step lost, and each sample exactly once per epoch."""
     yield
-    assert victim.lost_steps() == set()
-    report = victim.audit()
-    assert report.ok, str(report)
+    victim.assert_nothing_lost()
 
 
 def scale(victim: Victim, np: int) -> None:

@@ -50,7 +50,7 @@ def test_all_members_die_in_init(victim: Victim) -> None:
     assert not before & {w["worker"] for w in cluster.running(JOB)}, "all of them died"
     (told,) = [e["text"] for e in cluster.events(JOB, "resume") if e["number"] > event]
     assert "from the state that a node held in memory" in told
-    check_nothing_lost(victim)
+    victim.assert_nothing_lost(to_the_end=True)
 
 
 def test_workers_end_in_every_way_at_once(victim: Victim) -> None:
@@ -65,7 +65,7 @@ def test_workers_end_in_every_way_at_once(victim: Victim) -> None:
     ends = {w["worker"]: (w["exit_code"], w["outcome"]) for w in cluster.job(JOB)["worker_records"]}
     assert [ends[worker] for worker in victims] == [(code, "failed") for code in ways.values()]
     assert ends[last] == (None, None)
-    check_nothing_lost(victim)
+    victim.assert_nothing_lost(to_the_end=True)
 
 
 def order(victim: Victim, name: str, text: str) -> None:
@@ -73,9 +73,3 @@ def order(victim: Victim, name: str, text: str) -> None:
     draft = victim.cluster.base / name
     draft.write_text(text)
     draft.rename(victim.cluster.base / "records" / name)
-
-
-def check_nothing_lost(victim: Victim) -> None:
-    assert victim.lost_steps() == set()
-    report = victim.audit()
-    assert report.ok, str(report)

@@ -13,12 +13,6 @@ SAMPLES = 1000
 SLOW = ("--epochs", "10000", "--step_s", "0.06", "--samples", str(SAMPLES))
 
 
-def assert_nothing_lost(victim: Victim) -> None:
-    assert victim.lost_steps() == set()
-    report = victim.audit()
-    assert report.ok, str(report)
-
-
 def test_nodes_come_and_go(cluster: Cluster) -> None:
     """np is left open: as many workers as there are slots, never above max_np; below min_np the job holds its state."""
     cluster.add_node("a", slots=2)
@@ -55,7 +49,7 @@ def test_nodes_come_and_go(cluster: Cluster) -> None:
     assert (status["failures"], status["attempt"], cluster.events("tiny", "resume")) == (0, 1, [])
     sizes = [(r["from"], r["to"]) for r in victim.resizes()]
     assert max(to for _, to in sizes) == 3
-    assert_nothing_lost(victim)
+    victim.assert_nothing_lost(to_the_end=True)
 
 
 def test_schedule_and_graceful_leave(cluster: Cluster) -> None:
@@ -75,4 +69,4 @@ def test_schedule_and_graceful_leave(cluster: Cluster) -> None:
     # The driver moves away too: if the old one has let w1 go before the new one leads, that one finds it gone.
     assert "leaves a, which drains" in resize["cause"] or resize["cause"] == "worker w1 is gone"
     assert victim.longest_gap_s(since_s) < REFORMED_S, "no collective failed"
-    assert_nothing_lost(victim)
+    victim.assert_nothing_lost(to_the_end=True)

@@ -36,7 +36,9 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
             min_np=2, max_np=4, np=3, spares=1, max_failures=100,
             return_timeout_s=RETURN_TIMEOUT_S,
         )  # fmt: skip
-        yield Victim(cluster, "tiny", SAMPLES)
+        victim = Victim(cluster, "tiny", SAMPLES)
+        yield victim
+        victim.assert_nothing_lost(to_the_end=True)
     finally:
         cluster.close()
 
@@ -47,9 +49,7 @@ def nothing_lost(victim: Victim) -> Iterator[None]:
     victim.cluster.wait_for_world("tiny", 3)
     victim.cluster.wait(lambda: warm_spares(victim), 90, "a spare is warm", "tiny")
     yield
-    assert victim.lost_steps() == set()
-    report = victim.audit()
-    assert report.ok, str(report)
+    victim.assert_nothing_lost()
 
 
 def spares(victim: Victim) -> list[str]:
