@@ -31,8 +31,9 @@ export function nodeMap(choose) {
   }
 
   function update(found) {
-    node.hidden = found.length === 0; // first: what is hidden has no width
-    const width = node.clientWidth || 600;
+    node.hidden = found.length === 0;
+    if (node.hidden) return; // it has no width
+    const width = node.clientWidth;
     const key = [width, devicePixelRatio, matchMedia("(prefers-color-scheme: dark)").matches].join();
     if (shown && shown.key === key && shown.nodes.length === found.length && found.every((one, i) => one === shown.nodes[i])) return;
     shown = { key, nodes: found };
