@@ -270,20 +270,6 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_them(shown: Shown) ->
     page.wait("document.activeElement !== document.body")
 
 
-def test_a_map_that_was_empty_is_as_wide_as_its_place(shown: Shown) -> None:
-    """What is hidden has no width: the first nodes that come must not be drawn as wide as a guess."""
-    ours, canvas = shown.view("jobs", "[data-key=bert]").run("""import("/page/node_map.js").then(({ nodeMap }) => {
-        const map = nodeMap(() => {});
-        document.body.append(map.node);
-        map.update([]);
-        map.update([{ node: "a", slots: 1, workers: [] }]);
-        const found = [map.node.clientWidth, map.node.querySelector("canvas").clientWidth];
-        map.node.remove();
-        return found;
-    })""")
-    assert canvas == ours != 600
-
-
 def test_nothing_is_cut_off_on_a_telephone(shown: Shown) -> None:
     shown.page.resize(360, 740)
     for view, until in (("jobs", "[data-key=bert]"), ("jobs/resnet50", "[data-key=w1]"), ("nodes", ".node")):
