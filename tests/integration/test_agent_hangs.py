@@ -136,12 +136,12 @@ async def test_a_worker_that_hangs_in_horovod_is_given_up(cluster: Cluster) -> N
 async def test_a_drained_node_starts_nothing_and_stops_who_does_not_leave(cluster: Cluster) -> None:
     await train(cluster, stop_timeout_s=5.0)
     began_s = time.monotonic()
-    cluster.put(PATHS.drain("a"), DrainRecord(node="a", deadline_s=0.4))
+    cluster.put(PATHS.drain("a"), DrainRecord(node="a", deadline_s=1.5))
     cluster.plan()
     await cluster.state("w1", WorkerState.LEAVING)
     ended = await cluster.state("w1", WorkerState.EXITED)
     assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
-    assert time.monotonic() - began_s > 0.3
+    assert time.monotonic() - began_s > 1.4
     cluster.plan("w2")
     await asyncio.sleep(0.3)
     assert cluster.worker("w2") is None
@@ -189,7 +189,7 @@ def draining(cluster: Cluster) -> bool:
 
 
 async def test_sigterm_has_a_deadline_of_its_own(tmp_path: Path) -> None:
-    async with running_agent(tmp_path, "--drain-timeout", "0.4") as cluster:
+    async with running_agent(tmp_path, "--drain-timeout", "1.5") as cluster:
         cluster.put(PATHS.leader, LeaderRecord(server="s", api_url="http://s", epoch=1, pid=1))
         await train(cluster)
         began_s = time.monotonic()
@@ -197,6 +197,6 @@ async def test_sigterm_has_a_deadline_of_its_own(tmp_path: Path) -> None:
         await cluster.state("w1", WorkerState.LEAVING)
         ended = await cluster.state("w1", WorkerState.EXITED)
         assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
-        assert time.monotonic() - began_s >= 0.4
+        assert time.monotonic() - began_s >= 1.5
         assert cluster.task is not None
         await asyncio.wait_for(cluster.task, 60)
