@@ -13,7 +13,7 @@ from jobserver.local_zookeeper import LocalZooKeeper
 settings.register_profile("edl", deadline=None)
 settings.load_profile("edl")
 
-pytest_plugins = ["cluster_fixtures", "hdfs_fixtures", "s3_fixtures"]
+pytest_plugins = ["api_fixtures", "cluster_fixtures", "hdfs_fixtures", "s3_fixtures"]
 
 # More threads than that only wait for each other, spinning, in the many processes of the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

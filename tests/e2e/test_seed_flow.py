@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "resnet50_pod"
 TAG = "EDL_TEST_TAG"
-EPOCHS = 16
+EPOCHS = 12
 TRAIN = "train.py --model tiny --image_size 8 --augmentation shift_rotate --workers 0 --total_batch_size 16 --lr 0.05"
 
 

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,13 +46,6 @@ class Node:
     def __exit__(self, *_: object) -> None:
         self.api.close()
         self._thread.join()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.controller.stop()
 
 
 def register(server: Server, port: int, *, tls: bool) -> None:
