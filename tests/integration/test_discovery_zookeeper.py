@@ -29,7 +29,7 @@ def test_two_students_part_the_teachers_and_lose_them_with_their_session(zookeep
     wanted = [DynamicTeachers(zookeeper, ROOT, "svc", name) for name in ("x", "y")]
     students = [connect(one, wake=woken.set, environ={KEY_FILE_VARIABLE: "none"}) for one in wanted]
     try:
-        assert woken.wait(10)
+        assert woken.wait(60)
         wait_for(lambda: all("has no teachers" in student.why_none() for student in students))
         for name in ("a", "b", "c", "d"):
             serving.create(paths.teacher("svc", name), encode(teacher(name)), ephemeral=True)
