@@ -348,18 +348,13 @@ def test_a_thousand_nodes_are_shown_without_jank(shown: Shown) -> None:
     page.run(SCROLL_LIST)
     page.wait("document.querySelector('[data-node=node-999]')")
     last: Any = server.store.get(P.node("node-999"))
-    record = decode(last.data, NodeRecord)
+    assert decode(last.data, NodeRecord).labels == {"rack": "r24"}
     server.node("node-999", slots=8, rack="moved")
     page.wait("document.querySelector('[data-node=node-999]').textContent.includes('rack=moved')")
-    assert record.labels == {"rack": "r24"}
-    found = page.run("cancelAnimationFrame(ticking), [Math.max(0, ...long), frames.slice(1).sort((a, b) => a - b)]")
-    frames = found[1]
-    print(
-        f"longest task {found[0]:.0f} ms, frames: median {frames[len(frames) // 2]:.0f} ms, "
-        f"99 % {frames[int(len(frames) * 0.99)]:.0f} ms, of {len(frames)}"
-    )
-    assert found[0] < 1000
-    assert frames[len(frames) // 2] < 200
+    longest_ms, frames = page.run("cancelAnimationFrame(ticking), [Math.max(0, ...long), frames.slice(1)]")
+    print(f"longest task {longest_ms:.0f} ms, median frame {statistics.median(frames):.0f} ms of {len(frames)}")
+    assert longest_ms < 1000
+    assert statistics.median(frames) < 200
 
 
 def test_text_of_the_cluster_stays_text(shown: Shown) -> None:
@@ -440,7 +435,7 @@ def test_a_client_that_goes_is_forgotten(server: PageServer) -> None:
         lines = answer.iter_lines()  # kept: one that is collected closes the connection
         assert next(lines) == "event: beat"
         assert following()
-    until_s = time.monotonic() + 40
+    until_s = time.monotonic() + 60
     while following():
         assert time.monotonic() < until_s
         time.sleep(0.02)

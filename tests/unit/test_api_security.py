@@ -2,7 +2,6 @@
 
 import http.server
 import threading
-from collections.abc import Iterator
 
 import pytest
 from api_server import KEY, SIGNER, SUBMIT, P, Server, refused
@@ -13,13 +12,6 @@ from edl_collective.coord.records import JobSpec, NodeRecord, WorkerRecord, Work
 from jobserver.api_page import is_page
 
 READER = {"Authorization": f"Bearer {KEY.read_only_token}"}
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.controller.stop()
 
 
 def routes(server: Server) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import pytest
 from api_server import SUBMIT, P, Server
 
 from edl_collective.coord.records import Event, Progress, encode
@@ -28,11 +27,6 @@ def told(data: bytes | None) -> dict[str, Any]:
     assert "\n\n" not in rest[:-2]
     found: dict[str, Any] = json.loads(rest)
     return {**found, "head": head}
-
-
-@pytest.fixture
-def server() -> Server:
-    return Server()
 
 
 def say(server: Server, count: int, job: str = "j") -> None:
