@@ -9,6 +9,7 @@ import pytest
 from cluster import ROOT, Cluster, Json
 
 from distill.discovery import Discovery, connect
+from distill.io_settings import DynamicTeachers
 from distill.source import StudentReport
 
 pytestmark = pytest.mark.e2e
@@ -32,7 +33,8 @@ def test_teachers_come_are_replaced_and_leave(cluster: Cluster) -> None:
     command = [sys.executable, str(PROGRAM), "--drained", str(drained)]
     cluster.create("t", command, kind="teacher", service="svc", min_np=1, max_np=3)
     wake = threading.Event()
-    student = connect(cluster.environ["EDL_ZOOKEEPER"], "/edl", "svc", "student", wake=wake.set, session_timeout_s=4.0)
+    wanted = DynamicTeachers(cluster.environ["EDL_ZOOKEEPER"], "/edl", "svc", "student")
+    student = connect(wanted, wake=wake.set, environ=cluster.environ)
     try:
         cluster.wait(lambda: names(student) == {"t-w1"}, WAIT_S, "the first teacher is found", "t")
         student.report(StudentReport(rate=90.0, demand=250.0, starved=0.6, starved_s=2.0))
