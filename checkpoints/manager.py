@@ -97,7 +97,7 @@ class CheckpointManager:
 
     def __init__(
         self,
-        url: str = DEFAULT_FOLDER,
+        url: str | os.PathLike[str] = DEFAULT_FOLDER,
         *,
         keep: int | Keep | None = 3,
         every: Every | None = None,
@@ -115,7 +115,7 @@ class CheckpointManager:
             raise ValueError(f"when_busy must be 'wait' or 'replace'; it is {when_busy!r}")
         if driver_epoch < 0:
             raise ValueError(f"driver_epoch must not be negative; it is {driver_epoch}")
-        self.url = url
+        self.url = os.fspath(url)
         #: raise it when a new driver forms the world; it never needs to be lowered
         self.driver_epoch = driver_epoch
         self._keep = Keep(keep) if isinstance(keep, int) else keep
@@ -123,7 +123,7 @@ class CheckpointManager:
         self._async = async_save
         self._when_busy = when_busy
         self._own_driver = driver is None or isinstance(driver, str)
-        self._driver = open_driver(url, driver)
+        self._driver = open_driver(self.url, driver)
         self._retry_s = retry_s
         self._on_progress = on_progress
         self._on_result = on_result

@@ -18,10 +18,11 @@ const EVENTS = [
   { title: "Kind", cell: (event) => ({ text: event.kind, badge: "plain" }) },
   { title: "What, and why", class: "reason", cell: (event) => event.text },
 ];
+const OUTCOMES = { saved: "good", kept: "wait", failed: "bad", skipped: "bad" };
 const CHECKPOINTS = [
   { title: "When", cell: (saved) => when(saved.at) },
   { title: "Epoch", class: "number", cell: (saved) => saved.epoch },
-  { title: "Valid", cell: (saved) => ({ text: saved.valid ? "saved" : "skipped", badge: saved.valid ? "good" : "bad" }) },
+  { title: "Outcome", cell: (saved) => saved.outcome && { text: saved.outcome, badge: OUTCOMES[saved.outcome] ?? "plain" } },
   { title: "Took", class: "number", cell: (saved) => seconds(saved.seconds) },
   { title: "What", class: "reason", cell: (saved) => saved.text },
 ];
