@@ -151,7 +151,8 @@ def _next_attempt(driver: Driver, status: TrainStatus, driver_epoch: int) -> Att
     try:
         attempt = AttemptName(driver_epoch, status.global_step, number, secrets.token_hex(TOKEN_DIGITS // 2))
     except ValueError as error:
-        named = f" ({present[0]} is there, a name that no saver comes to: remove it)" if present else ""
+        highest = max(present, key=lambda found: max(found.number, found.driver_epoch), default=None)
+        named = f" ({highest} is there, a name that no saver comes to: remove it)" if highest else ""
         raise InvalidStatus(f"cannot save in {driver.url}: {error}{named}", url=driver.url) from error
     if present and attempt < present[0]:
         logger.warning(

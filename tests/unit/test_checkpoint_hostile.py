@@ -284,7 +284,7 @@ def test_sealed_nonsense_is_damage_and_never_a_traceback(
     "tree",
     [
         '{"metadata": 1}',
-        '{"list": ' * 400 + "1" + "}" * 400,
+        '{"list": [' * 400 + "1" + "]}" * 400,
         "[" * 100_000,
         '{"tensor": "w", "metadata": {"metadata": 1}}',
     ],
