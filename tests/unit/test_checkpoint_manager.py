@@ -111,7 +111,7 @@ def test_memory_is_the_state_and_is_taken_once() -> None:
 def test_memory_that_is_not_there_is_an_error_with_a_way_out() -> None:
     with (
         manager(MemoryDriver()) as checkpoints,
-        pytest.raises(CheckpointError, match="no memory for.*async_save=False"),
+        pytest.raises(CheckpointError, match=r"no memory for.*async_save=False"),
     ):
         checkpoints.save(at(1), state={"w": torch.zeros(1).expand(1 << 50)})
 
