@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
+from checkpoints.at_exit import wait_at_exit
 from checkpoints.drivers import Driver, open_driver
 from checkpoints.errors import CheckpointError
 from checkpoints.layout import DEFAULT_FOLDER, ShardName
@@ -330,6 +331,7 @@ class CheckpointManager:
             # Not a daemon: the interpreter waits for it at its end.
             self._thread = threading.Thread(target=self._write, args=(save, now), name="edl-checkpoint-save")
             self._thread.start()
+            wait_at_exit(self._thread)
         else:
             self._write(save, now)
             self._reap(wait=False)

@@ -127,7 +127,8 @@ def attempts(driver: Driver) -> list[AttemptName]:
         _refuse_file(driver)
         return []
     found = {parse_attempt(entry.name) for entry in entries if entry.is_dir}
-    foreign = any(entry.name == LATEST and entry.is_dir for entry in entries)  # reading one is an outage to some clients
+    # To some clients reading a folder is an outage.
+    foreign = any(entry.name == LATEST and entry.is_dir for entry in entries)
     hinted = None if foreign else _hinted(driver)
     if hinted is not None and hinted not in found and _is_there(driver, f"{hinted}/{MANIFEST}"):
         found.add(hinted)

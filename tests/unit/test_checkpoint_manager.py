@@ -308,11 +308,12 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_end_of_a_process_waits_for_its_save(tmp_path: Path) -> None:
     done = python(
-        "import sys, time, torch, checkpoints\n"
+        "import concurrent.futures, sys, time, torch, checkpoints\n"
         "from checkpoints.drivers.local import LocalDriver\n"
         "class Slow(LocalDriver):\n"
         "    def open_write(self, path):\n"
         "        time.sleep(0.5)\n"
+        "        concurrent.futures.ThreadPoolExecutor(1).submit(int).result()\n"  # as asyncio does for an address
         "        return super().open_write(path)\n"
         "manager = checkpoints.CheckpointManager(sys.argv[1], driver=Slow(sys.argv[1]))\n"
         "manager.save(checkpoints.TrainStatus(global_step=7), state={'w': torch.ones(9)})\n"
