@@ -1,7 +1,7 @@
 """The end of the process waits for saves, and does so while all that they use still works.
 
-The interpreter waits for threads that are no daemons, but only after `concurrent.futures` was told to take no more work,
-and clients of object stores look up addresses there: a save that still needs a connection would fail.
+The interpreter waits for threads that are no daemons, but only after `concurrent.futures` was told to take no more
+work; clients of object stores look up addresses there, and a save that still needs a connection would fail.
 
 Invariant: a thread that was given is over before that happens.
 """
