@@ -157,6 +157,7 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
         return JobProxy(job, node.node, node.incarnation, key, send, rendezvous, world_changed)
 
     agent = Agent(config, node, store, key, proxy)
+    api.show(agent.sight)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.close)
     serving = loop.create_task(api.serve())

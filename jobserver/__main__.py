@@ -156,6 +156,7 @@ def _run_http(
         log_config=None,
         access_log=False,
         lifespan="off",
+        ws="none",
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
     settings.load()

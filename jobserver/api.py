@@ -46,6 +46,7 @@ from jobserver.changing import Changing
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_cordon, cancel_drain, order_cordon, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
+from jobserver.metrics import ServerSight
 from jobserver.node_logs import fetch_log
 from jobserver.retry import changed, retry
 from jobserver.shown import Shown
@@ -248,6 +249,19 @@ class Service:
         unsettled_s = round(self._controller.view.unsettled_s, 3)
         ours: Json = {"leading": epoch is not None, "epoch": epoch, "problems": problems, "reason": reason}
         return {**public, **ours, "unsettled_s": unsettled_s}
+
+    def sight(self, streams: int, answers: dict[int, int]) -> ServerSight:
+        """This server, for metrics."""
+        controller = self._controller
+        return ServerSight(
+            leading=controller.epoch is not None,
+            connected=self._store.session is Session.CONNECTED,
+            problems=controller.problem_count,
+            turns=controller.turns,
+            turn_s=controller.turn_s,
+            streams=streams,
+            answers=answers,
+        )
 
     def log(self, name: str, worker: str, offset: int, limit: int) -> Response:
         """Part of a worker's log, from the JobClient that has it. Raises ApiError."""

@@ -155,11 +155,18 @@ class Controller:
         self.reason = ""
         #: what went wrong in the last turn of the loop, None if nothing did
         self.failure: str | None = None
+        #: turns of the loop, and seconds in them
+        self.turns, self.turn_s = 0, 0.0
 
     @property
     def epoch(self) -> int | None:
         """Epoch in which this server leads, None while it does not."""
         return self._leadership.epoch
+
+    @property
+    def problem_count(self) -> int:
+        """Records that could not be read in the last turn, and what stopped it."""
+        return len(self._problems) + (self.failure is not None)
 
     def start(self) -> None:
         self._thread.start()
@@ -188,6 +195,7 @@ class Controller:
             began_s = self._clock.monotonic_s()
             timeout_s = self._turn()
             took_s = self._clock.monotonic_s() - began_s
+            self.turns, self.turn_s = self.turns + 1, self.turn_s + took_s
             self._woken.wait(timeout_s)
             # Changes of a large cluster come by hundreds: half of the time is left to those who ask about it.
             self._stopping.wait(min(LONGEST_REST_S, took_s))

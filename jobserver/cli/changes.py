@@ -6,14 +6,16 @@ from typing import Any
 import click
 
 from jobserver.cli.client import Api, BadInput, CommandFailed, print_json, with_api
-from jobserver.cli.names import job_names
+from jobserver.cli.names import JOB
 
 LOOK_EVERY_S = 0.5
+#: a number of workers has fewer
+_DIGITS = 10
 _ENDED = ("succeeded", "failed", "stopped")
 
 
 @click.command("set")
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @click.option("--np", default=None, metavar="NUMBER|auto", help="wanted workers; auto: what its schedule says")
 @click.option("--min-np", type=int, default=None, help="fewest workers it may run with")
 @click.option("--max-np", type=int, default=None, help="most workers it may have")
@@ -42,7 +44,7 @@ def set_(api: Api, as_json: bool, job: str, np: str | None, if_version: str | No
 
 def wanted(np: str) -> int | None:
     """Workers of the argument NP. Raises BadInput."""
-    if np != "auto" and not np.isdecimal():
+    if np != "auto" and not (np.isdecimal() and len(np) < _DIGITS):
         raise BadInput(f"NP is {np!r}: give a number of workers, or auto")
     return None if np == "auto" else int(np)
 
@@ -52,7 +54,7 @@ def _shown(value: object) -> str:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @click.option("--reason", default="", help="why, in a line: it is shown wherever the job is")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=120.0, show_default=True, help="seconds")
 @with_api
@@ -85,7 +87,7 @@ def _await_end(api: Api, job: str, timeout_s: float) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @with_api
 def retry(api: Api, as_json: bool, job: str) -> None:
     """Submit a job that failed or was stopped again, under its name.

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from jobserver.cli.client import Api, BadInput, CommandFailed, StreamLost, print_json, with_api
-from jobserver.cli.names import job_names
+from jobserver.cli.client import Api, BadInput, CommandFailed, StreamLost, plain, print_json, with_api
+from jobserver.cli.names import JOB
 
 #: how long a stream that was lost is asked for again: a JobServer that starts anew is there in seconds
 PATIENCE_S = 60.0
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @click.option("-f", "--follow", is_flag=True, help="go on until the job has ended")
 @click.option("--after", type=int, default=-1, help="only events with a higher number")
 @click.option("--before", type=int, default=None, help="only events with a lower number")
@@ -58,7 +58,7 @@ def print_events(found: list[Json]) -> None:
     """A line for each."""
     for event in found:
         at = datetime.fromtimestamp(event["at"]).strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(f"{event['number']:>6}  {at}  {event['kind']:<10}  {event['text']}")
+        click.echo(f"{event['number']:>6}  {at}  {event['kind']:<10}  {plain(event['text'])}")
 
 
 def _pages(api: Api, job: str, after: int, before: int | None, limit: int | None) -> Iterator[Json]:

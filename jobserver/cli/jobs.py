@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from jobserver.cli.changes import wanted
-from jobserver.cli.client import Api, BadInput, print_json, print_table, with_api
+from jobserver.cli.client import Api, BadInput, plain, print_json, print_table, with_api
 from jobserver.cli.events import print_events
-from jobserver.cli.names import job_names
+from jobserver.cli.names import JOB
 
 _STEP = re.compile(r"(\d+(?:\.\d+)?)(s?):(\d+)")
 _RULE = re.compile(r"(\d+(?:\.\d+)?)s:-(\d+)\+(\d+)")
@@ -155,7 +155,7 @@ def ps(api: Api, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @with_api
 def describe(api: Api, as_json: bool, job: str) -> None:
     """Show everything about a job."""
@@ -180,7 +180,7 @@ def describe(api: Api, as_json: bool, job: str) -> None:
         ("time", _times(found["goodput"])),
         ("checkpoint", spec["checkpoint_url"] or "none"),
     ):
-        click.echo(f"{label:<11}{value}")
+        click.echo(f"{label:<11}{plain(value)}")
     workers: list[tuple[object, ...]] = [
         (w["worker"], w["node"], w["slot"], w["state"], w["pid"], w["generation"], w["outcome"], w["exit_code"])
         for w in found["worker_records"]
@@ -221,7 +221,7 @@ def _training(progress: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @click.argument("np")
 @with_api
 def scale(api: Api, as_json: bool, job: str, np: str) -> None:
@@ -235,7 +235,7 @@ def scale(api: Api, as_json: bool, job: str, np: str) -> None:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @click.option("--reason", default="", help="why, in a line: it is shown wherever the job is")
 @with_api
 def stop(api: Api, as_json: bool, job: str, reason: str) -> None:
@@ -248,7 +248,7 @@ def stop(api: Api, as_json: bool, job: str, reason: str) -> None:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @with_api
 def delete(api: Api, as_json: bool, job: str) -> None:
     """Forget a job that has ended, so that its name is free; logs and checkpoints stay."""

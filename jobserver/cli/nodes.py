@@ -3,7 +3,7 @@
 import click
 
 from jobserver.cli.client import Api, print_json, print_table, with_api
-from jobserver.cli.names import node_names
+from jobserver.cli.names import NODE
 
 
 @click.command()
@@ -30,7 +30,7 @@ def nodes(api: Api, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("node", shell_complete=node_names)
+@click.argument("node", type=NODE)
 @click.option(
     "--deadline",
     type=float,
@@ -56,7 +56,7 @@ def drain(api: Api, as_json: bool, node: str, deadline: float | None, absent: bo
 
 
 @click.command()
-@click.argument("node", shell_complete=node_names)
+@click.argument("node", type=NODE)
 @with_api
 def undrain(api: Api, as_json: bool, node: str) -> None:
     """Let a drained NODE take workers again."""
@@ -68,7 +68,7 @@ def undrain(api: Api, as_json: bool, node: str) -> None:
 
 
 @click.command()
-@click.argument("node", shell_complete=node_names)
+@click.argument("node", type=NODE)
 @click.option("--absent", is_flag=True, help="accept a NODE that is not there and that no job knows")
 @with_api
 def cordon(api: Api, as_json: bool, node: str, absent: bool) -> None:
@@ -87,7 +87,7 @@ def cordon(api: Api, as_json: bool, node: str, absent: bool) -> None:
 
 
 @click.command()
-@click.argument("node", shell_complete=node_names)
+@click.argument("node", type=NODE)
 @with_api
 def uncordon(api: Api, as_json: bool, node: str) -> None:
     """Let a cordoned NODE take workers again."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.core.result import Ok
 
-from edl_collective.coord.records import JobSpec, WorkerRecord, WorkerState
+from edl_collective.coord.records import TIMEOUTS, JobSpec, WorkerRecord, WorkerState
 from jobclient.http_limits import LimitedHttp
 from jobserver.api_models import MAX_BODY_BYTES
 
@@ -106,6 +106,41 @@ def test_a_spec_with_any_values_is_an_answer(server: Server, fields: dict[str, A
     body = msgspec.json.encode({**SUBMIT, **fields})
     answer = server.http.post("/api/v1/jobs", content=body)
     assert answer.status_code in (200, 201, 400, 409, 413, 422), answer.text
+
+
+_WHOLE = st.sampled_from([-1, 0, 1, 2, 1000, 10**6, 10**9, 2**31, 2**63 - 1, 2**63, 10**30])
+_SECONDS = st.sampled_from([-1.0, 0.0, 5e-324, 1e-9, 1.0, 1e9, 1e18, 1.7e308])
+_STEPS = st.lists(st.fixed_dictionaries({"epoch": _WHOLE, "np": _WHOLE}), min_size=1, max_size=2)
+_TIMES = st.lists(st.fixed_dictionaries({"after_s": _SECONDS, "np": _WHOLE}), min_size=1, max_size=2)
+_CHANGE = st.fixed_dictionaries({"every_s": _SECONDS, "add": _WHOLE, "remove": _WHOLE})
+_SCHEDULES = st.one_of(
+    *(st.fixed_dictionaries({n: s}) for n, s in (("epochs", _STEPS), ("times", _TIMES), ("change", _CHANGE)))
+)
+_EXTREMES: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(("np", "spares", "priority", "max_restarts", "max_failures"), _WHOLE),
+    **dict.fromkeys(TIMEOUTS, _SECONDS),
+    "min_np": st.sampled_from([1, 1, 1, 2, 10**9]),
+    "schedule": _SCHEDULES,
+    "kind": st.sampled_from(["elastic", "external", "teacher"]),
+    "service": st.just("s"),
+}
+
+
+@given(fields=st.fixed_dictionaries({"max_np": _WHOLE}, optional=_EXTREMES))
+@settings(max_examples=150, deadline=30_000, suppress_health_check=list(HealthCheck))
+def test_whatever_is_accepted_stops_neither_the_loop_nor_a_view(server: Server, fields: dict[str, Any]) -> None:
+    http, body = server.http, {**SUBMIT, "job": "extreme", **fields}
+    if http.post("/api/v1/jobs", json=body).status_code != 201:
+        return
+    for _ in range(3):
+        server.controller.step()
+        server.clock.advance(700.0)
+    for path in ("/api/v1/jobs", "/api/v1/jobs/extreme", "/api/v1/nodes", "/metrics"):
+        assert http.get(path).status_code == 200, path
+    assert http.post("/api/v1/jobs/extreme/stop").status_code in (200, 409)
+    server.controller.step()
+    server.controller.step()
+    assert http.request("DELETE", "/api/v1/jobs/extreme").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from agent_cluster import until
 from api_server import KEY, SUBMIT, P, Server, refused
@@ -157,6 +158,47 @@ async def test_a_client_that_sends_no_request_is_cut_off(tmp_path: Path, monkeyp
                 heard = await reader.read()
         assert (b"200 OK" in heard) == said.endswith(b"GET /h")
         writer.close()
+    api.close()
+    await serving
+
+
+@pytest.mark.parametrize(
+    ("start", "endless"),
+    [
+        (b"GET /", b"a"),
+        (b"GET /health HTTP/1.1\r\nX: ", b"a"),
+        (b"GET /health HTTP/1.1\r\n", b"X: a\r\n"),
+        (b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: a\r\n"),
+        (b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a"),
+        (b"GET /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", b"a"),
+    ],
+)
+async def test_a_head_without_an_end_costs_no_memory(tmp_path: Path, start: bytes, endless: bytes) -> None:
+    api = NodeApi(make_app(tmp_path, KEY, "a"), "127.0.0.1", 0)
+    serving = asyncio.get_running_loop().create_task(api.serve())
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(start)
+    part = endless * (65536 // len(endless))
+    async with asyncio.timeout(30):
+        with pytest.raises(ConnectionError):
+            await pour(writer, part, 512)  # 32 MiB, more than the kernel keeps
+    writer.close()
+    api.close()
+    await serving
+
+
+async def pour(writer: asyncio.StreamWriter, part: bytes, times: int) -> None:
+    for _ in range(times):
+        writer.write(part)
+        await writer.drain()
+
+
+async def test_a_large_body_is_no_large_head(tmp_path: Path) -> None:
+    api = NodeApi(make_app(tmp_path, KEY, "a"), "127.0.0.1", 0)
+    serving = asyncio.get_running_loop().create_task(api.serve())
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}", timeout=30) as client:
+        for _ in range(3):  # on one connection
+            assert (await client.post("/health", content=b"a" * 300_000)).status_code == 405
     api.close()
     await serving
 

@@ -71,6 +71,22 @@ def test_no_other_token_opens_anything(server: Server, token: str) -> None:
             assert server.http.request(method, path, headers=headers).status_code == 401, path
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://server"])
+def test_pages_of_other_origins_are_told_nothing(server: Server, origin: str) -> None:
+    """No cookie admits anybody, and no answer allows another page to read it or to send the header with the token."""
+    for method, path in [*routes(server), ("OPTIONS", "/api/v1/jobs")]:
+        if path == "/api/v1/stream":
+            continue
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST", "Cookie": f"token={KEY.api_token}"}
+        answer = server.http.request(method, path, headers={**asked, "Access-Control-Request-Headers": "authorization"})
+        if not is_page(path) and path != "/api/v1/health":
+            assert answer.status_code == 401, path
+        assert [name for name in answer.headers if name.startswith("access-control")] == []
+        assert "set-cookie" not in answer.headers
+    with_token = server.http.get("/api/v1/jobs", headers={"Origin": origin, "Authorization": f"Bearer {KEY.api_token}"})
+    assert (with_token.status_code, "access-control-allow-origin" in with_token.headers) == (200, False)
+
+
 @pytest.mark.parametrize("data", [encode(JobSpec(job="j", command=("steal",), max_np=4)), b"{}"])
 def test_a_spec_that_was_written_past_the_interface_is_never_signed_by_it(server: Server, data: bytes) -> None:
     server.node()
