@@ -121,10 +121,14 @@ class Api:
                 answer = http.request(method, url, params=query, json=body, headers=headers)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise self._no_address(error) from error
-        except UnicodeEncodeError as error:
+        except UnicodeEncodeError as error:  # before the next, whose kind it is
             raise BadInput(f"what was given is not UTF-8: {error.object[error.start :][:20]!r}") from error
+        except ValueError as error:  # of the encoder of JSON
+            raise BadInput(f"what was given cannot be sent: {error}; give finite numbers") from error
         except httpx.HTTPError as error:
-            text = f"no JobServer answers at {self._server} ({error}); check --server / EDL_SERVER"
+            text = (
+                f"no JobServer answers at {self._server} ({error}{_other_scheme(error)}); check --server / EDL_SERVER"
+            )
             raise CommandFailed(text) from error
         if answer.status_code in (400, 422):
             raise BadInput(_sentence(answer))
@@ -155,6 +159,13 @@ class Api:
             return tls.client_context_of(self._ca) if self._ca else tls.client_context(load_key(self.key))
         except CoordError as error:
             raise BadInput(str(error)) from error
+
+
+def _other_scheme(error: httpx.HTTPError) -> str:
+    """What to try where one side speaks TLS and the other does not."""
+    if isinstance(error, httpx.RemoteProtocolError):
+        return "; does it speak https?"
+    return "; does it speak http?" if "WRONG_VERSION_NUMBER" in str(error) else ""
 
 
 def _sentence(answer: httpx.Response) -> str:
@@ -214,6 +225,14 @@ def print_json(value: object) -> None:
 def plain(value: object) -> str:
     """As text whose control characters are written out: what a job says is not to drive the terminal."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", str(value))
+
+
+def tell(answer: object, as_json: bool, sentence: str) -> None:
+    """How a command ends that changes something: in a sentence or, for programs, with the whole answer."""
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(sentence)
 
 
 def print_table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:

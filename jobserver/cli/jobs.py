@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from jobserver.cli.changes import wanted
-from jobserver.cli.client import Api, BadInput, plain, print_json, print_table, with_api
+from jobserver.cli.client import Api, BadInput, plain, print_json, print_table, tell, with_api
 from jobserver.cli.events import print_events
 from jobserver.cli.names import JOB
 
@@ -44,7 +44,18 @@ def default_name(command: tuple[str, ...]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", Path(script).stem).strip("-._")[:63] or "job"
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+class _Submit(click.Command):
+    """Says where the command begins to whoever gives it options of its own without that."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            error.message += " What runs comes after --: edl submit [OPTIONS] -- python train.py --epochs 3."
+            raise
+
+
+@click.command(cls=_Submit)
 @click.option("--name", default=None, help="name of the job (default: of its service or script)")
 @click.option("--min-np", type=int, default=None, help="fewest workers it may run with (default: 1)")
 @click.option("--max-np", type=int, default=None, help="most workers it may have (default: --np, else --min-np)")
@@ -101,10 +112,7 @@ def submit(
     if pairs:
         body["env"] = _environment(pairs)
     answer = api.post("/jobs", body)
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(f"job {answer['job']} {'is submitted' if answer['created'] else 'exists already'}")
+    tell(answer, as_json, f"job {answer['job']} {'is submitted' if answer['created'] else 'exists already'}")
 
 
 def _spec(options: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +154,7 @@ def ps(api: Api, as_json: bool) -> None:
             _round(job["samples_per_s"], 1),
             _round(job["loss"], 4),
             _round(job["teacher_wait_s_per_step"], 3),
-            job["reason"].splitlines()[0] if job["reason"] else "",
+            _first_line(job["reason"]),
         )
         for job in answer["jobs"]
     ]
@@ -172,7 +180,7 @@ def describe(api: Api, as_json: bool, job: str) -> None:
         ("command", " ".join(spec["command"])),
         ("workers", f"{_workers(found)}, np {spec['np'] or 'open'}"),
         ("spares", f"{found['spares']} of {spec['spares']}"),
-        ("plan", f"revision {plan['revision']}, driver on {plan['driver_node']}: {plan['reason']}" if plan else "none"),
+        ("plan", f"revision {plan['revision']}, {_driver(plan)}: {plan['reason']}" if plan else "none"),
         ("priority", found["priority"]),
         ("speeds", ", ".join(f"{np}: {rate:.4g} samples/s" for np, rate in sorted(status.get("speeds", ()))) or "none"),
         ("attempt", f"{status['attempt']} ({status['restarts']} restarts, {status['failures']} failures this epoch)"),
@@ -189,6 +197,15 @@ def describe(api: Api, as_json: bool, job: str) -> None:
     print_table(("WORKER", "NODE", "SLOT", "STATE", "PID", "GENERATION", "OUTCOME", "EXIT"), workers)
     click.echo()
     print_events(found["events"])
+
+
+def _driver(plan: dict[str, Any]) -> str:
+    return "no driver" if plan["driver_node"] is None else f"driver on {plan['driver_node']}"
+
+
+def _first_line(reason: str) -> str:
+    """A log may follow it, which `edl describe` shows."""
+    return reason.partition("\n")[0].removesuffix("; the end of its log:")
 
 
 def _place(job: dict[str, Any]) -> str:
@@ -227,11 +244,8 @@ def _training(progress: dict[str, Any]) -> str:
 def scale(api: Api, as_json: bool, job: str, np: str) -> None:
     """Change how many workers a job has; NP is a number, or auto for its schedule."""
     answer = api.post(f"/jobs/{job}/scale", {"np": wanted(np)})
-    if as_json:
-        print_json(answer)
-    else:
-        wish = "what its schedule says" if np == "auto" else "1 worker" if int(np) == 1 else f"{int(np)} workers"
-        click.echo(f"job {job} wants {wish}")
+    wish = "what its schedule says" if np == "auto" else "1 worker" if int(np) == 1 else f"{int(np)} workers"
+    tell(answer, as_json, f"job {job} wants {wish}")
 
 
 @click.command()
@@ -240,11 +254,7 @@ def scale(api: Api, as_json: bool, job: str, np: str) -> None:
 @with_api
 def stop(api: Api, as_json: bool, job: str, reason: str) -> None:
     """Stop a job; its workers end at their next step. `edl cancel` waits for that."""
-    answer = api.post(f"/jobs/{job}/stop", {"reason": reason})
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(f"job {job} is being stopped")
+    tell(api.post(f"/jobs/{job}/stop", {"reason": reason}), as_json, f"job {job} is being stopped")
 
 
 @click.command()
@@ -252,11 +262,7 @@ def stop(api: Api, as_json: bool, job: str, reason: str) -> None:
 @with_api
 def delete(api: Api, as_json: bool, job: str) -> None:
     """Forget a job that has ended, so that its name is free; logs and checkpoints stay."""
-    answer = api.delete(f"/jobs/{job}")
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(f"job {job} is forgotten")
+    tell(api.delete(f"/jobs/{job}"), as_json, f"job {job} is forgotten")
 
 
 def _round(value: float | None, digits: int) -> str | None:
