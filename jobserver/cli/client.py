@@ -126,10 +126,10 @@ class Api:
         except ValueError as error:  # of the encoder of JSON
             raise BadInput(f"what was given cannot be sent: {error}; give finite numbers") from error
         except httpx.HTTPError as error:
-            text = (
-                f"no JobServer answers at {self._server} ({error}{_other_scheme(error)}); check --server / EDL_SERVER"
-            )
-            raise CommandFailed(text) from error
+            why = f"{error}{_other_scheme(error)}"
+            raise CommandFailed(
+                f"no JobServer answers at {self._server} ({why}); check --server / EDL_SERVER"
+            ) from error
         if answer.status_code in (400, 422):
             raise BadInput(_sentence(answer))
         if not answer.is_success:

@@ -185,6 +185,14 @@ def test_submit_reads_a_schedule(cluster: Cluster) -> None:
         (["submit", "--min-np", "5", "--max-np", "2", "--", "x"], 2, "min_np must not exceed max_np"),
         (["submit", "--np", "0", "--", "x"], 2, "np is 0"),
         (["submit"], 2, "the command is missing"),
+        (["submit", "python", "x.py", "--epochs", "3"], 2, "What runs comes after --"),
+        (["submit", "--hold-timeout", "nan", "--", "x"], 2, "give finite numbers"),
+        (["submit", "--max-np", "1" + "0" * 20, "--", "x"], 2, "max_np is 1000"),
+        (["submit", "--spares", "1000001", "--", "x"], 2, "it must be at most 1000000"),
+        (["drain", "a", "--deadline", "nan"], 2, "give finite numbers"),
+        (["up", "--slots", "0"], 2, "--slots is '0'"),
+        (["up", "--slots", "some"], 2, "--slots is 'some'"),
+        (["up", "--server-port", "99999"], 2, "it must be between 1 and 65535"),
         (["submit", "--schedule", "soon", "--", "x"], 2, "schedule 'soon' is not understood"),
         (["submit", "--env", "A", "--", "x"], 2, "--env 'A' is not NAME=VALUE"),
         (["scale", "j", "many"], 2, "give a number of workers"),
@@ -237,6 +245,15 @@ def test_what_a_job_says_does_not_drive_the_terminal(cluster: Cluster) -> None:
         found = cluster.edl(*command).stdout
         assert "red" in found or command[0] == "top"
         assert [character for character in found if not character.isprintable() and character != "\n"] == []
+
+
+def test_up_does_not_take_another_server_for_its_own(idle: Cluster, tmp_path: Path) -> None:
+    port = str(idle.listener.getsockname()[1])
+    result = idle.edl("up", "--server-port", port, "--data-dir", str(tmp_path), "--zookeeper-port", "0")
+    assert (result.exit_code, f"--server-port {port} cannot be listened on" in result.stderr) == (2, True), (
+        result.output
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_key_is_refused(idle: Cluster, tmp_path: Path) -> None:
