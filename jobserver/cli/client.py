@@ -126,7 +126,7 @@ class Api:
         except ValueError as error:  # of the encoder of JSON
             raise BadInput(f"what was given cannot be sent: {error}; give finite numbers") from error
         except httpx.HTTPError as error:
-            why = f"{error}{_other_scheme(error)}"
+            why = f"{error}{_hint(error)}"
             raise CommandFailed(
                 f"no JobServer answers at {self._server} ({why}); check --server / EDL_SERVER"
             ) from error
@@ -161,8 +161,10 @@ class Api:
             raise BadInput(str(error)) from error
 
 
-def _other_scheme(error: httpx.HTTPError) -> str:
-    """What to try where one side speaks TLS and the other does not."""
+def _hint(error: httpx.HTTPError) -> str:
+    """What to try where the two sides do not agree on TLS."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "; whom its certificate descends from is for --tls-ca / EDL_TLS_CA, or the cluster key, to say"
     if isinstance(error, httpx.RemoteProtocolError):
         return "; does it speak https?"
     return "; does it speak http?" if "WRONG_VERSION_NUMBER" in str(error) else ""

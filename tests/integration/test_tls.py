@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import http.client
 import json
 import os
@@ -21,9 +22,17 @@ from tls_files import write_tls_files
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.records import NodeRecord, WorkerRecord, WorkerState
-from edl_collective.coord.tls import TlsError, client_context, client_context_of, server_context, server_context_of
+from edl_collective.coord.tls import (
+    TlsError,
+    client_context,
+    client_context_of,
+    ends_at,
+    server_context,
+    server_context_of,
+)
 from jobclient import http_limits
 from jobclient.node_api import NodeApi, make_app
+from jobserver.__main__ import _tell_of_end
 from jobserver.cli.main import edl
 
 pytestmark = pytest.mark.integration
@@ -96,6 +105,21 @@ def test_files_that_are_no_certificates_are_named(tmp_path: Path) -> None:
         client_context_of(str(tmp_path / "none"))
     assert client_context_of(str(certificate)).check_hostname
     assert client_context_of("system").check_hostname
+
+
+def test_the_end_of_a_certificate_is_told_before_clients_refuse_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key, _ = write_tls_files(tmp_path)
+    end_s = ends_at(certificate)
+    assert datetime.datetime.fromtimestamp(end_s, datetime.UTC).isoformat() == "2126-10-28T16:02:00+00:00"
+    with pytest.raises(TlsError, match="--tls-cert"):
+        ends_at(key)
+    for left_s, told in ((1e9, ""), (3 * 86400.0, "expires in 3.0 days"), (-1.0, "has expired: clients refuse it")):
+        caplog.clear()
+        _tell_of_end(certificate, left_s)
+        assert bool(caplog.text) == bool(told)
+        assert told in caplog.text
 
 
 # ---- the program --------------------------------------------------------------------------------------------------
