@@ -126,6 +126,18 @@ def test_every_write_of_the_interface_signs(server: Server) -> None:
     assert "signature" not in server.http.get("/api/v1/jobs/j").json()["spec"]
 
 
+def test_a_node_with_slots_without_end_is_a_problem_and_costs_nothing(server: Server) -> None:
+    server.node()
+    record = encode(NodeRecord(node="huge", incarnation="i", address="127.0.0.1", port=1, slots=4))
+    server.store.create(P.node("huge"), record.replace(b'"slots":4', b'"slots":1000000000000'))
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    server.controller.step()
+    assert [row["node"] for row in server.http.get("/api/v1/nodes").json()["nodes"]] == ["a"]
+    assert server.http.get("/api/v1/jobs/j").json()["workers"] == 4
+    [problem] = server.http.get("/api/v1/health").json()["problems"]
+    assert (P.node("huge") in problem, "a node has at most 4096" in problem) == (True, True)
+
+
 class _Thief(http.server.BaseHTTPRequestHandler):
     seen: list[str]
 

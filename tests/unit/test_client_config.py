@@ -86,6 +86,7 @@ def test_predecessors_command_line_makes_a_job() -> None:
     ("argv", "words"),
     [
         (["--slots", "0"], "--slots is 0"),
+        (["--slots", "4097"], "--slots is 4097: a node has at most 4096"),
         (["--slots", "two"], "--slots is 'two'"),
         (["--slots", "3", "--gpus", "0"], "--gpus names 1 devices for --slots 3"),
         (["--node", "a/b"], "--node: 'a/b' cannot name a node"),
