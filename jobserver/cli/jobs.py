@@ -51,8 +51,8 @@ class _Submit(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            error.message += " What runs comes after --: edl submit [OPTIONS] -- python train.py --epochs 3."
-            raise
+            text = f"{error.message} What runs comes after --: edl submit [OPTIONS] -- python train.py --epochs 3."
+            raise click.NoSuchOption(error.option_name, text, error.possibilities, ctx) from error
 
 
 @click.command(cls=_Submit)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.core.result import Ok
 
-from edl_collective.coord.records import TIMEOUTS, JobSpec, WorkerRecord, WorkerState
+from edl_collective.coord.job_spec import TIMEOUTS
+from edl_collective.coord.records import JobSpec, WorkerRecord, WorkerState
 from jobclient.http_limits import LimitedHttp
 from jobserver.api_models import MAX_BODY_BYTES
 
