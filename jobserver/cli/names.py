@@ -14,7 +14,7 @@ from jobserver.cli.client import api_of
 TIME_LIMIT_S = 1.0
 
 
-class Name(click.ParamType[str]):
+class Name(click.types.StringParamType):
     """What names a `kind`. `listed`: where the JobServer lists them all, None if it does not."""
 
     def __init__(self, kind: str, listed: str | None = None) -> None:
