@@ -148,9 +148,11 @@ def _connect(config: Config, key: ClusterKey) -> ZkStore:
 
 
 async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) -> None:
+    incarnation = secrets.token_hex(8)
     node = NodeRecord(
         node=config.node,
-        incarnation=secrets.token_hex(8),
+        incarnation=incarnation,
+        proof=SpecSigner(key).node_proof(config.node, incarnation),
         address=config.address,
         port=api.port,
         slots=config.slots,

@@ -25,9 +25,11 @@ def add_metrics(app: FastAPI, service: _Service) -> None:
     @app.get("/metrics")
     def for_prometheus() -> Response:
         feed: Feed = app.state.feed
-        lines = [*server_lines(service.sight(feed.count, dict(app.state.answers))), *process_lines()]
+        sight = service.sight(feed.count, dict(app.state.answers))
+        lines = [*server_lines(sight), *process_lines()]
         try:
-            lines += cluster_lines(service.snapshot(services=True), service.now_s())
+            if sight.connected:  # else the answer would take longer than Prometheus waits
+                lines += cluster_lines(service.snapshot(services=True), service.now_s())
         except Disconnected as error:
             lines.append(f"# nothing of the cluster: {error}")
         return Response("\n".join([*lines, ""]), headers={"Content-Type": CONTENT_TYPE})

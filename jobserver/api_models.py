@@ -235,7 +235,9 @@ def _node_row(node: NodeRecord, planned: list[Json], snapshot: Snapshot) -> Json
         if order is None or order.value.cordon
         else {"deadline_s": order.value.deadline_s, "asked_at": order.value.asked_at}
     )
-    return {**msgspec.to_builtins(node), "drain": drain, "workers": sorted(planned, key=lambda row: row["slot"])}
+    row: Json = msgspec.to_builtins(node)
+    del row["proof"]
+    return {**row, "drain": drain, "workers": sorted(planned, key=lambda row: row["slot"])}
 
 
 def host_rows(job: Job, snapshot: Snapshot) -> list[Json]:

@@ -50,6 +50,8 @@ class NodeRecord(Record, frozen=True, kw_only=True):
     session_timeout_s: float | None = None
     #: its HTTP endpoint speaks TLS, with a certificate that proves the cluster key
     tls: bool = False
+    #: that its JobClient has the cluster key (SpecSigner.node_proof); "" if it does not say
+    proof: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.slots <= MAX_SLOTS:

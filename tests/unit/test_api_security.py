@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.records import JobSpec, NodeRecord, WorkerRecord, WorkerState, decode, encode
+from edl_collective.coord.signing import SpecSigner
 from jobserver.api_page import is_page
 
 READER = {"Authorization": f"Bearer {KEY.read_only_token}"}
@@ -149,6 +150,25 @@ def test_a_node_with_slots_without_end_is_a_problem_and_costs_nothing(server: Se
     assert server.http.get("/api/v1/jobs/j").json()["workers"] == 4
     [problem] = server.http.get("/api/v1/health").json()["problems"]
     assert (P.node("huge") in problem, "a node has at most 4096" in problem) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "proof", [SIGNER.node_proof("b", "i"), "", None, SIGNER.node_proof("b", "other"), "\N{SNOWMAN}"]
+)
+def test_nothing_is_planned_on_a_node_whose_jobclient_has_another_key(server: Server, proof: str | None) -> None:
+    """It would refuse the spec, and the world would wait for its worker until the warm time-out."""
+    theirs = SpecSigner(ClusterKey(b"s" * 32)).node_proof("b", "i") if proof is None else proof
+    server.node()
+    server.put(P.node("b"), NodeRecord(node="b", incarnation="i", address="h", port=1, slots=4, proof=theirs))
+    server.http.post("/api/v1/jobs", json={**SUBMIT, "max_np": 8})
+    server.controller.step()
+    trusted = proof in ("", SIGNER.node_proof("b", "i"))
+    rows = server.http.get("/api/v1/nodes").json()["nodes"]
+    assert [row["node"] for row in rows] == (["a", "b"] if trusted else ["a"])
+    assert "proof" not in rows[0]
+    assert server.http.get("/api/v1/jobs/j").json()["workers"] == (8 if trusted else 4)
+    problems = server.http.get("/api/v1/health").json()["problems"]
+    assert [P.node("b") in text and "--key-file" in text for text in problems] == ([] if trusted else [True])
 
 
 class _Thief(http.server.BaseHTTPRequestHandler):
