@@ -61,8 +61,8 @@ class OtherKey(RecordError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: its JobClient has another cluster key, so nothing is planned there: give it the --key-file of "
-            "the JobServers"
+            f"{self.path}: its JobClient has another cluster key, so nothing is planned there: give it the --key-file "
+            "of the JobServers"
         )
 
 
@@ -88,7 +88,7 @@ class SpecSigner:
         return hmac.compare_digest(given, self._signature(path, b"{" + data[_BODY:]))
 
     def node_proof(self, node: str, incarnation: str) -> str:
-        """What a node's record says to show that its JobClient has the key. It guards against mistakes: it can be copied."""
+        """What a node's record says to show that its JobClient has the key; it can be copied, so only mistakes show."""
         return hmac.new(self._secret, _NODE + f"{node} {incarnation}".encode(), hashlib.sha256).hexdigest()[:32]
 
     def check_node(self, path: str, node: NodeRecord) -> None:

@@ -82,9 +82,10 @@ def test_closed_nodes_and_ended_jobs_are_counted_as_such(server: Server) -> None
     assert found["edl_cluster_jobs", ("phase", "failed")] == 1
 
 
-def test_a_server_without_zookeeper_still_tells_of_itself(server: Server) -> None:
+def test_a_server_without_zookeeper_still_tells_of_itself(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.store.suspend()
-    server.controller.view.load = lambda **_: pytest.fail("a look would take longer than Prometheus waits")
+    late = "a look would take longer than Prometheus waits"
+    monkeypatch.setattr(server.controller.view, "load", lambda **_: pytest.fail(late))
     answer = server.http.get("/metrics")
     assert answer.status_code == 200
     found = parse(answer.text)
