@@ -89,7 +89,12 @@ class Service:
         self._session_changed(store.session)
 
     def snapshot(self, *, services: bool = False) -> Snapshot:
-        """The newest; one that the end of a session cut short is taken again in the next. Raises Disconnected."""
+        """The newest; one that the end of a session cut short is taken again in the next. Raises Disconnected.
+
+        Without a session it is said soon: requests that wait for a store that is away would keep all others waiting.
+        """
+        if not self._connected.wait(PATIENCE_S):
+            raise Disconnected("the JobServer's --zookeeper", "it has no session")
         try:
             return self._controller.view.load(services=services)
         except Disconnected:
@@ -237,7 +242,7 @@ class Service:
         problems = [self._controller.failure] if self._controller.failure else []
         leader = None
         try:
-            snapshot = self._controller.view.load()
+            snapshot = self.snapshot()
             problems += [problem.text for problem in snapshot.problems]
             leader = snapshot.leader.server if snapshot.leader else None
         except CoordError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from api_server import KEY, SUBMIT, P, Server
+from api_server import KEY, SUBMIT, P, Server, refused
 from fleet_flow import student, teacher
 from prometheus_text import parse
 
@@ -59,9 +59,9 @@ def busy(server: Server) -> None:
 
 def test_a_server_tells_of_the_cluster_its_jobs_and_itself(server: Server) -> None:
     busy(server)
-    refused = server.http.get("/metrics", headers={})
+    stranger = server.http.get("/metrics", headers={})
     found = parse(server.http.get("/metrics").text)
-    assert refused.status_code == 401
+    assert stranger.status_code == 401
     assert found["edl_server_answers_total", ("status", "401")] == 1
     assert found["edl_server_leading",] == found["edl_server_zookeeper_connected",] == 1
     assert found["edl_cluster_slots",] == 4
@@ -91,6 +91,8 @@ def test_a_server_without_zookeeper_still_tells_of_itself(server: Server, monkey
     found = parse(answer.text)
     assert found["edl_server_zookeeper_connected",] == found["edl_server_leading",] == 0
     assert [sample for sample in found if sample[0].startswith("edl_cluster")] == []
+    refused(server.http.get("/api/v1/jobs"), 503, "cannot be reached (it has no session)")
+    assert server.http.get("/api/v1/health").json()["zookeeper"] == "suspended"
 
 
 async def ask(tmp_path: Path, sight: NodeSight | None, token: str) -> httpx.Response:
