@@ -80,7 +80,12 @@ def test_a_browser_is_led_to_the_page_without_telling_the_token_to_other_users(
     following: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
+
+    def open_(address: str) -> bool:
+        opened.append(address)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", open_)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".edl").mkdir()
     (tmp_path / ".edl" / "page.html").write_text("everybody may read this")
