@@ -17,7 +17,7 @@ from page_server import P
 from page_tab import Shown, picture
 
 from checkpoints import TrainStatus, pin, save_checkpoint
-from edl_collective.coord.records import DrainRecord, NodeRecord, decode
+from edl_collective.coord.records import DrainRecord, NodeRecord, decode, encode
 from jobserver.checkpoint_looks import KEEP_S
 
 pytest_plugins = ["page_fixtures"]
@@ -165,6 +165,17 @@ def test_what_is_wrong_with_a_node_and_that_it_is_over(shown: Shown) -> None:
     page.wait(f"{seen}('node node-c offers 3 slots, fewer than it has: GPU 2: no answer within 120 s')")
     shown.server.node("node-c", slots=4)
     page.wait(f"{seen}('node node-c is well again and offers 4 slots')")
+
+
+def test_a_cordoned_node_is_shown_and_can_be_uncordoned(shown: Shown) -> None:
+    order = encode(DrainRecord(node="node-a", cordon=True))
+    shown.server.store.create(P.drain("node-a"), order)
+    page = shown.view("nodes", "[data-node=node-a] .badge")
+    page.wait("document.querySelector('[data-node=node-a] .badge')?.textContent === 'cordoned'")
+    page.click("[data-node=node-a] button", "Uncordon")
+    page.click("dialog button.primary")
+    page.wait("!document.querySelector('[data-node=node-a] .badge')")
+    assert shown.server.store.get(P.drain("node-a")) is None
 
 
 def test_a_job_is_scaled_and_stopped_after_a_question(shown: Shown) -> None:
