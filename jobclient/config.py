@@ -124,7 +124,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     return _build(values, environ)
 
 
-_OPTIONS: dict[str, tuple[str, str]] = {
+OPTIONS: dict[str, tuple[str, str]] = {
     "node": ("NAME", "name of this node (default: the host name)"),
     "zookeeper": ("HOSTS", "host:port[,host:port] (default: 127.0.0.1:2181)"),
     "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of the options below")
-    for name, (metavar, text) in _OPTIONS.items():
+    for name, (metavar, text) in OPTIONS.items():
         parser.add_argument("--" + name.replace("_", "-"), dest=name, metavar=metavar, help=text)
     parser.add_argument("--label", metavar="K=V", action="append", help="one label; may be given several times")
     parser.add_argument("script", nargs="?", help="training script: make sure that a job which runs it exists")
@@ -220,7 +220,7 @@ def _from_file(path: str | None) -> dict[str, object]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--config {path} cannot be read: {error}") from error
     values = {name.replace("-", "_"): value for name, value in values.items()}
-    unknown = sorted(values.keys() - _OPTIONS.keys())
+    unknown = sorted(values.keys() - OPTIONS.keys())
     if unknown:
         raise ConfigError(f"--config {path} sets {unknown[0]!r}, which is not an option; see --help")
     return values
@@ -228,7 +228,7 @@ def _from_file(path: str | None) -> dict[str, object]:
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:
     values: dict[str, object] = {name: environ[alias] for alias, name in _ALIASES.items() if environ.get(alias)}
-    values |= {name: environ[f"EDL_{name.upper()}"] for name in _OPTIONS if environ.get(f"EDL_{name.upper()}")}
+    values |= {name: environ[f"EDL_{name.upper()}"] for name in OPTIONS if environ.get(f"EDL_{name.upper()}")}
     return values
 
 
