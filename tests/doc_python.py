@@ -9,8 +9,7 @@ from typing import Any
 
 #: what stands for the reader's own objects
 GIVEN = frozenset(
-    ("criterion", "dataset", "epochs", "evaluate", "images", "loader", "model", "optimizer", "os", "parser", "rank")
-    + ("scaler", "schedule", "train_step")
+    "criterion dataset epochs evaluate images loader model optimizer os parser rank scaler schedule train_step".split()  # noqa: SIM905
 )
 _OURS = ("edl_collective", "checkpoints", "distill", "jobserver", "jobclient")
 

@@ -1,8 +1,8 @@
 """Where the commands of the documentation run as printed: a cluster, and a folder for each page.
 
-What a page names and this machine has not (an HDFS, S3, /data, /tmp) is a folder of the sandbox. `edl up` and `edl drill`
-do nothing here, since the cluster is there and their own tests run them; commands that follow without end (`-f`, `top`)
-are let go when they have said something; `edl delete` waits for the end of the job, as a person would.
+What a page names and this machine has not (an HDFS, S3, /data, /tmp) is a folder of the sandbox. `edl up` and
+`edl drill` do nothing here, since the cluster is there and their own tests run them; commands that follow without end
+(`-f`, `top`) are let go when they have said something; `edl delete` waits for the end of the job, as a person would.
 """
 
 import os

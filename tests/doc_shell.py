@@ -25,8 +25,7 @@ from jobserver.openapi import ROUTES
 
 #: programs of others, whose arguments are not looked at
 FOREIGN = frozenset(
-    ("cat", "docker", "echo", "install", "kill", "kubectl", "mkdir", "openssl", "pip", "source", "systemctl")
-    + ("tensorboard", "umask", "useradd")
+    "cat docker echo install kill kubectl mkdir openssl pip source systemctl tensorboard umask useradd".split()  # noqa: SIM905
 )
 _VARIABLE = re.compile(r"([A-Z_][A-Z0-9_]*)=")
 _CONTROL = set(";&|()")

@@ -1,4 +1,4 @@
-"""Pages of the site that lie outside docs/, links between pages, and GitHub's Markdown as Python-Markdown wants it. [pure]
+"""Pages of the site that lie outside docs/, links between pages, and GitHub's Markdown for Python-Markdown. [pure]
 
 Invariant: a link that leads to a page on GitHub leads to the same page on the site; one to a file that is no page
 becomes its path; one to nothing stays as it is, so that the strict build refuses it.
