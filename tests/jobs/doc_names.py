@@ -1,6 +1,8 @@
 """What blocks of Python in the documentation take as the reader's own: a small model, its data, and the rest."""
 
+import argparse
 import itertools
+import os  # noqa: F401  blocks use it
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ scaler = torch.amp.GradScaler("cpu", enabled=False)
 criterion = nn.CrossEntropyLoss()
 dataset = TensorDataset(torch.randn(600, 8), torch.randint(4, (600,)))
 loader: DataLoader[Any] = DataLoader(dataset, batch_size=100)
+parser = argparse.ArgumentParser()
+epochs = 2
 rank = 0
 _hits = itertools.count()
 
