@@ -216,17 +216,17 @@ def _check_script(path: Path, arguments: Sequence[str]) -> None:
     options = [word.partition("=")[0] for word in arguments if re.match(r"--\w", word)]
     known = _text_around(path) if options else ""
     for option in options:
-        name = option.lstrip("-").replace("-", "_")
-        if not re.search(rf"\b{re.escape(name)}\b", known):
+        name = re.sub("[-_]", "[-_]", option.lstrip("-"))
+        if not re.search(rf"(?<!\w){name}(?!\w)", known):
             raise Wrong(f"{path.name} has no option {option}")
 
 
 def _text_around(path: Path) -> str:
-    """All that may define an option of a script, with _ for -: its neighbours, and the modules that scripts start."""
+    """All that may define an option of a script: its neighbours, and the modules that scripts start."""
     near = [*path.resolve().parent.glob("*.*"), *path.parent.glob("*.*"), *ROOT.glob("scripts/bench/**/*.py")]
     more = ("jobserver/config.py", "jobclient/config.py", "distill/arguments.py", "scripts/quickstart.py")
     files = [file for file in {*near, *(ROOT / name for name in more)} if file.suffix in (".py", ".sh")]
-    return "\n".join(file.read_text(encoding="utf-8") for file in files).replace("-", "_")
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def _check_paths(words: Sequence[str], folder: Path) -> None:

@@ -14,12 +14,12 @@ PAGE = ROOT / "docs" / "reference" / "configuration.md"
 _FOLDERS = ("checkpoints", "distill", "edl_collective", "jobclient", "jobserver", "scripts", "examples", "deploy")
 _KINDS = {".py", ".sh", ".yaml", ".service", ""}
 #: beginnings that are put together with the names of options; and click's own, which nobody sets
-_NOT_NAMES = {"EDL_", "EDL_TEACHER", "EDL_TEACHER_", "EDL_DISTILL_", "EDL_COMPLETE"}
+_NOT_NAMES = {"EDL_", "EDL_TEACHER", "EDL_TEACHER_", "EDL_DISTILL_", "EDL_COMPLETE", "PADDLE_EDL_"}
 
 
 def from_options() -> set[str]:
     """Those that are made of the names of options."""
-    found = {f"EDL_{name.upper()}" for name in (*SERVER_OPTIONS, *CLIENT_OPTIONS)}
+    found = {f"EDL_{name.upper()}" for name in (*SERVER_OPTIONS, *CLIENT_OPTIONS, "changing")}
     return found | {f"{PREFIX}{field.name.upper()}" for field in fields(ReaderOptions)} | set(teacher_variables())
 
 

@@ -64,7 +64,7 @@ def check(block: Block) -> None:
         assert not missing, f"{block} says that {missing} runs it"
     try:
         CHECKS[block.language](block)
-    except (ValueError, SyntaxError, ImportError, yaml.YAMLError) as error:
+    except (ValueError, SyntaxError, ImportError, configparser.Error, yaml.YAMLError) as error:
         pytest.fail(f"{block}: {error}")
 
 
