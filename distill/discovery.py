@@ -15,6 +15,7 @@ from msgspec import structs
 
 from distill.balance import Share, balance
 from distill.errors import ConfigError
+from distill.io_settings import DynamicTeachers
 from distill.listing import Listing, listings
 from distill.records import MATERIAL, StudentRecord, TeacherRecord, settled
 from distill.source import StudentReport, Teacher
@@ -37,6 +38,8 @@ WRITE_EVERY_S, FIGURES_EVERY_S = 1.0, 5.0
 #: between two looks, and between two tries to reach ZooKeeper
 LOOK_EVERY_S, RETRY_S = 0.02, 1.0
 CONNECT_TIMEOUT_S = 5.0
+#: silence after which the teachers are the other students'
+SESSION_TIMEOUT_S = 10.0
 #: for the thread to end; a store that does not answer must not keep the IO process
 CLOSE_TIMEOUT_S = 2.0
 
@@ -51,29 +54,29 @@ class Discovery:
     def __init__(
         self,
         open_store: Callable[[], Store],
-        paths: Paths,
-        service: str,
-        student: str,
+        wanted: DynamicTeachers,
         *,
         wake: Callable[[], None],
-        max_teachers: int | None = None,
-        job: str | None = None,
-        worker: str | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if max_teachers is not None and max_teachers < 1:
-            raise ConfigError(f"max_teachers is {max_teachers}: it must be at least 1, or left open")
+        service, student, most = wanted.service, wanted.student, wanted.max_teachers
+        if most is not None and most < 1:
+            raise ConfigError(f"max_teachers is {most}: it must be at least 1, or left open")
         try:
-            self._root, self._path = paths.service(service), paths.student(service, student)
+            self._paths = Paths(wanted.root)
+            self._root, self._path = self._paths.service(service), self._paths.student(service, student)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self._open_store = open_store
-        self._paths = paths
         self._service = service
         self._wake = wake
         self._clock = clock or SystemClock()
         self._record = StudentRecord(
-            student=student, max_teachers=max_teachers, job=job, worker=worker, started_at=self._clock.wall_s()
+            student=student,
+            max_teachers=most,
+            job=wanted.job,
+            worker=wanted.worker,
+            started_at=self._clock.wall_s(),
         )
         self._store: Store | None = None
         self._mirror: Mirror | None = None
@@ -264,38 +267,18 @@ class _Settling:
         return wait_s
 
 
-def connect(
-    hosts: str,
-    root: str,
-    service: str,
-    student: str,
-    *,
-    wake: Callable[[], None],
-    max_teachers: int | None = None,
-    job: str | None = None,
-    worker: str | None = None,
-    session_timeout_s: float = 10.0,
-    environ: Mapping[str, str] | None = None,
-) -> Discovery:
-    """Follow `service` in the ZooKeeper at `hosts`; returns at once, the connection comes when it can.
+def connect(wanted: DynamicTeachers, *, wake: Callable[[], None], environ: Mapping[str, str]) -> Discovery:
+    """Follow the service in ZooKeeper; returns at once, the connection comes when it can.
 
-    student: unique among the students of the service, and the same for a process that takes the place of this one.
     environ: where the services token or the cluster key is found, without which only an open tree lets a student in.
     Raises ConfigError for names that cannot be.
     """
-    try:
-        paths = Paths(root)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
     def open_store() -> Store:
-        access = None if environ is None else services_access(hosts, root, environ)
-        return ZkStore(hosts, session_timeout_s=session_timeout_s, access=access).start(CONNECT_TIMEOUT_S)
+        access = services_access(wanted.hosts, wanted.root, environ)
+        return ZkStore(wanted.hosts, session_timeout_s=SESSION_TIMEOUT_S, access=access).start(CONNECT_TIMEOUT_S)
 
-    found = Discovery(
-        *(open_store, paths, service, student), wake=wake, max_teachers=max_teachers, job=job, worker=worker
-    )
-    return found.start()
+    return Discovery(open_store, wanted, wake=wake).start()
 
 
 def _as_teacher(record: TeacherRecord) -> Teacher:

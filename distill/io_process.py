@@ -155,14 +155,7 @@ class IoProcess:
         self._watch(wakeup, select.EPOLLIN, lambda _: _drain(wakeup))
         from distill import discovery  # loads kazoo: only for those who need it
 
-        return discovery.connect(
-            *(dynamic.hosts, dynamic.root, dynamic.service, dynamic.student),
-            wake=lambda: os.eventfd_write(wakeup, 1),
-            max_teachers=dynamic.max_teachers,
-            job=dynamic.job,
-            worker=dynamic.worker,
-            environ=os.environ,
-        )
+        return discovery.connect(dynamic, wake=lambda: os.eventfd_write(wakeup, 1), environ=os.environ)
 
     def _follow_source(self) -> None:
         teachers = self._source.teachers()

@@ -14,8 +14,10 @@ class DynamicTeachers(msgspec.Struct, frozen=True):
     hosts: str
     root: str
     service: str
+    #: unique among the students of the service, and the same for a process that takes the place of this one
     student: str
     max_teachers: int | None = None
+    #: whose student it is, if a JobClient runs it
     job: str | None = None
     worker: str | None = None
 

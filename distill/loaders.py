@@ -34,8 +34,6 @@ class Token(NamedTuple):
     """Comes back for a batch: it lies in the slot and is posted, or it came whole (`slot` is NO_SLOT)."""
 
     seq: int
-    #: the ticket's, also when the batch did not fit into it
-    ticket_slot: int
     slot: int
     rows: int
     #: the batch, with InSlot for its tensors
@@ -102,21 +100,21 @@ class SlotCollate:
     def __call__(self, ticketed: tuple[Ticket, Any]) -> Token:
         ticket, samples = ticketed
         if ticket.slot == NO_SLOT:
-            return Token(ticket.seq, NO_SLOT, NO_SLOT, 0, self._collate(samples))
+            return Token(ticket.seq, NO_SLOT, 0, self._collate(samples))
         filling = Filling(self._ring.slot(ticket.slot))
         try:
             batch = self._collate_into(filling, samples)
             nest = filling.store(batch)
         except SlotFull:
-            return Token(ticket.seq, ticket.slot, NO_SLOT, 0, self._collate(samples))
+            return Token(ticket.seq, NO_SLOT, 0, self._collate(samples))
         if isinstance(nest, End):
-            return Token(ticket.seq, ticket.slot, NO_SLOT, 0, nest)
+            return Token(ticket.seq, NO_SLOT, 0, nest)
         rows, parts = parts_of(nest, self._ins)
         if self._post is not None:
             message = encode(Post(ticket.seq, ticket.slot, rows, filling.end, parts))
             self._ring.announce(ticket.slot, ticket.seq, message)
             self._post.send(message)
-        return Token(ticket.seq, ticket.slot, ticket.slot, rows, nest)
+        return Token(ticket.seq, ticket.slot, rows, nest)
 
     def _collate_into(self, filling: Filling, samples: Any) -> Any:
         if self._collate is default_collate:

@@ -191,7 +191,7 @@ class StudentSession:
         """Post a batch that came from a loader which cannot be wrapped."""
         seq = self._next_seq
         self._next_seq += 1
-        return self._post_parcel(Token(seq, NO_SLOT, NO_SLOT, 0, batch))
+        return self._post_parcel(Token(seq, NO_SLOT, 0, batch))
 
     def posted(self, token: Token) -> Token:
         """See that the batch of a token is posted: one that came whole is posted here."""

@@ -27,9 +27,10 @@ from edl_collective.coord.zk_store import ZkStore
 from edl_collective.messages import AgentMessage
 from jobclient.addresses import host_name_problem
 from jobclient.agent import Agent
-from jobclient.config import Config, ConfigError, parse
+from jobclient.config import Config, parse
 from jobclient.health import healthy
 from jobclient.node_api import NodeApi, make_app
+from jobclient.options import ConfigError
 from jobclient.rendezvous_http import RendezvousServer
 from jobclient.rendezvous_proxy import JobProxy
 from jobclient.submit import ensure_job

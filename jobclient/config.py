@@ -7,24 +7,34 @@ Config; nothing after it looks at any of these again. Raises ConfigError with on
 import argparse
 import math
 import os
-import re
 import socket
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-from edl_collective.coord.access import ACL_MODES, is_loopback, off_loopback
 from edl_collective.coord.key_file import key_file
 from edl_collective.coord.paths import Paths, check_name
 from edl_collective.coord.records import JobSpec
 from jobclient import gpus as gpu_discovery
 from jobclient.addresses import interface_of
+from jobclient.options import (
+    ConfigError,
+    as_integer,
+    check_hosts,
+    check_port,
+    check_positive,
+    checked,
+    closed_tree,
+    integer,
+    merged,
+    number,
+    option_parser,
+    with_dashes,
+    with_tls,
+)
 
 #: upper bound of workers that a job started by a JobClient allows; the JobServer's options bound it further
 DEFAULT_MAX_NP = 1024
-R = TypeVar("R")
 
 _HELP = """\
 Run this on every machine that offers slots. It registers the machine as a node, then starts, watches and stops the
@@ -38,10 +48,6 @@ _EPILOG = """\
 Every option can also be set in the environment (EDL_ and the name in capitals, for example EDL_ZOOKEEPER,
 EDL_LOG_DIR) or in a TOML file given with --config (log_dir = "pod_log"). The command line wins over the environment,
 which wins over the file. '-' and '_' in option names are the same."""
-
-
-class ConfigError(ValueError):
-    """Raised when an option has a value that cannot work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +95,17 @@ class Config:
     environ: Mapping[str, str] = field(repr=False)
 
     def __post_init__(self) -> None:
-        _checked("--node", check_name, "node", self.node)
-        _checked("--zookeeper-root", Paths, self.zookeeper_root)
-        if not re.fullmatch(r"[^\s,:]+:\d+(,[^\s,:]+:\d+)*", self.zookeeper):
-            raise ConfigError(f"--zookeeper is {self.zookeeper!r}: give host:port, several separated by commas")
-        for name in ("zookeeper_wait_s", "session_timeout_s", "slots", "threads_per_slot", "health_timeout_s"):
-            if getattr(self, name) <= 0:
-                option = "--" + name.removesuffix("_s").replace("_", "-")
-                raise ConfigError(f"{option} is {getattr(self, name)}: it must be positive")
+        checked("--node", check_name, "node", self.node)
+        checked("--zookeeper-root", Paths, self.zookeeper_root)
+        check_hosts(self.zookeeper)
+        check_positive(self, ("zookeeper_wait_s", "session_timeout_s", "slots", "threads_per_slot", "health_timeout_s"))
         if self.drain_timeout_s is not None and not 0 <= self.drain_timeout_s < math.inf:
             raise ConfigError(f"--drain-timeout is {self.drain_timeout_s}: it must be a number of seconds, at least 0")
         for name in ("log_keep_days", "log_max_bytes"):
             if not 0 <= getattr(self, name) < math.inf:
                 option = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option} is {getattr(self, name)}: it must be a number, 0 for no limit")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port is {self.port}: it must be between 0 (any free port) and 65535")
+        check_port("--port", self.port)
         if self.gpus and len(self.gpus) != self.slots:
             raise ConfigError(f"--gpus names {len(self.gpus)} devices for --slots {self.slots}: give one per slot")
         if not self.work_dir.is_dir():
@@ -117,9 +118,12 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     Raises ConfigError; --help and options that do not exist end the process as argparse does.
     """
     split = count_options(argv)
-    given = vars(_parser().parse_args([*map(_dashes, argv[:split]), *argv[split:]]))
-    values = {**_from_file(given["config"] or environ.get("EDL_CONFIG")), **_from_environ(environ)}
-    values |= {name: value for name, value in given.items() if value is not None}
+    parser = option_parser("jobclient", _HELP, _EPILOG, OPTIONS)
+    parser.add_argument("--label", metavar="K=V", action="append", help="one label; may be given several times")
+    parser.add_argument("script", nargs="?", help="training script: make sure that a job which runs it exists")
+    parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
+    given = vars(parser.parse_args([*map(with_dashes, argv[:split]), *argv[split:]]))
+    values = merged(OPTIONS, given, environ, _ALIASES)
     values["labels"] = _labels(values.get("labels", "")) | _labels(",".join(given["label"] or ()), "--label")
     return _build(values, environ)
 
@@ -180,23 +184,6 @@ OPTIONS: dict[str, tuple[str, str]] = {
 _ALIASES = {"PADDLE_EDL_FLEET_CHECKPOINT_PATH": "checkpoint_path", "PADDLE_JOB_ID": "job_id"}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="jobclient",
-        description=_HELP,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the options below")
-    for name, (metavar, text) in OPTIONS.items():
-        parser.add_argument("--" + name.replace("_", "-"), dest=name, metavar=metavar, help=text)
-    parser.add_argument("--label", metavar="K=V", action="append", help="one label; may be given several times")
-    parser.add_argument("script", nargs="?", help="training script: make sure that a job which runs it exists")
-    parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
-    return parser
-
-
 def count_options(argv: Sequence[str]) -> int:
     """Where the script stands in `argv`: what follows it is not ours to read."""
     index = 0
@@ -206,38 +193,9 @@ def count_options(argv: Sequence[str]) -> int:
     return min(index, len(argv))
 
 
-def _dashes(argument: str) -> str:
-    """--log_dir is --log-dir."""
-    name, equals, value = argument.partition("=")
-    return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
-
-
-def _from_file(path: str | None) -> dict[str, object]:
-    if path is None:
-        return {}
-    try:
-        values = tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
-    values = {name.replace("-", "_"): value for name, value in values.items()}
-    unknown = sorted(values.keys() - OPTIONS.keys())
-    if unknown:
-        raise ConfigError(f"--config {path} sets {unknown[0]!r}, which is not an option; see --help")
-    return values
-
-
-def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:
-    values: dict[str, object] = {name: environ[alias] for alias, name in _ALIASES.items() if environ.get(alias)}
-    values |= {name: environ[f"EDL_{name.upper()}"] for name in OPTIONS if environ.get(f"EDL_{name.upper()}")}
-    return values
-
-
 def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
     def text(name: str, default: str) -> str:
         return str(values.get(name, default))
-
-    def number(name: str, default: float) -> float:
-        return _number(name, values.get(name, default))
 
     address = text("address", "127.0.0.1")
     found = gpu_discovery.find(environ)
@@ -246,51 +204,32 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         node=text("node", socket.gethostname()),
         zookeeper=text("zookeeper", "127.0.0.1:2181"),
         zookeeper_root=text("zookeeper_root", "/edl"),
-        zookeeper_wait_s=number("zookeeper_wait", 30.0),
-        session_timeout_s=number("session_timeout", 10.0),
-        drain_timeout_s=number("drain_timeout", 0.0) if "drain_timeout" in values else None,
+        zookeeper_wait_s=number(values, "zookeeper_wait", 30.0),
+        session_timeout_s=number(values, "session_timeout", 10.0),
+        drain_timeout_s=number(values, "drain_timeout", 0.0) if "drain_timeout" in values else None,
         address=address,
-        port=_integer("port", values.get("port", 0)),
+        port=integer(values, "port", 0),
         interface=str(values["interface"]) if "interface" in values else interface_of(address),
         slots=slots,
         gpus=gpus,
         devices_text=f"{found.text}; {slots} {'GPU' if gpus else 'CPU'} slots",
         health_check=_switch("health_check", values.get("health_check", "on" if gpus else "off")),
-        health_timeout_s=number("health_timeout", 120.0),
-        threads_per_slot=_integer(
-            "threads_per_slot", values.get("threads_per_slot", max(1, _cores() // max(1, slots)))
-        ),
+        health_timeout_s=number(values, "health_timeout", 120.0),
+        threads_per_slot=integer(values, "threads_per_slot", max(1, _cores() // max(1, slots))),
         labels=_labels(values["labels"]),
         log_dir=Path(text("log_dir", "pod_log")).absolute(),
         log_file=Path(text("log_file", "")).absolute() if values.get("log_file") else None,
-        log_keep_days=number("log_keep_days", 30.0),
-        log_max_bytes=_integer("log_max_bytes", values.get("log_max_bytes", 10 * 2**30)),
+        log_keep_days=number(values, "log_keep_days", 30.0),
+        log_max_bytes=integer(values, "log_max_bytes", 10 * 2**30),
         work_dir=Path(text("work_dir", ".")).absolute(),
         start_dir=Path.cwd(),
         key_file=key_file(text("key_file", ""), environ),
         closed_tree=closed_tree(values, address),
         tls=with_tls(values, address),
-        log_level=_integer("log_level", values.get("log_level", 20)),
+        log_level=integer(values, "log_level", 20),
         job=_job(values),
         environ=dict(environ),
     )
-
-
-def closed_tree(values: Mapping[str, object], address: str) -> bool:
-    """Whether --zookeeper-acl asks for a tree that is closed. Raises ConfigError."""
-    mode = str(values.get("zookeeper_acl", ""))
-    if mode and mode not in ACL_MODES:
-        raise ConfigError(f"--zookeeper-acl is {mode!r}: it must be {' or '.join(ACL_MODES)}")
-    zookeeper = str(values.get("zookeeper", "127.0.0.1:2181"))
-    return mode == "key" or (not mode and off_loopback(zookeeper, address))
-
-
-def with_tls(values: Mapping[str, object], address: str) -> bool:
-    """Whether a port at `address` speaks TLS. Raises ConfigError."""
-    mode = str(values.get("tls", "off" if is_loopback(address) else "on"))
-    if mode not in ("on", "off"):
-        raise ConfigError(f"--tls is {mode!r}: it must be on or off")
-    return mode == "on"
 
 
 def _job(values: Mapping[str, object]) -> JobSpec | None:
@@ -307,13 +246,13 @@ def _job(values: Mapping[str, object]) -> JobSpec | None:
         return None
     assert isinstance(args, list)
     name = optional("job_id") or Path(optional("pod_path") or Path(str(script)).stem).name
-    return _checked(
+    return checked(
         "the job",
         JobSpec,
         job=name,
         command=("python3", str(script), *args),
-        min_np=_integer("min_np", values.get("min_np", 1)),
-        max_np=_integer("max_np", values.get("max_np", DEFAULT_MAX_NP)),
+        min_np=integer(values, "min_np", 1),
+        max_np=integer(values, "max_np", DEFAULT_MAX_NP),
         package_hook=optional("package_sh"),
         pod_path=optional("pod_path"),
         checkpoint_url=optional("checkpoint_path"),
@@ -327,7 +266,7 @@ def _slots(values: Mapping[str, object], found: tuple[int, ...]) -> tuple[int, t
     gpus = found if auto else _gpu_list(given)
     if "slots" not in values:
         return (len(gpus), gpus) if gpus else (_cores(), ())
-    slots = _integer("slots", values["slots"])
+    slots = integer(values, "slots", 0)
     if auto:
         gpus = found[:slots] if len(found) >= slots else ()
     return slots, gpus
@@ -344,7 +283,7 @@ def _cores() -> int:
 
 def _gpu_list(given: object) -> tuple[int, ...]:
     words = given if isinstance(given, list) else [w for w in str(given).split(",") if w and w != "none"]
-    return tuple(_integer("gpus", word) for word in words)
+    return tuple(as_integer("gpus", word) for word in words)
 
 
 def _switch(name: str, value: object) -> bool:
@@ -361,25 +300,3 @@ def _labels(given: object, option: str = "--labels") -> dict[str, str]:
         if not name or not equals:
             raise ConfigError(f"{option} holds {name!r}: write name=value, several separated by commas")
     return {name: value for name, _, value in pairs}
-
-
-def _number(name: str, value: object) -> float:
-    try:
-        return float(str(value))
-    except ValueError:
-        raise ConfigError(f"--{name.replace('_', '-')} is {value!r}: it must be a number") from None
-
-
-def _integer(name: str, value: object) -> int:
-    try:
-        return int(str(value))
-    except ValueError:
-        raise ConfigError(f"--{name.replace('_', '-')} is {value!r}: it must be a whole number") from None
-
-
-def _checked(option: str, make: Callable[..., R], *args: object, **fields: object) -> R:
-    """make(...), its ValueError as a ConfigError that names `option`."""
-    try:
-        return make(*args, **fields)
-    except ValueError as error:
-        raise ConfigError(f"{option}: {error}") from error

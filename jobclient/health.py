@@ -15,8 +15,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from edl_collective.coord.records import NodeRecord
-from jobclient.config import Config, ConfigError
+from jobclient.config import Config
 from jobclient.health_probe import NOT_CHECKED
+from jobclient.options import ConfigError
 from jobclient.processes import Command, Process, exit_text, log_tail
 from jobclient.worker_env import inherited
 

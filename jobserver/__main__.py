@@ -27,9 +27,10 @@ from edl_collective.coord.store import Store
 from edl_collective.coord.tls import server_context, server_context_of
 from edl_collective.coord.zk_store import ZkStore
 from jobclient.http_limits import LimitedHttp
+from jobclient.options import ConfigError
 from jobserver.api import Service, create_app
 from jobserver.api_stream import close_streams
-from jobserver.config import Config, ConfigError, from_process
+from jobserver.config import Config, from_process
 from jobserver.controller import Controller
 from jobserver.reconcile import ReconcileConfig
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
+from edl_collective.coord.job_spec import TIMEOUTS
 from edl_collective.coord.records import (
-    TIMEOUTS,
     DrainRecord,
     Event,
     JobKind,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from edl_collective.coord.records import ChangeRule, JobKind, JobSpec, Schedule
+from edl_collective.coord.job_spec import ChangeRule, JobKind, JobSpec, Schedule
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,21 +4,33 @@ Returns a frozen Config or raises ConfigError with one sentence that names the o
 environment. The options of the predecessor's start script become a Changing rule, in workers.
 """
 
-import argparse
 import math
 import os
 import re
 import socket
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edl_collective.coord.access import is_loopback
+from edl_collective.coord.job_spec import ChangeRule
 from edl_collective.coord.key_file import KEY_FILE_VARIABLE, key_file
 from edl_collective.coord.paths import Paths, check_name
-from edl_collective.coord.records import ChangeRule
-from jobclient.config import closed_tree, machine_slots, with_tls
+from jobclient.config import machine_slots
+from jobclient.options import (
+    ConfigError,
+    check_hosts,
+    check_port,
+    check_positive,
+    checked,
+    closed_tree,
+    integer,
+    merged,
+    number,
+    option_parser,
+    with_dashes,
+    with_tls,
+)
 from jobserver.changing import Changing
 
 DEFAULT_PORT = 8180
@@ -32,10 +44,6 @@ _POSITIVE = (
 )
 #: how the predecessor spelled its options; any of these asks for a changing script
 _CHANGING_OPTIONS = ("time_interval_to_change", "add_pods_one_step", "del_pods_one_step")
-
-
-class ConfigError(ValueError):
-    """Raised when an option has a value that cannot work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +79,13 @@ class Config:
     changing: Changing | None = None
 
     def __post_init__(self) -> None:
-        for option, check, value in (
-            ("--zookeeper-root", Paths, self.zookeeper_root),
-            ("--server-name", lambda name: check_name("server", name), self.server_name),
-        ):
-            try:
-                check(value)
-            except ValueError as error:
-                raise ConfigError(f"{option}: {error}") from error
-        if not re.fullmatch(r"[^\s,:]+:\d+(,[^\s,:]+:\d+)*", self.zookeeper):
-            raise ConfigError(f"--zookeeper is {self.zookeeper!r}: give host:port, several separated by commas")
-        for name in _POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
-                option = "--" + name.removesuffix("_s").replace("_", "-")
-                raise ConfigError(f"{option} is {getattr(self, name):g}: it must be positive")
+        checked("--zookeeper-root", Paths, self.zookeeper_root)
+        checked("--server-name", check_name, "server", self.server_name)
+        check_hosts(self.zookeeper)
+        check_positive(self, _POSITIVE)
         if not 0 < self.load_ceiling <= 1:
             raise ConfigError(f"--load-ceiling is {self.load_ceiling:g}: it must be above 0 and at most 1")
-        if not 0 <= self.server_port <= 65535:
-            raise ConfigError(f"--server-port is {self.server_port}: it must be between 0 (any free port) and 65535")
+        check_port("--server-port", self.server_port)
         if self.tls_key is not None and self.tls_cert is None:
             raise ConfigError("--tls-key is given without --tls-cert, whose key it is")
         if not is_loopback(self.host) and not self.key_file_given:
@@ -145,6 +142,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "add_pods_one_step": ("N", "pods that join at a time (default: 1)"),
     "del_pods_one_step": ("N", "pods that leave at a time (default: 1)"),
 }
+_DESCRIPTION = "Decide which slots each job has, and serve the HTTP interface. Runs no training itself."
 _EPILOG = """\
 Every option can also be set in the environment (EDL_ and the name in capitals, for example EDL_ZOOKEEPER) or in a
 TOML file given with --config (server_port = 8180). The command line wins over the environment, which wins over the
@@ -155,47 +153,11 @@ file. '-' and '_' in option names are the same. The changing script (--changing,
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     """The configuration for this command line. Raises ConfigError; unknown options end the process as argparse does."""
-    given = vars(_parser().parse_args([_dashes(argument) for argument in argv]))
-    values = _from_file(given["config"] or environ.get("EDL_CONFIG"))
-    names = [*OPTIONS, "changing"]
-    values |= {name: environ[f"EDL_{name.upper()}"] for name in names if environ.get(f"EDL_{name.upper()}")}
-    values |= {name: value for name, value in given.items() if value is not None and name != "config"}
-    return _build(values, environ)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="jobserver",
-        description="Decide which slots each job has, and serve the HTTP interface. Runs no training itself.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the options below")
-    for name, (metavar, text) in OPTIONS.items():
-        parser.add_argument("--" + name.replace("_", "-"), dest=name, metavar=metavar, help=text)
+    parser = option_parser("jobserver", _DESCRIPTION, _EPILOG, OPTIONS)
     parser.add_argument("--changing", action="store_true", default=None, help="use the changing script")
-    return parser
-
-
-def _dashes(argument: str) -> str:
-    """--server_port is --server-port."""
-    name, equals, value = argument.partition("=")
-    return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
-
-
-def _from_file(path: str | None) -> dict[str, object]:
-    if path is None:
-        return {}
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
-    values = {name.replace("-", "_"): value for name, value in values.items()}
-    for name in values:
-        if name not in OPTIONS and name != "changing":
-            raise ConfigError(f"--config {path} sets {name!r}, which is not an option; see --help")
-    return values
+    given = vars(parser.parse_args(list(map(with_dashes, argv))))
+    values = merged([*OPTIONS, "changing"], given, environ)
+    return _build(values, environ)
 
 
 def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
@@ -207,10 +169,10 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         zookeeper=str(values.get("zookeeper", "127.0.0.1:2181")),
         zookeeper_given="zookeeper" in values,
         zookeeper_root=str(values.get("zookeeper_root", "/edl")),
-        zookeeper_wait_s=_number(values, "zookeeper_wait", 30.0),
-        session_timeout_s=_number(values, "session_timeout", 10.0),
+        zookeeper_wait_s=number(values, "zookeeper_wait", 30.0),
+        session_timeout_s=number(values, "session_timeout", 10.0),
         host=str(values.get("host", "127.0.0.1")),
-        server_port=_integer(values, "server_port", DEFAULT_PORT),
+        server_port=integer(values, "server_port", DEFAULT_PORT),
         key_file=key_file(None if given_key is None else str(given_key), environ),
         key_file_given=given_key is not None,
         closed_tree=closed_tree(values, str(values.get("host", "127.0.0.1"))),
@@ -218,13 +180,13 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         tls_cert=_path(values, "tls_cert"),
         tls_key=_path(values, "tls_key"),
         server_name=str(values.get("server_name") or socket.gethostname()),
-        finish_timeout_s=_number(values, "finish_timeout", 120.0),
-        save_timeout_s=_number(values, "save_timeout", 3600.0),
-        absence_timeout_s=_number(values, "absence_timeout", 10.0),
+        finish_timeout_s=number(values, "finish_timeout", 120.0),
+        save_timeout_s=number(values, "save_timeout", 3600.0),
+        absence_timeout_s=number(values, "absence_timeout", 10.0),
         pack=placement == "pack",
-        load_ceiling=_number(values, "load_ceiling", 1.0),
-        patience_s=_number(values, "patience", 600.0),
-        log_level=_integer(values, "log_level", 20),
+        load_ceiling=number(values, "load_ceiling", 1.0),
+        patience_s=number(values, "patience", 600.0),
+        log_level=integer(values, "log_level", 20),
         changing=_changing(values, environ),
     )
 
@@ -236,10 +198,10 @@ def _path(values: Mapping[str, object], name: str) -> Path | None:
 def _changing(values: Mapping[str, object], environ: Mapping[str, str]) -> Changing | None:
     """The rule in workers: a pod of the start script has gpu_num_of_node / pod_num_of_node of them."""
     nodes = [ip for ip in re.split(r"[,\s]+", str(values.get("node_ips", "127.0.0.1"))) if ip]
-    pods = _integer(values, "pod_num_of_node", 1)
-    gpus = _integer(values, "gpu_num_of_node", machine_slots(environ))
-    every_s = _number(values, "time_interval_to_change", 900.0)
-    add, remove = _integer(values, "add_pods_one_step", 1), _integer(values, "del_pods_one_step", 1)
+    pods = integer(values, "pod_num_of_node", 1)
+    gpus = integer(values, "gpu_num_of_node", machine_slots(environ))
+    every_s = number(values, "time_interval_to_change", 900.0)
+    add, remove = integer(values, "add_pods_one_step", 1), integer(values, "del_pods_one_step", 1)
     if not nodes:
         raise ConfigError("--node_ips is empty: give one address per node")
     if pods < 1 or gpus < 1 or gpus % pods:
@@ -253,20 +215,6 @@ def _changing(values: Mapping[str, object], environ: Mapping[str, str]) -> Chang
         return None
     workers = gpus // pods
     return Changing(ChangeRule(every_s, add * workers, remove * workers), len(nodes) * gpus)
-
-
-def _number(values: Mapping[str, object], name: str, default: float) -> float:
-    try:
-        return float(str(values.get(name, default)))
-    except ValueError:
-        raise ConfigError(f"--{name.replace('_', '-')} is {values[name]!r}: it must be a number") from None
-
-
-def _integer(values: Mapping[str, object], name: str, default: int) -> int:
-    try:
-        return int(str(values.get(name, default)))
-    except ValueError:
-        raise ConfigError(f"--{name.replace('_', '-')} is {values[name]!r}: it must be a whole number") from None
 
 
 def from_process(argv: Sequence[str]) -> Config:

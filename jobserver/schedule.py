@@ -8,7 +8,8 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from edl_collective.coord.records import ChangeRule, JobSpec, Progress, Schedule
+from edl_collective.coord.job_spec import ChangeRule, JobSpec, Schedule
+from edl_collective.coord.records import Progress
 
 
 @dataclass(frozen=True, slots=True)

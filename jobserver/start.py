@@ -13,9 +13,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edl_collective.coord.local_hosts import DATA_DIR_VARIABLE, data_dir, last_port, tell_hosts, withdraw_hosts
+from jobclient.options import ConfigError
 from jobserver.changing import Changing
 from jobserver.cli.processes import Child
-from jobserver.config import OPTIONS, Config, ConfigError, parse
+from jobserver.config import OPTIONS, Config, parse
 from jobserver.local_zookeeper import DEFAULT_PORT, LocalZooKeeper, LocalZooKeeperError
 
 STOP_TIMEOUT_S = 15.0

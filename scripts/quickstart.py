@@ -37,7 +37,6 @@ KILL_ONE_IN, KILL_ALL_IN = 2, 6
 WANTED_ACCURACY = 0.95
 POLL_S = 0.25
 MARK = "EDL_QUICKSTART"
-STYLES = {"epoch": "green", "resize": "cyan", "resume": "magenta"}
 
 RECIPE = {
     "--model": "resnet50",

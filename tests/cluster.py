@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+from local_ensemble import LocalEnsemble
 from zookeeper_gate import ZooKeeperGate
 
 from jobserver.drill import cluster
 from jobserver.drill.cluster import TAG, ClusterError, Json
-from jobserver.local_ensemble import LocalEnsemble
 
 __all__ = ["ROOT", "TAG", "TINY_JOB", "Cluster", "ClusterError", "Json"]
 

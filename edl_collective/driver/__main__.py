@@ -22,7 +22,6 @@ from edl_collective.driver import world
 from edl_collective.driver.process import DriverProcess
 from edl_collective.driver.wire import driver_key
 
-EXIT_USAGE = 2
 EXIT_STORE = 4
 
 _DESCRIPTION = """\

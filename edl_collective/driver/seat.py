@@ -13,17 +13,8 @@ import msgspec
 from edl_collective.coord.errors import Exists, NotFound, RecordError, VersionConflict
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import (
-    DriverRecord,
-    JobSpec,
-    JobStatus,
-    NodeRecord,
-    Plan,
-    R,
-    Rendezvous,
-    decode,
-    encode,
-)
+from edl_collective.coord.record import R
+from edl_collective.coord.records import DriverRecord, JobSpec, JobStatus, NodeRecord, Plan, Rendezvous, decode, encode
 from edl_collective.coord.store import Create, Delete, Store
 
 logger = logging.getLogger(__name__)

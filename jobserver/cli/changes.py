@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from jobserver.cli.client import Api, BadInput, CommandFailed, print_json, with_api
+from jobserver.cli.client import Api, BadInput, CommandFailed, tell, with_api
 from jobserver.cli.names import job_names
 
 LOOK_EVERY_S = 0.5
@@ -33,11 +33,8 @@ def set_(api: Api, as_json: bool, job: str, np: str | None, if_version: str | No
     if not body:
         raise BadInput("nothing is to change: give at least one of --np, --min-np, --max-np, --priority, --spares")
     answer = api.patch(f"/jobs/{job}", body, if_version)
-    if as_json:
-        print_json(answer)
-    else:
-        now = ", ".join(f"{name} {_shown(answer['spec'][name])}" for name in sorted(body))
-        click.echo(f"job {job} has {now} (version {answer['version']})")
+    now = ", ".join(f"{name} {_shown(answer['spec'][name])}" for name in sorted(body))
+    tell(answer, as_json, f"job {job} has {now} (version {answer['version']})")
 
 
 def wanted(np: str) -> int | None:
@@ -66,10 +63,7 @@ def cancel(api: Api, as_json: bool, job: str, reason: str, timeout_s: float) -> 
     if found["phase"] not in _ENDED:
         api.post(f"/jobs/{job}/stop", {"reason": reason})
         found = _await_end(api, job, timeout_s)
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(f"job {job} has ended: {found['phase']}, {found['reason'].partition(chr(10))[0]}")
+    tell(found, as_json, f"job {job} has ended: {found['phase']}, {found['reason'].partition(chr(10))[0]}")
 
 
 def _await_end(api: Api, job: str, timeout_s: float) -> dict[str, Any]:
@@ -94,9 +88,6 @@ def retry(api: Api, as_json: bool, job: str) -> None:
     the one that it had at its end; its events stay, its counters and workers begin anew.
     """
     answer = api.post(f"/jobs/{job}/retry")
-    if as_json:
-        print_json(answer)
-        return
     url = answer["spec"]["checkpoint_url"]
     where = f"it goes on from {url}" if url else "it begins anew, because it has no --checkpoint"
-    click.echo(f"job {job} is submitted again: {where}")
+    tell(answer, as_json, f"job {job} is submitted again: {where}")

@@ -188,6 +188,14 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def tell(answer: object, as_json: bool, sentence: str) -> None:
+    """How a command ends that changes something: in a sentence or, for programs, with the whole answer."""
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(sentence)
+
+
 def print_table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
     """A table, at the terminal's width or, in a pipe, as wide as it needs."""
     from rich.console import Console

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from jobserver.cli.changes import wanted
-from jobserver.cli.client import Api, BadInput, print_json, print_table, with_api
+from jobserver.cli.client import Api, BadInput, print_json, print_table, tell, with_api
 from jobserver.cli.events import print_events
 from jobserver.cli.names import job_names
 
@@ -101,10 +101,7 @@ def submit(
     if pairs:
         body["env"] = _environment(pairs)
     answer = api.post("/jobs", body)
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(f"job {answer['job']} {'is submitted' if answer['created'] else 'exists already'}")
+    tell(answer, as_json, f"job {answer['job']} {'is submitted' if answer['created'] else 'exists already'}")
 
 
 def _spec(options: dict[str, Any]) -> dict[str, Any]:
@@ -227,11 +224,8 @@ def _training(progress: dict[str, Any]) -> str:
 def scale(api: Api, as_json: bool, job: str, np: str) -> None:
     """Change how many workers a job has; NP is a number, or auto for its schedule."""
     answer = api.post(f"/jobs/{job}/scale", {"np": wanted(np)})
-    if as_json:
-        print_json(answer)
-    else:
-        wish = "what its schedule says" if np == "auto" else "1 worker" if int(np) == 1 else f"{int(np)} workers"
-        click.echo(f"job {job} wants {wish}")
+    wish = "what its schedule says" if np == "auto" else "1 worker" if int(np) == 1 else f"{int(np)} workers"
+    tell(answer, as_json, f"job {job} wants {wish}")
 
 
 @click.command()
@@ -240,11 +234,7 @@ def scale(api: Api, as_json: bool, job: str, np: str) -> None:
 @with_api
 def stop(api: Api, as_json: bool, job: str, reason: str) -> None:
     """Stop a job; its workers end at their next step. `edl cancel` waits for that."""
-    answer = api.post(f"/jobs/{job}/stop", {"reason": reason})
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(f"job {job} is being stopped")
+    tell(api.post(f"/jobs/{job}/stop", {"reason": reason}), as_json, f"job {job} is being stopped")
 
 
 @click.command()
@@ -252,11 +242,7 @@ def stop(api: Api, as_json: bool, job: str, reason: str) -> None:
 @with_api
 def delete(api: Api, as_json: bool, job: str) -> None:
     """Forget a job that has ended, so that its name is free; logs and checkpoints stay."""
-    answer = api.delete(f"/jobs/{job}")
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(f"job {job} is forgotten")
+    tell(api.delete(f"/jobs/{job}"), as_json, f"job {job} is forgotten")
 
 
 def _round(value: float | None, digits: int) -> str | None:

@@ -31,7 +31,9 @@ export function nodeMap(choose) {
   }
 
   function update(found) {
-    const width = node.clientWidth || 600;
+    node.hidden = found.length === 0;
+    if (node.hidden) return; // it has no width
+    const width = node.clientWidth;
     const key = [width, devicePixelRatio, matchMedia("(prefers-color-scheme: dark)").matches].join();
     if (shown && shown.key === key && shown.nodes.length === found.length && found.every((one, i) => one === shown.nodes[i])) return;
     shown = { key, nodes: found };
@@ -39,7 +41,6 @@ export function nodeMap(choose) {
     places = layout(found, width);
     paint(canvas, found, places, width);
     canvas.setAttribute("aria-label", `Map of ${plural(found.length, "node")}; the list below says the same`);
-    node.hidden = found.length === 0;
   }
   return { node, update };
 }

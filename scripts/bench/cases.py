@@ -103,7 +103,6 @@ RENDEZVOUS = {"rendezvous-64": 64, "rendezvous-256": 256}
 
 QUICK_CASES = ("join-1-2", "join-3-4", "leave-4-3", "kill-4-3", "kill-2-1")
 QUICK_SYSTEMS = ("edl", "horovod")
-QUICK_RUNS = 3
 
 #: seconds that a session with one case takes about, its start included, and each case more; for the time left
 _ESTIMATES = {"edl": (12.0, 5.0), "horovod": (12.0, 14.0), "torchrun": (15.0, 12.0), "torchft": (12.0, 8.0)}

@@ -5,6 +5,10 @@ class BenchError(Exception):
     """Base of what the bench raises on its own."""
 
 
+class BadOption(BenchError):
+    """Raised when an option has a value that cannot work, with a sentence for the user."""
+
+
 class SystemFailed(BenchError):
     """Raised when a system did not do what a case asks for; becomes a row with this text as the reason."""
 

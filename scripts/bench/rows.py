@@ -23,6 +23,13 @@ SHOWN = ("pause_s", "steps_lost", "works_again_s", "gap_before_s", "total_s", "c
 Row = dict[str, Any]
 
 
+def row(case: str, system: str, metric: str, unit: str, runs: Sequence[float]) -> Row:
+    """One row of a bench."""
+    median = round(statistics.median(runs), 4)
+    values = [round(run, 4) for run in runs]
+    return {"case": case, "system": system, "metric": metric, "unit": unit, "median": median, "runs": values}
+
+
 @dataclass
 class Rows:
     """Values by (case, system, metric), in the order in which they came, and why something failed."""
@@ -48,20 +55,10 @@ class Rows:
 
     def as_json(self) -> list[Row]:
         """One row for each metric; a failure is a row of the metric "failed" that counts runs and says why."""
-        found = [
-            {
-                "case": case,
-                "system": system,
-                "metric": metric,
-                "unit": UNITS[metric],
-                "median": round(statistics.median(runs), 4),
-                "runs": [round(run, 4) for run in runs],
-            }
-            for (case, system, metric), runs in self.values.items()
-        ]
+        found = [row(case, system, metric, UNITS[metric], runs) for (case, system, metric), runs in self.values.items()]
         for (case, system, metric), reasons in self.reasons.items():
-            row = {"case": case, "system": system, "metric": metric, "unit": UNITS[metric], "median": len(reasons)}
-            found.append({**row, "runs": [1] * len(reasons), "reason": "; ".join(dict.fromkeys(reasons))})
+            counted = {"case": case, "system": system, "metric": metric, "unit": UNITS[metric], "median": len(reasons)}
+            found.append({**counted, "runs": [1] * len(reasons), "reason": "; ".join(dict.fromkeys(reasons))})
         return found + self.others
 
     def median(self, case: str, system: str, metric: str) -> float | None:
@@ -79,7 +76,9 @@ def table(rows: Rows, cases: Sequence[Case], systems: Sequence[str]) -> list[str
             medians = [rows.median(case.name, system, metric) for system in systems]
             if any(m is not None for m in medians) or (metric == "pause_s" and any(failed)):
                 lines.append(_metric_line(case, metric, systems, medians, failed))
-    lines += [_line([row["case"], row["metric"], f"{row['median']:.3g} {row['unit']}"]) for row in rows.others]
+    lines += [
+        _line([other["case"], other["metric"], f"{other['median']:.3g} {other['unit']}"]) for other in rows.others
+    ]
     return lines + _reasons(rows)
 
 

@@ -279,6 +279,16 @@ def test_nothing_is_cut_off_on_a_telephone(shown: Shown) -> None:
             picture(page, "narrow", (360, 740))
 
 
+def test_the_map_has_its_width_from_the_first_node_on(shown: Shown) -> None:
+    shown.page.resize(360, 740)
+    shown.server.without_jobs_and_nodes()
+    page = shown.view("nodes", ".map[hidden]")
+    page.wait("document.querySelector('.sum').textContent.includes('0 nodes')")
+    shown.server.node("node-a")
+    page.wait("document.querySelector('[data-node=node-a]')")
+    assert page.run("document.querySelector('.map canvas').clientWidth <= document.querySelector('.map').clientWidth")
+
+
 def test_a_thousand_nodes_are_shown_without_jank(shown: Shown) -> None:
     server = shown.server
     server.without_jobs_and_nodes()

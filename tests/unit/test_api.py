@@ -7,13 +7,8 @@ from collections.abc import Iterator
 import pytest
 from api_server import KEY, SUBMIT, TOKEN, P, Server, refused
 
-from edl_collective.coord.records import (
-    ChangeRule,
-    JobSpec,
-    Outcome,
-    WorkerRecord,
-    WorkerState,
-)
+from edl_collective.coord.job_spec import ChangeRule
+from edl_collective.coord.records import JobSpec, Outcome, WorkerRecord, WorkerState
 from jobserver.changing import Changing
 
 

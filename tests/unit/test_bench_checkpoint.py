@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.checkpoint.command import BOUNDS, LOCAL, _groups
+from bench.checkpoint.command import LOCAL, measurements
 from bench.checkpoint.local import figures, loads, saves
 from bench.checkpoint.systems import SYSTEMS, Weights, make
+from bench.command import measured
 
 SIZE_BYTES = 1 << 16
 
@@ -43,7 +44,16 @@ def test_figures_are_seconds_ratio_and_speed() -> None:
     assert found == {"seconds": 3.0, "ratio": 1.5, "mb_s": 1.5}
 
 
-def test_every_case_is_measured_once() -> None:
-    assert sorted(name for group in _groups(list(BOUNDS)) for name in group) == sorted(BOUNDS)
-    assert _groups(["latest-1000", "load"]) == [["load"], ["latest-1000"]]
+def test_every_case_is_measured_once(tmp_path: Path) -> None:
+    cases = [name for item in measurements(SIZE_BYTES, tmp_path) for name in item.bounds]
+    assert len(set(cases)) == len(cases) == 7
     assert set(LOCAL) == set(SYSTEMS)
+
+
+def test_only_the_wanted_cases_of_a_measurement_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (together, *_) = measurements(SIZE_BYTES, tmp_path)
+    assert list(together.bounds) == ["blocked", "durable-local"]
+    rows = measured([together], ["durable-local"], 1)
+    assert {row["case"] for row in rows} == {"durable-local"}
+    assert {row["system"] for row in rows} == set(LOCAL)
+    assert "must be <= 1.1" in capsys.readouterr().out

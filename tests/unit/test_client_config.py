@@ -13,7 +13,8 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, JobStatus, Phase, encode
 from edl_collective.coord.signing import SpecSigner
 from jobclient.addresses import host_name_problem, interface_of
-from jobclient.config import Config, ConfigError, parse
+from jobclient.config import Config, parse
+from jobclient.options import ConfigError
 from jobclient.submit import ensure_job
 
 

@@ -7,6 +7,7 @@ from fleet_flow import teacher
 
 from distill.discovery import FIGURES_EVERY_S, SETTLE_S, Discovery
 from distill.errors import ConfigError
+from distill.io_settings import DynamicTeachers
 from distill.records import StudentRecord, TeacherRecord, settled
 from distill.source import StudentReport
 from edl_collective.coord.clock import ManualClock
@@ -18,6 +19,10 @@ from edl_collective.coord.store import Store
 
 PATHS = Paths()
 SERVICE = "resnet"
+
+
+def student(name: str, most: int | None = None) -> DynamicTeachers:
+    return DynamicTeachers("zk:2181", PATHS.root, SERVICE, name, most)
 
 
 class Fleet:
@@ -47,10 +52,7 @@ class Fleet:
             return store
 
         self.students[name] = Discovery(
-            *(opened, PATHS, SERVICE, name),
-            wake=lambda: self.woken.append(name),
-            max_teachers=most,
-            clock=self.clock,
+            opened, student(name, most), wake=lambda: self.woken.append(name), clock=self.clock
         )
         return self.students[name]
 
@@ -167,13 +169,13 @@ def test_a_student_waits_for_a_zookeeper_that_is_not_there_yet(fleet: Fleet) -> 
             raise Disconnected("zk:2181", "no answer")
         return MemoryStore(fleet.tree)
 
-    student = Discovery(open_store, PATHS, SERVICE, "s", wake=lambda: None, clock=fleet.clock)
-    assert student.step() == 1.0
-    assert "zk:2181" in student.why_none()
-    student.step()
-    student.step()
-    assert [t.teacher for t in student.teachers()] == ["a"]
-    student.close()
+    found = Discovery(open_store, student("s"), wake=lambda: None, clock=fleet.clock)
+    assert found.step() == 1.0
+    assert "zk:2181" in found.why_none()
+    found.step()
+    found.step()
+    assert [t.teacher for t in found.teachers()] == ["a"]
+    found.close()
 
 
 def test_the_record_is_written_once_a_second_at_most(fleet: Fleet) -> None:

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobclient.config import ConfigError, parse
+from jobclient.config import parse
 from jobclient.gpus import Found, Gpu, find, offered
+from jobclient.options import ConfigError
 
 GPUS = [Gpu("H200", f"GPU-{digit * 4}-1", 140 * 2**30) for digit in "abcd"]
 

@@ -12,9 +12,10 @@ from agent_cluster import until
 
 from edl_collective.coord.records import NodeRecord
 from jobclient import health, health_probe
-from jobclient.config import Config, ConfigError, parse
+from jobclient.config import Config, parse
 from jobclient.health import LABEL, Device, healthy, problems_of, without
 from jobclient.health_probe import NOT_CHECKED
+from jobclient.options import ConfigError
 from jobclient.processes import Command
 
 

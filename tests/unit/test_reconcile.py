@@ -4,14 +4,8 @@ from dataclasses import replace
 
 from job_world import CONFIG, World, running
 
-from edl_collective.coord.records import (
-    ChangeRule,
-    EpochStep,
-    Phase,
-    Schedule,
-    TimeStep,
-    WorkerState,
-)
+from edl_collective.coord.job_spec import ChangeRule, EpochStep, Schedule, TimeStep
+from edl_collective.coord.records import Phase, WorkerState
 from jobserver.changing import Changing
 
 # ---- the first plan ------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edl_collective.coord.records import ChangeRule, EpochStep, JobSpec, Progress, Schedule, TimeStep
+from edl_collective.coord.job_spec import ChangeRule, EpochStep, Schedule, TimeStep
+from edl_collective.coord.records import JobSpec, Progress
 from jobserver.schedule import change_due_at, check_schedule, wanted
 
 

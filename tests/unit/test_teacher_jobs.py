@@ -8,7 +8,8 @@ from job_world import World
 from msgspec.structs import replace
 
 from distill.listing import Listing
-from edl_collective.coord.records import ChangeRule, JobKind, JobSpec, Outcome, Phase, TeachersAsked, WorkerState
+from edl_collective.coord.job_spec import ChangeRule
+from edl_collective.coord.records import JobKind, JobSpec, Outcome, Phase, TeachersAsked, WorkerState
 from jobserver.changing import Changing, fill_in
 from jobserver.teacher_rule import HOLD_OFF_S, STEP_UP_S, ask, follows_students
 

@@ -20,8 +20,7 @@ import torch
 
 from bench.checkpoint.local import figures
 from bench.checkpoint.systems import CHUNK_BYTES, Weights
-from bench.distill.student_data import row
-from bench.rows import Row
+from bench.rows import Row, row
 from checkpoints import CheckpointManager, TrainStatus
 from checkpoints.drivers import opened
 from checkpoints.layout import AttemptName, Manifest

@@ -9,8 +9,7 @@ from typing import TypeVar
 import torch
 
 from bench.checkpoint.systems import Raw, System, Weights, make
-from bench.distill.student_data import row
-from bench.rows import Row
+from bench.rows import Row, row
 
 #: of the systems that keep their buffers, whose first save is not like the others
 WARM_UPS = 1

@@ -6,8 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.distill.student_data import row
-from bench.rows import Row
+from bench.rows import Row, row
 
 SYSTEMS = ("edl", "edl-sync", "torch.save", "safetensors", "dcp", "dcp-async")
 SAVES = 2

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from bench.checkpoint.systems import Weights, join_alone
-from bench.distill.student_data import row
-from bench.rows import Row
+from bench.rows import Row, row
 from checkpoints import CheckpointManager, TrainStatus
 
 SECONDS = 4.0

@@ -1,25 +1,21 @@
 """scripts/bench.sh control: what decisions cost at the size of a large cluster, and how well they use it."""
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import median
-from typing import Any
 
+from bench.command import Command, Measurement, Report, measured, say, single
 from bench.control import day, loop, rules, servers
 from bench.control.cluster import LargeCluster, Size, large_cluster
-from bench.distill.command import Case, lines
-from bench.rows import Row
+from bench.rows import Row, row
 from edl_collective.coord.store import Store, Versioned
 
 DESCRIPTION = """\
@@ -36,59 +32,22 @@ workers are records in a real ZooKeeper:
 """
 
 
-def cases(size: Size) -> dict[str, Case]:
-    """By name."""
-    return {
-        "decision": Case(lambda runs: decision(size, runs), "decide_ms", 50.0),
-        "leader-change": Case(lambda runs: leader_change(size, runs), "seconds", None),
-        "memory": Case(lambda runs: memory(size, runs), "resident_mb", 200.0),
-        "api": Case(lambda runs: api(size, runs), "p99_ms", None),
-        "day": Case(lambda runs: simulated_day(Size(), runs), "used", None),
-    }
+def measurements(size: Size) -> list[Measurement]:
+    """In the order in which they run."""
+    return [
+        single("decision", partial(decision, size), "decide_ms", 50.0),
+        single("leader-change", partial(leader_change, size), "seconds", None),
+        single("memory", partial(memory, size), "resident_mb", 200.0),
+        single("api", partial(api, size), "p99_ms", None),
+        single("day", partial(simulated_day, Size()), "used", None),
+    ]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    parser.add_argument("--quick", action="store_true", help="a minute: a tenth of the nodes and jobs, 3 runs")
-    parser.add_argument("--runs", type=int, help="runs of each case (default: 5, with --quick 3)")
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="default: all")
-
-
-def run(options: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Measure, print and write. Raises ValueError for a case that is not known."""
+def run(options: argparse.Namespace, report: Report) -> list[Row]:
     size = Size(100, 8, 20) if options.quick else Size()
-    known = cases(size)
-    names = options.cases or list(known)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"there is no case {unknown[0]!r}: use {', '.join(known)}")
-    runs = options.runs or (3 if options.quick else 5)
-    rows: list[Row] = []
-    for number, name in enumerate(names, 1):
-        began_s = time.monotonic()
-        say(f"[{number}/{len(names)}] {name}, {size}, load {os.getloadavg()[0]:.1f}")
-        found = known[name].measure(runs)
-        rows += found
-        print("\n".join(lines(found, known[name])), flush=True)
-        say(f"    {time.monotonic() - began_s:.0f} s")
-    report["load"].append(os.getloadavg())
-    if options.json is not None:
-        options.json.write_text(json.dumps({**report, "size": str(size), "rows": rows}, indent=1) + "\n")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def row(case: str, metric: str, unit: str, values: Sequence[float], system: str = "edl") -> Row:
-    return {
-        "case": case,
-        "system": system,
-        "metric": metric,
-        "unit": unit,
-        "median": round(median(values), 4),
-        "runs": [round(value, 4) for value in values],
-    }
+    report["size"] = str(size)
+    say(f"size: {size}")
+    return measured(measurements(size), options.cases, options.runs)
 
 
 def decision(size: Size, runs: int) -> list[Row]:
@@ -105,11 +64,11 @@ def decision(size: Size, runs: int) -> list[Row]:
             for metric, value in found.items():
                 seen[what][metric].append(value)
         everything = [value for by_metric in seen.values() for value in by_metric["decide_ms"]]
-        rows = [row("decision", "decide_ms", "ms", everything)]
+        rows = [row("decision", "edl", "decide_ms", "ms", everything)]
         units = {"see_ms": "ms", "decide_ms": "ms"}
         for what, by_metric in seen.items():
-            rows += [row(what, metric, units.get(metric, ""), values) for metric, values in by_metric.items()]
-        return [*rows, row("plan", "bytes", "B", loop.plan_bytes(ours.cluster))]
+            rows += [row(what, "edl", metric, units.get(metric, ""), values) for metric, values in by_metric.items()]
+        return [*rows, row("plan", "edl", "bytes", "B", loop.plan_bytes(ours.cluster))]
 
 
 def memory(size: Size, runs: int) -> list[Row]:
@@ -120,7 +79,7 @@ def memory(size: Size, runs: int) -> list[Row]:
             with _coming_and_going(cluster, number):
                 servers.latencies_ms(found[0], seconds=2.0)
             values.append(found[0].resident_mb)
-    return [row("memory", "resident_mb", "MB", values)]
+    return [row("memory", "edl", "resident_mb", "MB", values)]
 
 
 def api(size: Size, runs: int) -> list[Row]:
@@ -131,7 +90,7 @@ def api(size: Size, runs: int) -> list[Row]:
         for number in range(runs):
             with _coming_and_going(cluster, number):
                 values.append(servers.p99(servers.latencies_ms(found[0])))
-        return [row("api", "p99_ms", "ms", values)]
+        return [row("api", "edl", "p99_ms", "ms", values)]
 
 
 def leader_change(size: Size, runs: int) -> list[Row]:
@@ -149,7 +108,7 @@ def leader_change(size: Size, runs: int) -> list[Row]:
             servers.wait(told, "the other JobServer decides")
             values.append(time.monotonic() - began_s)
             say(f"    run {number + 1}: {values[-1]:.2f} s")
-    return [row("leader-change", "seconds", "s", values)]
+    return [row("leader-change", "edl", "seconds", "s", values)]
 
 
 def _any_differs(store: Store, before: Mapping[str, Versioned | None]) -> bool:
@@ -172,21 +131,15 @@ def _served(size: Size, count: int) -> Iterator[tuple[list[servers.Server], Larg
 @contextmanager
 def _coming_and_going(cluster: LargeCluster, number: int) -> Iterator[None]:
     """A node is lost every two seconds, and joins a second later."""
-    stopping = threading.Event()
 
-    def run() -> None:
+    def run(stopping: threading.Event) -> None:
         while not stopping.wait(1.0):
             cluster.lose(f"n{number:04d}")
             stopping.wait(1.0)
             cluster.join(f"n{number:04d}")
 
-    thread = threading.Thread(target=run, name="bench-nodes-come-and-go")
-    thread.start()
-    try:
+    with servers.meanwhile("bench-nodes-come-and-go", run):
         yield
-    finally:
-        stopping.set()
-        thread.join()
 
 
 def simulated_day(size: Size, runs: int) -> list[Row]:
@@ -204,10 +157,19 @@ def simulated_day(size: Size, runs: int) -> list[Row]:
     rows = []
     for name, outcomes in found.items():
         rows += [
-            row("day", "used", "", [o.used for o in outcomes], name),
-            row("day", "wait_s", "s", [o.mean_wait_s for o in outcomes], name),
-            row("day", "longest_wait_s", "s", [o.longest_wait_s for o in outcomes], name),
-            row("day", "completion_s", "s", [o.mean_completion_s for o in outcomes], name),
-            row("day", "resizes", "", [o.resizes for o in outcomes], name),
+            row("day", name, "used", "", [o.used for o in outcomes]),
+            row("day", name, "wait_s", "s", [o.mean_wait_s for o in outcomes]),
+            row("day", name, "longest_wait_s", "s", [o.longest_wait_s for o in outcomes]),
+            row("day", name, "completion_s", "s", [o.mean_completion_s for o in outcomes]),
+            row("day", name, "resizes", "", [o.resizes for o in outcomes]),
         ]
     return rows
+
+
+COMMAND = Command(
+    name="control",
+    help="decisions, JobServers and a simulated day at the size of a large cluster",
+    description=DESCRIPTION,
+    quick="a minute: a tenth of the nodes and jobs, 3 runs",
+    run=run,
+)

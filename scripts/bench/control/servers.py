@@ -97,14 +97,21 @@ def servers(folder: Path, zookeeper: str, count: int = 2) -> Iterator[list[Serve
 @contextmanager
 def machines(cluster: LargeCluster) -> Iterator[None]:
     """Carry out what is planned, again and again, as the machines of the cluster would."""
-    stopping = threading.Event()
 
-    def run() -> None:
+    def run(stopping: threading.Event) -> None:
         while not stopping.is_set():
             cluster.carry_out()
             stopping.wait(0.5)  # a poll: the bench plays a thousand machines, whose watches would cost more
 
-    thread = threading.Thread(target=run, name="bench-machines")
+    with meanwhile("bench-machines", run):
+        yield
+
+
+@contextmanager
+def meanwhile(name: str, run: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`run` in a thread, until it is told to stop."""
+    stopping = threading.Event()
+    thread = threading.Thread(target=run, name=name, args=(stopping,))
     thread.start()
     try:
         yield

@@ -10,11 +10,10 @@ Paddle EDL's discovery server (ceil and floor of counts), on the same events.
 
 import math
 import random
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.rows import Row
+from bench.rows import Row, row
 from distill.balance import Share, balance
 from distill.records import MATERIAL, StudentRecord, TeacherRecord
 
@@ -165,14 +164,4 @@ def balance_sim(runs: int = 5, length_s: float = LENGTH_S) -> list[Row]:
     for seed in range(runs):
         for system, make in rules.items():
             ratios[system].append(simulate(make(), seed, length_s))
-    return [
-        {
-            "case": CASE,
-            "system": system,
-            "metric": "ratio",
-            "unit": "1",
-            "median": round(statistics.median(found), 4),
-            "runs": [round(ratio, 4) for ratio in found],
-        }
-        for system, found in ratios.items()
-    ]
+    return [row(CASE, system, "ratio", "1", found) for system, found in ratios.items()]

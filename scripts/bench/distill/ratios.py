@@ -21,8 +21,8 @@ import psutil
 import torch
 from teachers import TeacherProcess, started
 
-from bench.distill.student_data import ROWS, images, process_cpu_s, reader_of, row
-from bench.rows import Row
+from bench.distill.student_data import ROWS, images, process_cpu_s, reader_of
+from bench.rows import Row, row
 
 Step = Callable[[], None]
 PLAIN_CASES = {"student-vs-plain-python": "python", "student-vs-plain-compute": "compute"}

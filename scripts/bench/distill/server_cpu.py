@@ -4,15 +4,14 @@ The model's answers lie ready, so what is left is receiving, checking, handing o
 requests over the loopback, whose half of the copying the kernel partly charges to the server as well.
 """
 
-import statistics
 import threading
 import time
-from typing import Any
 
 import numpy as np
 import psutil
 from teachers import TeacherProcess
 
+from bench.rows import Row, row
 from distill.teacher_client import TeacherClient
 
 CASE, SYSTEM = "server-cpu", "edl"
@@ -21,7 +20,7 @@ SHAPE = (32, 3, 224, 224)
 CONNECTIONS = (1, 4)
 
 
-def measure(*, runs: int = 5, requests: int = 400) -> list[dict[str, Any]]:
+def measure(runs: int = 5, *, requests: int = 400) -> list[Row]:
     """Rows: CPU milliseconds of the server per request with one connection and with four, and requests a second."""
     cpu_ms: dict[int, list[float]] = {count: [] for count in CONNECTIONS}
     rate: dict[int, list[float]] = {count: [] for count in CONNECTIONS}
@@ -34,7 +33,10 @@ def measure(*, runs: int = 5, requests: int = 400) -> list[dict[str, Any]]:
     rows = []
     for count in CONNECTIONS:
         suffix = "" if count == 1 else f"_{count}_connections"  # the first run warms up
-        rows += [_row("cpu_ms" + suffix, "ms", cpu_ms[count][1:]), _row("rate" + suffix, "1/s", rate[count][1:])]
+        rows += [
+            row(CASE, SYSTEM, "cpu_ms" + suffix, "ms", cpu_ms[count][1:]),
+            row(CASE, SYSTEM, "rate" + suffix, "1/s", rate[count][1:]),
+        ]
     return rows
 
 
@@ -61,14 +63,3 @@ def _send(teacher: TeacherProcess, requests: int) -> None:
 def _cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
-
-
-def _row(metric: str, unit: str, runs: list[float]) -> dict[str, Any]:
-    return {
-        "case": CASE,
-        "system": SYSTEM,
-        "metric": metric,
-        "unit": unit,
-        "median": round(statistics.median(runs), 4),
-        "runs": [round(run, 4) for run in runs],
-    }

@@ -1,6 +1,5 @@
 """What the students of the benches read, and how their processes are timed."""
 
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +9,6 @@ from teachers import TeacherProcess
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bench.rows import Row
 from distill.reader import DistillReader
 
 ROWS, SIZE = 32, 224
@@ -74,10 +72,3 @@ def io_pid(reader: DistillReader) -> int:
     assert reader._session is not None
     assert reader._session.link is not None
     return reader._session.link.pid
-
-
-def row(case: str, system: str, metric: str, unit: str, runs: Sequence[float]) -> Row:
-    """One row of a bench."""
-    median = round(statistics.median(runs), 4)
-    values = [round(run, 4) for run in runs]
-    return {"case": case, "system": system, "metric": metric, "unit": unit, "median": median, "runs": values}

@@ -18,8 +18,8 @@ from teachers import TeacherProcess, started
 from torch.utils.data import dataloader
 
 from bench.distill import triton_clients
-from bench.distill.student_data import INPUT, ROWS, compute, images, io_pid, process_cpu_s, reader_of, row, steps
-from bench.rows import Row
+from bench.distill.student_data import INPUT, ROWS, compute, images, io_pid, process_cpu_s, reader_of, steps
+from bench.rows import Row, row
 from distill.reader import DistillReader
 
 #: of a student's step in these cases: slower than the teachers, so that nothing ever waits for them

@@ -1,4 +1,4 @@
-"""Several ZooKeeper servers on this machine that form one ensemble: to lose one of them, in tests and drills.
+"""Several ZooKeeper servers on this machine that form one ensemble: to lose one of them in a test.
 
 Each is a LocalZooKeeper with its invariants: it listens on 127.0.0.1 alone and never outlives this process. All on one
 machine, they protect from nothing but what kills one process; production uses an ensemble on several machines.
