@@ -16,10 +16,9 @@ import click
 from doc_blocks import ROOT
 
 from edl_collective.driver.__main__ import main as driver_main
-from jobclient.config import ConfigError as ClientConfigError
 from jobclient.config import parse as parse_client
+from jobclient.options import ConfigError
 from jobserver.cli.main import edl
-from jobserver.config import ConfigError as ServerConfigError
 from jobserver.config import parse as parse_server
 from jobserver.openapi import ROUTES
 
@@ -180,7 +179,7 @@ def _check_module(module: str, arguments: list[str]) -> None:
                 _check_script(ROOT / "scripts" / f"{module.replace('.', '/')}.py", arguments)
             else:
                 raise Wrong(f"python -m {module} is not known")
-    except (ClientConfigError, ServerConfigError) as error:
+    except ConfigError as error:
         raise Wrong(f"python -m {module}: {error}") from error
     except SystemExit as error:
         if error.code:
