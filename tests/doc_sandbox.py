@@ -25,7 +25,7 @@ follow() {{
   local said=$!
   IFS= read -r -t 60 line <&3 || {{ echo "edl: nothing was said" >&2; exit 1; }}
   echo "$line"
-  kill -INT "$said" 2>/dev/null || true
+  kill "$said" 2>/dev/null || true  # not INT, which a shell lets its background ignore
   wait "$said" || true
   exit 0
 }}

@@ -17,7 +17,7 @@ criterion = nn.CrossEntropyLoss()
 dataset = TensorDataset(torch.randn(600, 8), torch.randint(4, (600,)))
 loader: DataLoader[Any] = DataLoader(dataset, batch_size=100)
 parser = argparse.ArgumentParser()
-epochs = 2
+epoch, epochs = 0, 2
 rank = 0
 _hits = itertools.count()
 
