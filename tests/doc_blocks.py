@@ -41,7 +41,8 @@ def blocks_of(page: str, markdown: str | None = None) -> list[Block]:
     """The blocks of a page, in order; an indented one has no language."""
     if markdown is None:
         markdown = (ROOT / page).read_text(encoding="utf-8")
-    found, mark = [], None
+    found: list[Block] = []
+    mark: re.Match[str] | None = None
     for token in MarkdownIt("commonmark").parse(markdown):
         line = (token.map or [0])[0] + 1
         if token.type == "html_block":

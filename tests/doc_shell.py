@@ -9,7 +9,7 @@ import io
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -27,6 +27,12 @@ FOREIGN = frozenset(
     "cat docker echo install kill kubectl mkdir openssl pip source systemctl tensorboard umask useradd".split()  # noqa: SIM905
 )
 _VARIABLE = re.compile(r"([A-Z_][A-Z0-9_]*)=")
+#: programs that are started by `python -m`, with what reads their arguments
+_PROGRAMS: dict[str, Callable[[list[str], Mapping[str, str]], object]] = {
+    "jobserver": parse_server,
+    "jobclient": parse_client,
+    "edl_collective.driver": lambda arguments, _: driver_main([*arguments, "--help"]),
+}
 _CONTROL = set(";&|()")
 _SHELL_WORDS = {"then", "do", "done", "fi", "if", "for", "while", "else", "!"}
 
@@ -167,14 +173,11 @@ def _check_python(arguments: list[str], folder: Path) -> None:
 
 
 def _check_module(module: str, arguments: list[str]) -> None:
-    parsers = {"jobserver": parse_server, "jobclient": parse_client}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            if module in parsers:
-                parsers[module](arguments, {})
-            elif module == "edl_collective.driver":
-                driver_main([*arguments, "--help"])
+            if module in _PROGRAMS:
+                _PROGRAMS[module](arguments, {})
             elif module.startswith("bench."):
                 _check_script(ROOT / "scripts" / f"{module.replace('.', '/')}.py", arguments)
             else:

@@ -46,12 +46,9 @@ def _below(command: click.Command, ctx: click.Context) -> Iterator[tuple[click.C
         for name in command.list_commands(ctx):
             child = command.get_command(ctx, name)
             assert child is not None, f"{name} is listed"
-            yield from _below(child, click.Context(child, info_name=name, parent=ctx, **_settings(child)))
-
-
-def _settings(command: click.Command) -> dict[str, str]:
-    prefix = command.context_settings.get("auto_envvar_prefix")
-    return {} if prefix is None else {"auto_envvar_prefix": prefix}
+            prefix = child.context_settings.get("auto_envvar_prefix")
+            below = click.Context(child, info_name=name, parent=ctx, auto_envvar_prefix=prefix)
+            yield from _below(child, below)
 
 
 def edl_reference() -> str:
@@ -75,7 +72,7 @@ def _row(parameter: click.Parameter, ctx: click.Context) -> tuple[str, str, str]
     record = parameter.get_help_record(ctx)
     if isinstance(parameter, click.Argument) or record is None:
         return None if record is None or not record[1] else (code(record[0]), cell(record[1]), "")
-    variable = parameter.value_from_envvar and parameter.envvar
+    variable = parameter.envvar
     if variable is None and ctx.auto_envvar_prefix and parameter.name and parameter.name != "help":
         variable = f"{ctx.auto_envvar_prefix}_{parameter.name.upper()}"
     return code(record[0]), cell(record[1]), code(str(variable)) if variable else ""

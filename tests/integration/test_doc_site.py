@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import Browser
 from doc_blocks import ROOT
 from docsite.commands import PROGRAMS, commands
 from docsite.http_api import document
@@ -106,3 +107,18 @@ def test_the_script_explains_itself() -> None:
     assert done.returncode == 0
     assert "--site-dir" in done.stdout
     assert subprocess.run([str(ROOT / "scripts" / "docs.sh"), "nosuch"], capture_output=True).returncode == 2
+
+
+def test_the_search_works_without_a_server(site: Path, tmp_path: Path) -> None:
+    """In a browser that opened the site from its folder; nothing on the way is an error."""
+    browser = Browser(tmp_path)
+    try:
+        tab = browser.page((site / "start.html").as_uri())
+        tab.wait("document.querySelector('.md-search__input') && document.readyState === 'complete'")
+        tab.run("document.querySelector('label.md-header__button[for=__search]').click()")
+        typed = "const input = document.querySelector('.md-search__input'); input.focus(); input.value = 'undrain';"
+        tab.run(f"{typed} input.dispatchEvent(new KeyboardEvent('keyup', {{bubbles: true}}))")
+        tab.wait("document.querySelector('.md-search-result__link[href*=\"commands.html\"]')")
+        assert tab.errors == []
+    finally:
+        browser.close()
