@@ -12,8 +12,8 @@ def cell(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A span of code in a cell."""
-    return f"`{text}`".replace("|", "\\|")
+    """A span of code in a cell, where Python-Markdown takes a | as it is."""
+    return f"`{text}`"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

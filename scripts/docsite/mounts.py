@@ -34,6 +34,8 @@ def for_site(markdown: str, source: str, exists: Callable[[str], bool]) -> str:
         if is_text:
             if _begins_block(line, lines[-1] if lines else ""):
                 lines.append("")
+            if line.startswith("|"):  # where Python-Markdown wants no escape in code
+                line = re.sub("`[^`]*`", lambda code: code[0].replace("\\|", "|"), line)
             line = _LINK.sub(lambda found: _link(found, source, exists), line)
         lines.append(line)
     return "\n".join(lines) + "\n"

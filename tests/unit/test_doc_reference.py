@@ -58,6 +58,7 @@ def test_links_lead_to_the_same_page_on_the_site() -> None:
 
 def test_lists_and_tables_get_the_line_that_python_markdown_needs() -> None:
     assert for_site("text:\n- a\n  more\n- b\ntext\n", "docs/a.md", bool) == "text:\n\n- a\n  more\n- b\ntext\n"
+    assert for_site("| `a\\|b` c\\|d |\n", "docs/a.md", bool) == "| `a|b` c\\|d |\n"
     assert for_site("text\n| a |\n|---|\n| b |\n", "docs/a.md", bool) == "text\n\n| a |\n|---|\n| b |\n"
 
 
