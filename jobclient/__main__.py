@@ -33,7 +33,9 @@ from jobclient.node_api import NodeApi, make_app
 from jobclient.options import ConfigError
 from jobclient.rendezvous_http import RendezvousServer
 from jobclient.rendezvous_proxy import JobProxy
+from jobclient.run_as import check
 from jobclient.submit import ensure_job
+from jobclient.worker_env import inherited
 
 logger = logging.getLogger("jobclient")
 
@@ -48,6 +50,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     try:
         config = parse(argv, environ)
         _begin_logging(config)
+        _check_user(config)
         key = load_or_create_key(config.key_file)
         api = _bind(config, key)
         problem = host_name_problem(config.address, socket.gethostname())
@@ -72,6 +75,20 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     finally:
         store.close()
     return 0
+
+
+def _check_user(config: Config) -> None:
+    """Raises ConfigError if --run-as cannot work, or protects nothing."""
+    if config.run_as is None:
+        return
+    kept = {"--log-dir": config.log_dir, "--key-file": config.key_file, "the current directory": config.start_dir}
+    if config.log_file is not None:
+        kept["--log-file"] = config.log_file
+    try:
+        check(config.run_as, kept, inherited(config.environ) | config.run_as.environment)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    logger.info("workers run as %s", config.run_as.user)
 
 
 def _begin_logging(config: Config) -> None:

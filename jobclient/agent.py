@@ -16,7 +16,7 @@ from edl_collective.coord.errors import CoordError
 from edl_collective.coord.mirror import Mirror
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobKind, JobSpec, NodeRecord
-from edl_collective.coord.signing import SpecSigner
+from edl_collective.coord.signing import NewestSpecs, SpecSigner
 from edl_collective.coord.store import Session, Store
 from edl_collective.messages import Abort, AgentMessage, Finished, Gate, Happened, Report, Running, WorkerMessage
 from jobclient.config import Config
@@ -68,12 +68,12 @@ class Agent:
         self._node = node
         self._store = store
         self._key = key
-        self._signer = SpecSigner(key)
+        self._newest = NewestSpecs(SpecSigner(key))
         self._clock = clock or SystemClock()
         self._paths = Paths(config.zookeeper_root)
         self._reporting = Reporting(store, self._paths, self._clock)
-        self._link = WorkerLink(node.node, self._token_of, self._heard)
-        self._held = HeldFolders(node.node)
+        self._link = WorkerLink(node.node, self._token_of, self._heard, config.run_as)
+        self._held = HeldFolders(node.node, user=config.run_as)
         self._log_dir = config.log_dir
         self._logs = LogKeeping(config, self._logs_in_use, self._clock)
         self._launcher = Launcher(config, node, key, str(self._link.path))
@@ -187,7 +187,7 @@ class Agent:
         except CoordError as error:
             logger.warning("deciding nothing: %s", error)
             return False
-        before, self._snapshot = self._snapshot, snapshot(values, self._paths, self._signer)
+        before, self._snapshot = self._snapshot, snapshot(values, self._paths, self._newest)
         for problem in set(self._snapshot.problems) - set(before.problems):
             logger.error("%s", problem)
         for name in before.drivers.keys() | self._snapshot.drivers.keys():

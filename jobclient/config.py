@@ -16,6 +16,7 @@ from edl_collective.coord.key_file import key_file
 from edl_collective.coord.paths import Paths, check_name
 from edl_collective.coord.records import JobSpec
 from jobclient import gpus as gpu_discovery
+from jobclient import run_as
 from jobclient.addresses import interface_of
 from jobclient.options import (
     ConfigError,
@@ -82,6 +83,8 @@ class Config:
     log_keep_days: float
     log_max_bytes: int
     work_dir: Path
+    #: who workers, package hooks and health probes run as; None: as the JobClient does
+    run_as: run_as.RunAs | None
     key_file: Path
     #: refuse a tree in ZooKeeper that everybody may change
     closed_tree: bool
@@ -172,6 +175,10 @@ OPTIONS: dict[str, tuple[str, str]] = {
         "are neither removed nor rotated",
     ),
     "work_dir": ("DIR", "directory that relative paths of jobs start from (default: the current one)"),
+    "run_as": (
+        "USER[:GROUP]",
+        "run workers as this user; the JobClient must be root, and its key stays its own (default: as the JobClient)",
+    ),
     "key_file": ("FILE", "the cluster key (default: $EDL_KEY_FILE or ~/.edl/key, created if missing)"),
     "log_level": ("N", "10 debug, 20 info, 30 warnings, 40 errors (default: 20)"),
     "package_sh": ("FILE", "run as FILE -pod_id WORKER before each worker of the job"),
@@ -222,6 +229,7 @@ def _build(values: Mapping[str, object], environ: Mapping[str, str]) -> Config:
         log_keep_days=number(values, "log_keep_days", 30.0),
         log_max_bytes=integer(values, "log_max_bytes", 10 * 2**30),
         work_dir=Path(text("work_dir", ".")).absolute(),
+        run_as=_run_as(text("run_as", "")),
         start_dir=Path.cwd(),
         key_file=key_file(text("key_file", ""), environ),
         closed_tree=closed_tree(values, address),
@@ -300,3 +308,10 @@ def _labels(given: object, option: str = "--labels") -> dict[str, str]:
         if not name or not equals:
             raise ConfigError(f"{option} holds {name!r}: write name=value, several separated by commas")
     return {name: value for name, _, value in pairs}
+
+
+def _run_as(text: str) -> run_as.RunAs | None:
+    try:
+        return run_as.find(text, os.geteuid())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

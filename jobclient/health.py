@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from edl_collective.coord.records import NodeRecord
+from edl_collective.coord.records import UNHEALTHY_LABEL, NodeRecord
 from jobclient.config import Config
 from jobclient.health_probe import NOT_CHECKED
 from jobclient.options import ConfigError
@@ -23,8 +23,6 @@ from jobclient.worker_env import inherited
 
 logger = logging.getLogger(__name__)
 
-#: label of a node that offers less than it has: what failed and why
-LABEL = "unhealthy"
 #: the devices to try: those of the slots, or None for the CPU
 Device = int | None
 
@@ -49,7 +47,7 @@ def without(node: NodeRecord, problems: Mapping[Device, str]) -> NodeRecord:
     gpus = tuple(gpu for gpu in node.gpus if gpu not in problems)
     if not gpus:
         raise ConfigError(f"no slot passed the health check ({text}): see to it, or give --health-check off")
-    return replace(node, gpus=gpus, slots=len(gpus), labels={**node.labels, LABEL: text})
+    return replace(node, gpus=gpus, slots=len(gpus), labels={**node.labels, UNHEALTHY_LABEL: text})
 
 
 async def problems_of(devices: list[Device], command: Callable[[Device], Command], config: Config) -> dict[Device, str]:
@@ -72,7 +70,11 @@ def _command(device: Device, config: Config, folder: Path) -> Command:
         environ["GLOO_SOCKET_IFNAME"] = environ["NCCL_SOCKET_IFNAME"] = config.interface
     kind = "cpu" if device is None else "cuda"
     argv = [sys.executable, "-m", "jobclient.health_probe", kind]
-    return Command(argv, environ, config.start_dir, folder / f"{kind}-{device}.log")
+    log = folder / f"{kind}-{device}.log"
+    if config.run_as is None:
+        return Command(argv, environ, config.start_dir, log)
+    # as the workers run, who may have other rights to the device than root has
+    return Command(argv, environ | config.run_as.environment, Path("/"), log, run_as=config.run_as)
 
 
 async def _problem(device: Device, command: Command, timeout_s: float) -> str | None:

@@ -10,13 +10,13 @@ import fcntl
 import logging
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jobclient.decide import Submission
+from jobclient.run_as import RunAs, own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,10 @@ class HeldFolders:
     One call at a time, from any thread.
     """
 
-    def __init__(self, node: str, memory: Path = MEMORY) -> None:
+    def __init__(self, node: str, memory: Path = MEMORY, user: RunAs | None = None) -> None:
+        """`user`: whose the folders of jobs are; None: of the user of this process."""
         self._node = node
+        self._user = user
         self._memory = memory
         self._base: Path | None = None
         self._lock: int | None = None
@@ -48,9 +50,11 @@ class HeldFolders:
         try:
             if self._base is None:
                 name = f"{os.getpid()}-{self._node[:32]}"
-                self._base, self._lock = _open_base(self._memory, name, self._remove_later)
+                self._base, self._lock = _open_base(self._memory, name, self._user is not None, self._remove_later)
             folder = self._folders.setdefault((job, submitted_at), self._base / f"{job}-{submitted_at:.6f}")
             folder.mkdir(mode=0o700, exist_ok=True)
+            if self._user is not None:
+                os.chown(folder, self._user.uid, self._user.gid, follow_symlinks=False)
             return folder
         except OSError as error:
             logger.warning("job %s: its state is not held in memory: %s", job, error)
@@ -72,22 +76,21 @@ class HeldFolders:
             self._base = self._lock = None
 
 
-def _open_base(memory: Path, name: str, remove: Callable[[Path, int], None]) -> tuple[Path, int]:
-    """A folder of this process that only this user can enter, and its lock, which tells others that we live.
+def _open_base(memory: Path, name: str, others: bool, remove: Callable[[Path, int], None]) -> tuple[Path, int]:
+    """A folder of this process that only this user can read and change, and its lock, which tells others that we live.
 
+    `others`: another user may go through it, to a folder of its own.
     Calls `remove(folder, lock)` for each that a dead one left. Raises OSError.
     """
     ours = memory / f"edl-{os.getuid()}"
-    ours.mkdir(mode=0o700, exist_ok=True)
-    status = ours.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise OSError(f"{ours} must be a directory of this user with mode 0700; remove it")
+    own_folder(ours, others)
     base = ours / name
     everybody = _locked_soon(ours)  # nobody sweeps a folder that is made but not locked yet
     try:
         for path in list(ours.iterdir()):
             _take_from_the_dead(path, remove)
         base.mkdir(mode=0o700)
+        own_folder(base, others)
         return base, _locked(base)
     finally:
         os.close(everybody)

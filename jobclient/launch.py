@@ -39,6 +39,7 @@ class Launcher:
             zookeeper=config.zookeeper,
             zookeeper_root=config.zookeeper_root,
             services_token=key.services_token,
+            user={} if config.run_as is None else config.run_as.environment,
         )
 
     def worker(self, spec: JobSpec, planned: PlannedWorker, held_dir: Path | None) -> Launch:
@@ -52,15 +53,20 @@ class Launcher:
             ),
             cwd=job_dir / worker_directory(spec, planned.worker),
             log=log,
+            run_as=self._config.run_as,
+            make_cwd=spec.pod_path is not None,  # where a hook did not
         )
-        hook = hook_command(spec, planned.worker)
-        return Launch(
-            hook=Command(_runnable(hook, job_dir), job_environment(self._shared, spec), job_dir, log) if hook else None,
-            main=main,
-            make_directory=spec.pod_path is not None,
-        )
+        return Launch(hook=self._hook(spec, planned.worker, job_dir, log), main=main)
+
+    def _hook(self, spec: JobSpec, worker: str, job_dir: Path, log: Path) -> Command | None:
+        hook = hook_command(spec, worker)
+        if hook is None:
+            return None
+        environ = job_environment(self._shared, spec)
+        return Command(_runnable(hook, job_dir), environ, job_dir, log, run_as=self._config.run_as)
 
     def driver(self, job: str) -> Command:
+        """It runs no code of users and needs the key: it runs as the JobClient does."""
         config = self._config
         options = {
             "--job": job,

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobclient.run_as import RunAs
+
 logger = logging.getLogger(__name__)
 
 LOG_TAIL_LINES = 20
@@ -27,12 +29,16 @@ NOT_STARTED = 127
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run: `cwd` must exist; output is appended to `log`, whose directory must exist."""
+    """What to run: `cwd` must exist, or `make_cwd` be set; output is appended to `log`, whose directory must exist."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: Path
     log: Path
+    #: None: as the JobClient does
+    run_as: RunAs | None = None
+    #: make `cwd` if need be, as the user that the command runs as
+    make_cwd: bool = False
 
 
 class Process:
@@ -52,13 +58,7 @@ class Process:
         self.gone: asyncio.Future[None] = loop.create_future()
         self._changed = changed
         self._line = b""
-        self._shim = subprocess.Popen(
-            [sys.executable, "-I", "-S", _SHIM, str(command.log), str(command.cwd), *command.argv],
-            env=dict(command.env),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C at a terminal is for the JobClient alone
-        )
+        self._shim = _start_shim(command)
         assert self._shim.stdout is not None
         self._output = self._shim.stdout.fileno()
         os.set_blocking(self._output, False)
@@ -118,6 +118,38 @@ class Process:
             self.exited.set_result(-signal.SIGKILL)
         self.gone.set_result(None)
         self._changed(self)
+
+
+def _start_shim(command: Command) -> subprocess.Popen[bytes]:
+    """Raises OSError, and ValueError for a text that no process can have."""
+    options = ["--make-cwd"] if command.make_cwd else []
+    environ, passed = dict(command.env), []
+    try:
+        if command.run_as is not None:
+            # What a job wishes to have in its environment (LD_PRELOAD) is not for a shim that runs as root.
+            passed = [os.memfd_create("edl-environment")]
+            os.write(passed[0], _as_bytes(environ))
+            options += [f"--as={command.run_as.word}", f"--environment={passed[0]}"]
+            environ = {}
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", _SHIM, *options, str(command.log), str(command.cwd), *command.argv],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=passed,
+            start_new_session=True,  # Ctrl-C at a terminal is for the JobClient alone
+        )
+    finally:
+        for descriptor in passed:
+            os.close(descriptor)
+
+
+def _as_bytes(environ: Mapping[str, str]) -> bytes:
+    """NAME=VALUE, each ended by NUL. Raises ValueError."""
+    for name, value in environ.items():
+        if "\0" in name + value or "=" in name or not name:
+            raise ValueError(f"no process can have the variable {name!r}")
+    return b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in environ.items())
 
 
 def begin_log(path: Path) -> None:

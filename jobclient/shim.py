@@ -1,6 +1,7 @@
 """The parent of one worker: it starts the command, watches it, and takes all of it down. Standard library only.
 
-Run as `python -I -S shim.py LOG CWD COMMAND [ARGS...]` by the JobClient, which holds the other ends of two pipes:
+Run as `python -I -S shim.py [OPTIONS] LOG CWD COMMAND [ARGS...]` by the JobClient, which holds the other ends of two
+pipes:
 - standard input: the line `stop SECONDS` begins the stop ladder (SIGTERM to the group, SIGKILL when the deadline
   passes); end of file means that the JobClient is gone: SIGKILL at once;
 - standard output: JSON lines `{"started": PID}`, `{"exited": STATUS}` (negative for a signal) or `{"failed": TEXT}`.
@@ -8,6 +9,10 @@ Run as `python -I -S shim.py LOG CWD COMMAND [ARGS...]` by the JobClient, which 
 Invariant: when the shim has exited, no descendant of its command is left. It is the subreaper of them, so even those
 that left the process group come back to it. If the shim itself is killed, the command dies by PR_SET_PDEATHSIG and
 the JobClient kills the rest of the group. It decides nothing, retries nothing and never polls.
+
+Options: --make-cwd makes CWD if need be; --as=UID:GID:GROUP,... runs the command as another user, --environment=FD with
+the variables in that file. The shim itself then stays root, so that what it watches cannot touch it: it takes nothing
+from the command's environment, and writes only to the log, which is given to that user.
 """
 
 import contextlib
@@ -17,6 +22,7 @@ import select
 import signal
 import sys
 import time
+import warnings  # noqa: F401  execvpe imports it, where the user of the command may be unable to read our Python
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -34,11 +40,42 @@ def _report(line: str) -> None:
         os.write(1, line.encode() + b"\n")
 
 
-def _become(command: list[str], cwd: str, log: int, problem: int) -> None:
+class _Options:
+    """What the JobClient asks for, besides the command."""
+
+    def __init__(self, words: list[str]) -> None:
+        named = dict(word.partition("=")[::2] for word in words)
+        self.make_cwd = "--make-cwd" in named
+        #: user, group, supplementary groups; None: no other user
+        self.user: tuple[int, int, list[int]] | None = None
+        self.environ: dict[bytes, bytes] = dict(os.environb)
+        if "--as" in named:
+            uid, gid, groups = named["--as"].split(":")
+            self.user = int(uid), int(gid), [int(group) for group in groups.split(",") if group]
+            self.environ = _read_environment(int(named["--environment"]))
+
+
+def _read_environment(descriptor: int) -> dict[bytes, bytes]:
+    """Variables, each ended by NUL, from the beginning of the file, which is closed."""
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        return dict(entry.split(b"=", 1) for entry in file.read().split(b"\0") if entry)
+
+
+def _become_user(uid: int, gid: int, groups: list[int]) -> None:
+    """For good: real, effective and saved ids."""
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def _become(command: list[str], cwd: str, log: int, problem: int, options: _Options) -> None:
     """In the child: a session of its own, its output in the log, then the command. Never returns."""
     try:
         parent = os.getppid()
         os.setsid()
+        if options.user is not None:
+            _become_user(*options.user)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)  # the shim died before the death signal was armed
@@ -48,21 +85,23 @@ def _become(command: list[str], cwd: str, log: int, problem: int) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
+        if options.make_cwd:
+            os.makedirs(cwd, exist_ok=True)
         os.chdir(cwd)
-        os.execvp(command[0], command)  # noqa: S606
+        os.execvpe(command[0], command, options.environ)  # noqa: S606
     except BaseException as error:
         os.write(problem, f"cannot run {command[0]!r} in {cwd}: {error}".encode())
     finally:
         os._exit(127)
 
 
-def _start(command: list[str], cwd: str, log: int) -> int:
+def _start(command: list[str], cwd: str, log: int, options: _Options) -> int:
     """Start the command; its pid. Raises OSError with a sentence when it cannot be executed."""
     problem, write_end = os.pipe()  # closes by itself on a successful exec
     pid = os.fork()
     if pid == 0:
         os.close(problem)
-        _become(command, cwd, log, write_end)
+        _become(command, cwd, log, write_end, options)
     os.close(write_end)
     text = os.read(problem, 4096)
     os.close(problem)
@@ -186,13 +225,21 @@ def _clear(group: int) -> None:
             return
 
 
-def main(log_path: str, cwd: str, command: list[str]) -> int:
+def _open_log(path: str, options: _Options) -> int:
+    """Not through a link: it is opened, and given away, by root."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
+    if options.user is not None:
+        os.fchown(descriptor, *options.user[:2])  # else what opens /dev/stdout anew could not write there
+    return descriptor
+
+
+def main(options: _Options, log_path: str, cwd: str, command: list[str]) -> int:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
-        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        log = _open_log(log_path, options)
         watch = _Watch()
-        child = _start(command, cwd, log)
+        child = _start(command, cwd, log, options)
     except OSError as error:
         import json
 
@@ -206,6 +253,8 @@ def main(log_path: str, cwd: str, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4:
-        sys.exit("usage: shim.py LOG CWD COMMAND [ARGS...]  (started by the JobClient)")
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    words = sys.argv[1:]
+    split = next((index for index, word in enumerate(words) if not word.startswith("--")), len(words))
+    if len(words) - split < 3:
+        sys.exit("usage: shim.py [OPTIONS] LOG CWD COMMAND [ARGS...]  (started by the JobClient)")
+    sys.exit(main(_Options(words[:split]), words[split], words[split + 1], words[split + 2 :]))

@@ -1,7 +1,8 @@
 """The jobs as a JobClient sees them, decoded from the records of the store. [pure]
 
 A record that does not parse is None in its view and a sentence in `problems`: what rests on it is left as it is. So is
-a spec without the signature of the cluster key: this is where a JobClient refuses what a stranger wrote.
+a spec without the signature of the cluster key, or one that is older than another of its job which was there: this is
+where a JobClient refuses what a stranger wrote.
 """
 
 from collections import defaultdict
@@ -22,7 +23,7 @@ from edl_collective.coord.records import (
     WorkerRecord,
     decode,
 )
-from edl_collective.coord.signing import SpecSigner, UnsignedSpec
+from edl_collective.coord.signing import NewestSpecs
 from edl_collective.coord.store import Versioned
 from jobclient.decide import JobView
 
@@ -44,20 +45,21 @@ class Snapshot:
         return None if spec is None else spec.submitted_at
 
 
-def snapshot(values: Mapping[str, Versioned], paths: Paths, signer: SpecSigner) -> Snapshot:
-    """`values`: the records at and below Paths.jobs by path."""
+def snapshot(values: Mapping[str, Versioned], paths: Paths, newest: NewestSpecs) -> Snapshot:
+    """`values`: the records at and below Paths.jobs by path. `newest` learns of the specs in it."""
     found: dict[str, dict[Key, tuple[str, bytes]]] = defaultdict(dict)
     for path, value in values.items():
         key = paths.parse(path)
         if key is not None and key.job is not None:
             found[key.job][key] = (path, value.data)
+    newest.only(path for path in values if path.endswith("/spec"))
     problems: list[str] = []
     jobs: dict[str, JobView] = {}
     drivers: dict[str, DriverRecord] = {}
     progress: dict[str, Progress] = {}
     for job, records in found.items():
         jobs[job] = JobView(
-            spec=_spec(records.get(Key("spec", job=job)), signer, problems),
+            spec=_spec(records.get(Key("spec", job=job)), newest, problems),
             plan=_one(records.get(Key("plan", job=job)), Plan, problems),
             status=_one(records.get(Key("status", job=job)), JobStatus, problems),
             rendezvous=_one(records.get(Key("rendezvous", job=job)), Rendezvous, problems),
@@ -72,12 +74,14 @@ def snapshot(values: Mapping[str, Versioned], paths: Paths, signer: SpecSigner) 
     return Snapshot(jobs, drivers, progress, tuple(problems))
 
 
-def _spec(entry: tuple[str, bytes] | None, signer: SpecSigner, problems: list[str]) -> JobSpec | None:
-    spec = _one(entry, JobSpec, problems)
-    if entry is None or spec is None or signer.is_signed(*entry):
-        return spec
-    problems.append(str(UnsignedSpec(entry[0])))
-    return None
+def _spec(entry: tuple[str, bytes] | None, newest: NewestSpecs, problems: list[str]) -> JobSpec | None:
+    if entry is None:
+        return None
+    try:
+        return newest.read(*entry)
+    except RecordError as error:
+        problems.append(str(error))
+        return None
 
 
 def _workers(records: Iterable[tuple[Key, tuple[str, bytes]]], problems: list[str]) -> dict[str, WorkerRecord]:

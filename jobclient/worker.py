@@ -35,8 +35,6 @@ class Launch:
 
     hook: Command | None
     main: Command
-    #: the worker has a directory of its own (pod_path): made if the hook did not make it
-    make_directory: bool = False
 
 
 class Worker:
@@ -227,8 +225,6 @@ class Worker:
         try:
             if self._process is None:
                 begin_log(command.log)
-            if command is self._launch.main and self._launch.make_directory:
-                command.cwd.mkdir(parents=True, exist_ok=True)
             self._process = Process(command, changed)
         except (OSError, ValueError) as error:  # ValueError: a text that no process can have
             self._end(NOT_STARTED, f"cannot start {command.argv[0]}: {error}")

@@ -49,6 +49,8 @@ class NodeEnvironment:
     zookeeper_root: str = ""
     #: by which ZooKeeper lets them
     services_token: str = field(default="", repr=False)
+    #: what a login of the user that workers run as would set; empty: they run as the JobClient does
+    user: Mapping[str, str] = field(default_factory=dict)
 
 
 def inherited(base: Mapping[str, str]) -> dict[str, str]:
@@ -59,6 +61,8 @@ def inherited(base: Mapping[str, str]) -> dict[str, str]:
 def job_environment(shared: NodeEnvironment, spec: JobSpec) -> dict[str, str]:
     """What every process of a job gets on this node: the package hook and, with more, its workers."""
     env = inherited(shared.base)
+    if shared.user:  # folders of the JobClient's user are not for another
+        env = {**{name: value for name, value in env.items() if not name.startswith("XDG_")}, **shared.user}
     env["PATH"] = f"{shared.python_dir}:{env['PATH']}" if env.get("PATH") else shared.python_dir
     env["PYTHONUNBUFFERED"] = "1"
     if shared.zookeeper:  # the JobClient's own, wherever it has it from

@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from edl_collective.coord.auth import same
 from edl_collective.messages import AgentMessage, WorkerHello, WorkerMessage, decode_worker_line, encode_line
+from jobclient.run_as import RunAs, own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,11 @@ class WorkerLink:
         node: str,
         expected: Callable[[str, str], str | None],
         received: Callable[[str, str, WorkerMessage], None],
+        user: RunAs | None = None,
     ) -> None:
-        self.path = _socket_path(node)
+        """`user`: who may connect; None: the user of this process."""
+        self.path = _socket_path(node, others=user is not None)
+        self._user = user
         self._expected = expected
         self._received = received
         self._writers: dict[Name, asyncio.StreamWriter] = {}
@@ -50,6 +53,8 @@ class WorkerLink:
         self.path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._accept, self.path, limit=MAX_LINE_BYTES)
         self.path.chmod(0o600)
+        if self._user is not None:
+            os.chown(self.path, self._user.uid, self._user.gid)
 
     def send(self, job: str, worker: str, message: AgentMessage) -> bool:
         """Queue `message`; False if the worker is not connected."""
@@ -77,6 +82,7 @@ class WorkerLink:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.close())  # cancelled before its first step, `_serve` has not
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name: Name | None = None
@@ -118,13 +124,13 @@ class WorkerLink:
         return name
 
 
-def _socket_path(node: str) -> Path:
-    """A short path (the kernel allows 107 bytes) in a directory that only this user can enter."""
+def _socket_path(node: str, others: bool) -> Path:
+    """A short path (the kernel allows 107 bytes) in a directory that only this user can read and change."""
     directory = Path(tempfile.gettempdir()) / f"edl-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    status = directory.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise OSError(f"{directory} must be a directory of this user with mode 0700; remove it or set TMPDIR")
+    try:
+        own_folder(directory, others)
+    except OSError as error:
+        raise OSError(f"{error} or set TMPDIR") from error
     _sweep(directory)
     return directory / f"{os.getpid()}-{node[:32]}.sock"
 

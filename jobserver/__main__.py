@@ -30,6 +30,7 @@ from jobclient.http_limits import LimitedHttp
 from jobclient.options import ConfigError
 from jobserver.api import Service, create_app
 from jobserver.api_stream import close_streams
+from jobserver.collecting import Collecting, begin_collecting
 from jobserver.config import Config, from_process
 from jobserver.controller import Controller
 from jobserver.reconcile import ReconcileConfig
@@ -64,6 +65,7 @@ def _quieten(level: int) -> None:
 
 
 def _serve(config: Config) -> None:
+    begin_collecting()
     ended = _on_signals()
     key = load_or_create_key(config.key_file)
     tls = _tls(config, key)
@@ -129,7 +131,11 @@ def _controller(config: Config, store: Store, url: str, signer: SpecSigner) -> I
         changing=config.changing,
     )
     leadership = Leadership(store, paths, config.server_name, url)
-    controller = Controller(store, paths, leadership, SystemClock(), rules, signer, config.session_timeout_s)
+    collecting = Collecting(SystemClock())
+    controller = Controller(
+        *(store, paths, leadership, SystemClock(), rules, signer, config.session_timeout_s),
+        rest=collecting.between_decisions,
+    )
     controller.start()
     try:
         yield controller

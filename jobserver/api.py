@@ -21,10 +21,11 @@ from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import CoordError, Disconnected, NotEmpty, NotFound, RecordTooLarge, VersionConflict
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec
-from edl_collective.coord.signing import SpecSigner, is_unsigned
+from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Session, Store, Versioned
 from jobserver.api_access import HEALTH_PATH, Role, Tokens, add_access, as_seen_by, refusal, role_of
 from jobserver.api_changes import add_changes, tagged
+from jobserver.api_checkpoints import add_checkpoints
 from jobserver.api_goodput import add_goodput
 from jobserver.api_metrics import add_metrics
 from jobserver.api_models import (
@@ -43,6 +44,7 @@ from jobserver.api_page import add_page
 from jobserver.api_stream import add_stream
 from jobserver.api_views import add_views
 from jobserver.changing import Changing
+from jobserver.checkpoint_looks import CheckpointLooks
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_cordon, cancel_drain, order_cordon, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
@@ -127,6 +129,8 @@ class Service:
         """
         spec = parse_spec(body, self._changing, self._clock.wall_s())
         path = self._paths.spec(spec.job)
+        submitted_at = self._controller.view.submission_s(path, spec.submitted_at)
+        spec = msgspec.structs.replace(spec, submitted_at=submitted_at)
         there = self._store.children(self._paths.job(spec.job))
         if there and "spec" not in there:
             self._forget(spec.job, only_left_overs=True)
@@ -156,7 +160,8 @@ class Service:
                 return changed(name, job.spec.version, spec)
             check_version(job.spec, if_match)
             try:
-                version = self._store.set(path, self._signer.sign(path, spec), job.spec.version)
+                data = self._signer.sign(path, spec, job.spec.version + 1)
+                version = self._store.set(path, data, job.spec.version)
             except VersionConflict:
                 continue
             except Disconnected:  # if it was written nevertheless, the next look shows it
@@ -171,7 +176,7 @@ class Service:
 
     def retry(self, name: str, if_match: str | None = None) -> Json:
         """Submit a job that has failed or was stopped again. Raises ApiError."""
-        now_s = self._clock.wall_s()
+        now_s = self._controller.view.submission_s(self._paths.spec(name), self._clock.wall_s())
         return retry(self._store, self._paths, name, self.job, self._signer.sign, if_match, now_s)
 
     def delete(self, name: str) -> Json:
@@ -186,7 +191,7 @@ class Service:
                 has_spec = self._paths.spec(name) in tree
                 if only_left_overs and has_spec:
                     return
-                snapshot = self._check_deletable(name, (has_spec or not tree) and not self._is_unsigned(name, tree))
+                snapshot = self._check_deletable(name, (has_spec or not tree) and not self._is_refused(name, tree))
                 alive = first_alive(tree, self._paths, snapshot)
                 if alive is not None:
                     text = (
@@ -194,15 +199,16 @@ class Service:
                     )
                     raise ApiError(409, text)
                 delete_tree(self._store, tree)
+                self._controller.view.deleted(self._paths.spec(name))
                 return
             except (VersionConflict, NotFound, NotEmpty):
                 continue
         raise ApiError(409, f"job {name} is being changed by others: try again")
 
-    def _is_unsigned(self, name: str, tree: Mapping[str, Versioned]) -> bool:
-        """Whether it has a spec that is one but nobody with the key wrote: nothing of it is run."""
+    def _is_refused(self, name: str, tree: Mapping[str, Versioned]) -> bool:
+        """Whether it has a spec of which nothing is run: not signed, or put back."""
         path = self._paths.spec(name)
-        return path in tree and is_unsigned(self._signer, path, tree[path].data)
+        return path in tree and self._controller.view.refuses(path, tree[path].data)
 
     def _check_deletable(self, name: str, has_spec: bool) -> Snapshot:
         """The newest snapshot. Raises ApiError 404, or 409 for a job that has not ended or cannot be read."""
@@ -291,6 +297,7 @@ def create_app(service: Service) -> FastAPI:
     add_changes(app, service, read_body)
     add_orders(app, service, read_body)
     add_goodput(app, service)
+    add_checkpoints(app, service, CheckpointLooks(service._clock))
     add_views(app, service)
     add_stream(app, service, service._controller, service._clock, service._store)
     add_page(app)

@@ -22,7 +22,7 @@ from jobserver.feed import Alarm, Feed, Follower, Wish
 from jobserver.snapshot import Job, Snapshot
 from jobserver.topics import event_page, message
 
-TOPICS = ("jobs", "nodes", "services")
+TOPICS = ("jobs", "nodes", "services", "events")
 #: a client that hears nothing for a few times as long knows that the server is gone
 BEAT_S = 5.0
 MAX_EVENTS = 1000
@@ -52,7 +52,7 @@ def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Cl
         responses={200: {"content": {"text/event-stream": {}}, "description": "server-sent events, without an end"}},
     )
     async def stream(
-        topics: Annotated[str, Query(description="of jobs, nodes and services, separated by commas")] = "",
+        topics: Annotated[str, Query(description="of jobs, nodes, services and events, separated by commas")] = "",
         job: Annotated[str | None, Query(description="a job to follow with its events")] = None,
         service: Annotated[str | None, Query(description="a service to follow")] = None,
         after: Annotated[int, Query(description="number of the last event of the job that is known")] = -1,
@@ -80,7 +80,17 @@ def add_stream(app: FastAPI, cluster: Cluster, controller: Controller, clock: Cl
         limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="at most so many")] = MAX_EVENTS,
     ) -> Response:
         """The history of a job, oldest first; `next` is the `after`, or the `before`, of the next page."""
-        found = event_page(cluster.job(job)[0], after, before, limit)
+        found = event_page(cluster.job(job)[0].events, after, before, limit)
+        return Response(msgspec.json.encode(found), media_type="application/json")
+
+    @app.get("/api/v1/events")
+    def cluster_events(
+        after: Annotated[int | None, Query(description="only events with a higher number")] = None,
+        before: Annotated[int | None, Query(description="only events with a lower number, the newest of them")] = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="at most so many")] = MAX_EVENTS,
+    ) -> Response:
+        """The history of what belongs to no job, as that of a job."""
+        found = event_page(cluster.snapshot().events, after, before, limit)
         return Response(msgspec.json.encode(found), media_type="application/json")
 
 
@@ -139,6 +149,7 @@ def _server(controller: Controller, session: Session, snapshot: Snapshot | None)
 
 
 def close_streams(app: FastAPI) -> None:
-    """End them, so that the server need not wait for its clients to go."""
+    """End them, and looks at checkpoints, so that the server need not wait for its clients to go."""
     feed: Feed = app.state.feed
     feed.close()
+    app.state.checkpoint_looks.close()

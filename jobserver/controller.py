@@ -8,7 +8,7 @@ the store changes, the session changes, or the decision asked to be woken.
 import logging
 import random
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -31,6 +31,7 @@ from edl_collective.coord.records import LeaderRecord, NodeRecord, Record, decod
 from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Create, Delete, Op, Session, Set, Store, Versioned
 from jobserver.death_watch import DeathWatch, Endpoint
+from jobserver.node_events import node_history
 from jobserver.reading import Reading
 from jobserver.reconcile import (
     Action,
@@ -102,6 +103,21 @@ class View:
                 self._snapshot = with_services(self._snapshot, self._services)
             return excuse(self._snapshot, self.buried) if self._sight.unsettled_s else self._snapshot
 
+    def refuses(self, path: str, data: bytes) -> bool:
+        """Whether `data`, at `path`, is a spec of which nothing is run: not signed, or older than one that was seen."""
+        with self._lock:
+            return self._reading.newest.refuses(path, data)
+
+    def deleted(self, path: str) -> None:
+        """The spec at `path` was deleted: it does not come back, even if nobody looked meanwhile."""
+        with self._lock:
+            self._reading.newest.gone(path)
+
+    def submission_s(self, path: str, now_s: float) -> float:
+        """The wall time that a submission at `now_s` is to state."""
+        with self._lock:
+            return self._reading.newest.after(path, now_s)
+
     def _look_at_services(self) -> bool:
         """Whether they were looked at."""
         now_s = self._clock.monotonic_s()
@@ -116,7 +132,7 @@ class View:
 class Controller:
     """The loop; `run` on a thread of its own, or `start` and `stop`.
 
-    session_timeout_s: of `store`, to be compared with that of the nodes.
+    session_timeout_s: of `store`, to be compared with that of the nodes. rest: called when nothing waits to be decided.
     """
 
     def __init__(
@@ -128,6 +144,7 @@ class Controller:
         config: ReconcileConfig,
         signer: SpecSigner,
         session_timeout_s: float = 0.0,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._signer = signer
@@ -135,6 +152,7 @@ class Controller:
         self._leadership = leadership
         self._clock = clock
         self._config = config
+        self._rest = rest
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._sight = Sight(store, clock, config.absence_timeout_s)
@@ -188,6 +206,8 @@ class Controller:
             began_s = self._clock.monotonic_s()
             timeout_s = self._turn()
             took_s = self._clock.monotonic_s() - began_s
+            if not self._woken.is_set():
+                self._rest()
             self._woken.wait(timeout_s)
             # Changes of a large cluster come by hundreds: half of the time is left to those who ask about it.
             self._stopping.wait(min(LONGEST_REST_S, took_s))
@@ -213,6 +233,7 @@ class Controller:
         self._show_reason(decision, epoch)
         for action in decision.actions:
             self._apply(action)
+        self._tell_of_nodes(snapshot, now_s)
         waits = [] if decision.wake_at is None else [max(0.0, decision.wake_at - now_s)]
         if snapshot.awaited_nodes:
             waits.append(self._sight.unsettled_s)
@@ -271,7 +292,7 @@ class Controller:
                 self._update(action)
             case FillInSpec():
                 path = self._paths.spec(action.job)
-                data = self._signer.sign(path, action.spec)  # what it was made from was signed
+                data = self._signer.sign(path, action.spec, action.version + 1)  # what it was made from was signed
                 self._store.transact([self._leadership.fence(), Set(path, data, action.version)])
             case ForgetWorker():
                 path = self._paths.worker(action.job, action.worker)
@@ -295,6 +316,15 @@ class Controller:
             logger.info("job %s plan %d: %s", action.job, action.plan.revision, action.plan.reason)
         for event in action.events:
             self._store.append(self._paths.event_prefix(action.job), encode(event))
+
+    def _tell_of_nodes(self, snapshot: Snapshot, now_s: float) -> None:
+        history = node_history(snapshot, now_s)
+        for event in history.forget:
+            path = f"{self._paths.cluster_events}/{event.name}"
+            self._store.transact([self._leadership.fence(), Delete(path, event.version)])
+        for told in history.tell:
+            logger.warning("%s", told.text)
+            self._store.append(self._paths.cluster_event_prefix, encode(told))
 
     def _show_reason(self, decision: Decision, epoch: int) -> None:
         if decision.reason != self.reason:

@@ -83,9 +83,12 @@ class DeathWatch:
         loop.close()
 
     async def _cancel_all(self) -> None:
-        for task in self._tasks.values():
+        """Also those that `_adjust` has cancelled and that have not closed their connections yet."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # for the transports that they aborted
 
     def _adjust(self) -> None:
         with self._lock:

@@ -21,6 +21,7 @@ from jobserver.snapshot import Snapshot
 from jobserver.topics import (
     JobEvents,
     Topic,
+    cluster_events_topic,
     job_topic,
     jobs_topic,
     nodes_topic,
@@ -185,7 +186,8 @@ class Feed:
             return service_topic(wish.service)
         if name == "server":
             return Topic("server", lambda _: self._server_now)
-        return {"jobs": jobs_topic, "nodes": nodes_topic, "services": services_topic}[name]()
+        topics = {"events": cluster_events_topic, "jobs": jobs_topic, "nodes": nodes_topic, "services": services_topic}
+        return topics[name]()
 
     def _run(self) -> None:
         """Look whenever woken, until nobody follows."""

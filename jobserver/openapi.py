@@ -93,6 +93,14 @@ ROUTES: Mapping[tuple[str, str], Route] = {
     ),
     ("delete", "/api/v1/jobs/{job}"): Route("Forget a job that has ended", "jobs", {"job": "a", "deleted": True}),
     ("get", "/api/v1/jobs/{job}/events"): Route("What happened to a job, and why", "jobs", {"events": [_EVENT]}),
+    ("get", "/api/v1/events"): Route(
+        "What happened to nodes: those that are not well, and their recovery", "server", {"events": [], "next": None}
+    ),
+    ("get", "/api/v1/jobs/{job}/checkpoints"): Route(
+        "Which checkpoints a job has, newest first, and which are valid, as this JobServer sees them; else `problem`",
+        "jobs",
+        {"job": "a", "url": None, "checkpoints": None, "total": None, "problem": "the job ...", "at": None},
+    ),
     ("get", "/api/v1/stream"): Route(
         "What changes, as server-sent events until the client goes", "server", "event: change\ndata: {}\n\n"
     ),

@@ -1,7 +1,8 @@
 """Snapshots one after the other, each from what a Mirror holds; only what has changed is parsed again. [pure]
 
 Invariant: a snapshot is the same as the one that a new `Reading` would build from the same values. A value is known
-again by being the same object, as a Mirror keeps it. A spec without the signature of the cluster key is not read.
+again by being the same object, as a Mirror keeps it. A spec without the signature of the cluster key is not read, nor
+is one that is older than another of its job which was read before; that alone a new `Reading` cannot know.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from edl_collective.coord.records import (
     WorkerRecord,
     decode,
 )
-from edl_collective.coord.signing import SpecSigner
+from edl_collective.coord.signing import NewestSpecs, SpecSigner
 from edl_collective.coord.store import Versioned
 from jobserver.snapshot import At, Job, Problem, Slot, Snapshot, StoredEvent
 
@@ -58,7 +59,7 @@ class Reading:
 
     def __init__(self, paths: Paths, signer: SpecSigner) -> None:
         self._paths = paths
-        self._signer = signer
+        self.newest = NewestSpecs(signer)
         self._read: dict[str, _Read] = {}
         #: what is read, by job; "" for what belongs to none
         self._parts: dict[str, dict[str, _Read]] = {}
@@ -77,7 +78,10 @@ class Reading:
         return self._snapshot()
 
     def _drop(self, path: str) -> str:
-        job = _job(self._read.pop(path).key)
+        key = self._read.pop(path).key
+        if key is not None and key.kind == "spec":
+            self.newest.gone(path)
+        job = _job(key)
         del self._parts[job][path]
         return job
 
@@ -97,9 +101,8 @@ class Reading:
         if record_type is None:
             return _Read(found, None)
         try:
-            value = decode(found.data, record_type, path)
-            if record_type is JobSpec:
-                self._signer.check(path, found.data)
+            is_spec = record_type is JobSpec
+            value = self.newest.read(path, found.data) if is_spec else decode(found.data, record_type, path)
             return _Read(found, key, At(value, found.version))
         except RecordError as error:
             return _Read(found, key, problem=Problem(path, str(error)))
@@ -123,6 +126,7 @@ class Reading:
         drains: dict[str, At[DrainRecord]] = {}
         unreadable_nodes: set[str] = set()
         problems: list[Problem] = []
+        events: list[StoredEvent] = []
         leader: LeaderRecord | None = None
         for _, part in sorted(self._parts.get("", {}).items()):
             key, at = part.key, part.value
@@ -130,6 +134,8 @@ class Reading:
                 problems.append(part.problem)
                 if key is not None and key.kind == "node" and key.node is not None:
                     unreadable_nodes.add(key.node)
+            elif isinstance(at, StoredEvent):
+                events.append(at)
             elif key is not None and isinstance(at, At):
                 match at.value:
                     case LeaderRecord():
@@ -147,7 +153,8 @@ class Reading:
         left = {name: job for name in names if isinstance(job := self._jobs[name], _Unreadable)}
         problems += [problem for job in left.values() for problem in job.problems]
         slots = {name: job.slots for name, job in left.items()}
-        return Snapshot(nodes, jobs, leader, tuple(problems), frozenset(unreadable_nodes), slots, drains)
+        unreadable = frozenset(unreadable_nodes)
+        return Snapshot(nodes, jobs, leader, tuple(problems), unreadable, slots, drains, events=tuple(events))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from jobserver.snapshot import Job, Snapshot
 from jobserver.versions import check_version, version_text
 
 ATTEMPTS = 5
-#: how a spec is written to its path
-Write = Callable[[str, JobSpec], bytes]
+#: how a spec is written to its path, which that brings to a version
+Write = Callable[[str, JobSpec, int], bytes]
 
 
 def changed(name: str, version: int, spec: JobSpec) -> Json:
@@ -47,7 +47,7 @@ def retry(
             _check_ended(job)
             _check_nobody_lives(tree, paths, snapshot, name)
             spec = again(job.spec.value, now_s)
-            store.transact(_renewed(tree, paths, name, write(path, spec)))
+            store.transact(_renewed(tree, paths, name, write(path, spec, tree[path].version + 1)))
         except (VersionConflict, NotFound, NotEmpty):
             continue
         return changed(name, tree[path].version + 1, spec)

@@ -102,6 +102,8 @@ class Snapshot:
     drains: Mapping[str, At[DrainRecord]] = field(default_factory=dict)
     #: nodes that are not there, but may only not have come back yet since ZooKeeper was out of our sight (`excuse`)
     awaited_nodes: frozenset[str] = frozenset()
+    #: of the cluster, which belong to no job; oldest first
+    events: tuple[StoredEvent, ...] = ()
     #: services by name, as last looked at (`with_services`)
     services: Mapping[str, Listing] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ import msgspec
 
 from jobserver.api_models import ApiError, Json, event_row, job_detail, job_rows, node_rows
 from jobserver.service_rows import all_services, find_service
-from jobserver.snapshot import Job, Snapshot
+from jobserver.snapshot import Snapshot, StoredEvent
 
 Parts = Mapping[str, Any]
 #: a stream tells the events of a job in messages of at most this many
@@ -158,13 +158,22 @@ class JobEvents:
         return message("events", {"job": self.name, "anew": anew, "events": rows}, rows[-1]["number"])
 
 
-def event_page(job: Job, after: int | None, before: int | None, limit: int) -> Json:
+def cluster_events_topic() -> Topic:
+    """Events of the cluster by their number."""
+    return Topic(
+        "events",
+        lambda snapshot: {str(row["number"]): row for row in map(event_row, snapshot.events)},
+        lambda snapshot: snapshot.events,
+    )
+
+
+def event_page(events: Sequence[StoredEvent], after: int | None, before: int | None, limit: int) -> Json:
     """Up to `limit` events, oldest first, and the number to go on from, None at the end.
 
     Forward from `after` (or the beginning); backward from `before` if only that is given. `next` is the `after`, or
     the `before`, of the next page.
     """
-    rows = [event_row(event) for event in job.events]
+    rows = [event_row(event) for event in events]
     backward = before is not None and after is None
     low = -1 if after is None else after
     rows = [row for row in rows if row["number"] > low and (before is None or row["number"] < before)]

@@ -13,6 +13,6 @@ scripts/lint.sh
 if [[ $# -gt 0 ]]; then
   exec .venv/bin/python -m pytest "$@"
 fi
-# Unit tests share nothing. The others share clusters within a file, and mostly wait: two files run at a time.
+# Unit tests share nothing. The others share clusters within a file: two files run at a time, in the order of conftest.py.
 .venv/bin/python -m pytest tests/unit -n auto
-exec .venv/bin/python -m pytest tests --ignore tests/unit -n 2 --dist loadfile --durations 20
+exec .venv/bin/python -m pytest tests --ignore tests/unit -n 2 --dist loadfile --no-loadscope-reorder --durations 20

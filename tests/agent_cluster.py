@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edl_collective.coord.auth import ClusterKey
+from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.memory_store import MemoryStore, MemoryTree
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
@@ -122,6 +123,15 @@ def node(incarnation: str = "life-1") -> NodeRecord:
     return NodeRecord(node="a", incarnation=incarnation, address="127.0.0.1", port=1, slots=2)
 
 
+class ClockAhead(SystemClock):
+    """The clock of this machine, which a test can put forward."""
+
+    ahead_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.ahead_s
+
+
 class Cluster:
     """One running agent, its store, and the hand of the JobServer."""
 
@@ -139,7 +149,8 @@ class Cluster:
         self.log_dir = tmp_path / "logs"
         #: the newest
         self.proxy: FakeProxy | None = None
-        self.agent = Agent(config_in(tmp_path, *options), node(), self.store, KEY, self._make_proxy)
+        self.clock = ClockAhead()
+        self.agent = Agent(config_in(tmp_path, *options), node(), self.store, KEY, self._make_proxy, self.clock)
         self.task: asyncio.Task[None] | None = None
         self.revision = 0
 
@@ -204,7 +215,7 @@ class Cluster:
     async def close(self) -> None:
         assert self.task is not None
         self.agent.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.task
 
 
@@ -229,13 +240,13 @@ def processes_below(directory: Path) -> list[int]:
     return found
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 (what is waited for is in other processes)
             await asyncio.sleep(0.01)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "still waiting"

@@ -61,12 +61,13 @@ class Server:
         self.clock = ManualClock(1000.0)
         leadership = Leadership(self.store, P, "s1", "http://s1")
         self.controller = Controller(self.store, P, leadership, self.clock, ReconcileConfig(), SIGNER)
-        service = Service(self.store, P, self.controller, self.clock, KEY, changing)
-        self.http = Client(create_app(service))
+        self.service = Service(self.store, P, self.controller, self.clock, KEY, changing)
+        self.http = Client(create_app(self.service))
 
     def put(self, path: str, record: Record) -> None:
         found = self.store.get(path)
-        data = SIGNER.sign(path, record) if isinstance(record, JobSpec) else encode(record)
+        version = 0 if found is None else found.version + 1
+        data = SIGNER.sign(path, record, version) if isinstance(record, JobSpec) else encode(record)
         self.store.set(path, data, None if found is None else found.version)
 
     def node(self, name: str = "a", slots: int = 4, port: int = 1) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,47 +16,20 @@ from typing import Any
 
 import horovod.torch as hvd
 import torch
+from any_state import any_state, assert_same
+from state_job import GivenWorlds
 from torch.utils.data import DataLoader, TensorDataset
 
 from edl_collective import collectives
 from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import WorldChanged
 from edl_collective.held import Held, Progress
-from edl_collective.messages import Assigned, Happened, Report
-from edl_collective.phases import Phases
 from edl_collective.sampler import permutation
 from edl_collective.scaling import BatchPolicy, PerWorkerBatch, TotalBatch
 from edl_collective.state import State
 
 SAMPLES = 10
 RATE = 0.05
-
-
-class World:
-    """The one world of these ranks."""
-
-    cause = "test"
-    driver_epoch = 0
-    place: Assigned | None = None
-    phases = Phases(time.monotonic)
-    generation: int | None = None
-    held: Held | None = None
-    level = False
-
-    def enter(self) -> None: ...
-
-    def exit(self) -> None: ...
-
-    def give_up(self) -> None: ...
-
-    def interrupted(self) -> bool:
-        return self.level
-
-    def finish(self) -> None: ...
-
-    def report(self, report: Report) -> None: ...
-
-    def happened(self, event: Happened) -> None: ...
 
 
 def make_model(memory_format: torch.memory_format = torch.contiguous_format) -> torch.nn.Module:
@@ -83,7 +55,7 @@ class Job:
         self.loader = DataLoader(TensorDataset(*make_data()), batch_sampler=self.sampler)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=RATE, momentum=0.9)
         self.state = State(model=self.model, optimizer=optimizer, sampler=self.sampler)
-        self.world = World()
+        self.world = GivenWorlds()
         self.world.held = held
         self.state.enter(self.world)
 
@@ -175,42 +147,6 @@ def small_and_large_tensors_travel() -> None:
         collectives.broadcast_tensors([*tensors, strided], source)
         for tensor in (*tensors, strided):
             assert torch.equal(tensor, torch.full_like(tensor, source + 1))
-
-
-def any_state(seed: int) -> dict[str, Any]:
-    """Every kind of tensor that a state may have."""
-    torch.manual_seed(seed)
-    base = torch.randn(4, 3, 2, 5)
-    return {
-        "bfloat16": base.bfloat16(),
-        "half": base.half(),
-        "bool": base > 0,
-        "int64": torch.tensor([2**62 + seed, -seed]),
-        "uint8": torch.tensor([seed, 255], dtype=torch.uint8),
-        "scalar": torch.tensor(float(seed)),
-        "empty": torch.empty(0, 3),
-        "channels_last": base.clone().contiguous(memory_format=torch.channels_last),
-        "transposed": base[0, 0].clone().t(),
-        "strided": base.clone()[:, ::2],
-        "complex": torch.view_as_complex(base[..., :2].clone()),
-        "nested": [{"seed": seed, 7: (torch.ones(2) * seed, "text", None, float("inf"))}],
-    }
-
-
-def assert_same(found: Any, expected: Any, path: str = "state") -> None:
-    if isinstance(expected, torch.Tensor):
-        assert found.dtype == expected.dtype, path
-        assert torch.equal(found, expected), path
-    elif isinstance(expected, dict):
-        assert list(found) == list(expected), path
-        for key, value in expected.items():
-            assert_same(found[key], value, f"{path}.{key}")
-    elif isinstance(expected, list | tuple):
-        assert type(found) is type(expected), path
-        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_same(one, other, f"{path}.{number}")
-    else:
-        assert found == expected, path
 
 
 def a_state_arrives_whole_whatever_its_tensors() -> None:
@@ -322,7 +258,7 @@ def a_held_state_that_cannot_be_used_gives_way_to_a_live_one_that_is_behind() ->
     broken["model"]["4.bias"] = torch.ones(7)  # found out when the rest is loaded
     if last and hvd.size() > 1:
         job = Job.__new__(Job)
-        job.model, job.world = make_model(), World()
+        job.model, job.world = make_model(), GivenWorlds()
         with torch.no_grad():
             next(job.model.parameters()).zero_()
         job.sampler = ElasticBatchSampler(SAMPLES, TotalBatch(4), seed=5)

@@ -13,12 +13,28 @@ from jobserver.local_zookeeper import LocalZooKeeper
 settings.register_profile("edl", deadline=None)
 settings.load_profile("edl")
 
-pytest_plugins = ["hdfs_fixtures", "s3_fixtures"]
+pytest_plugins = ["api_fixtures", "cluster_fixtures", "hdfs_fixtures", "s3_fixtures"]
+
+# More threads than that only wait for each other, spinning, in the many processes of the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --no-skips, which CI=true in the environment implies."""
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure (implied by CI=true)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let files that keep all processors busy (e2e) take turns with those that mostly wait.
+
+    Whoever runs several files at a time takes them in this order, with xdist --no-loadscope-reorder.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    kinds = [[path for path in files if ("e2e" in path.parts) is busy] for busy in (True, False)]
+    turns = {path: (place + 0.5) / len(kind) for kind in kinds for place, path in enumerate(kind)}
+    items[:] = [item for path in sorted(files, key=turns.__getitem__) for item in files[path]]
 
 
 def _skips_fail(config: pytest.Config) -> bool:

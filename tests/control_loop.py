@@ -40,7 +40,7 @@ def has_workers(store: Store, paths: Paths, count: int) -> bool:
     return plan is not None and len(plan.workers) == count
 
 
-def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait for a state that other processes reach; there is no event to wait for across them."""
     deadline = time.monotonic() + timeout_s
     while not condition():

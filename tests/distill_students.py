@@ -68,7 +68,7 @@ class FaultTeacher:
 
     def await_live(self) -> None:
         client = TeacherClient(f"http://{self.name}", timeout_s=5.0)
-        deadline_s = time.monotonic() + 20.0
+        deadline_s = time.monotonic() + 60.0
         while not client.live():
             assert time.monotonic() < deadline_s
             assert self.process.poll() is None

@@ -39,3 +39,11 @@ class Victim(victim.Victim):
         """The world of `generation` has trained without a pause since then: no collective failed."""
         assert self.generations(since_s) == {generation}
         self.assert_no_pause(since_s)
+
+    def assert_nothing_lost(self, *, to_the_end: bool = False) -> None:
+        """No step, and no sample of a completed epoch. `to_the_end`: first complete the epoch that is under way."""
+        if to_the_end:
+            self.wait_for_epoch()
+        assert self.lost_steps() == set()
+        report = self.audit()
+        assert report.ok, str(report)

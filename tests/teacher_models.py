@@ -59,7 +59,7 @@ class Gated(Identity):
     """Waits for GATE before it answers."""
 
     def forward(self, image: Tensor) -> Tensor:
-        assert GATE.wait(30.0)
+        assert GATE.wait(60.0)
         return super().forward(image)
 
 

@@ -63,11 +63,11 @@ class TeacherThread:
 
     def connect(self) -> socket.socket:
         """A bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10.0)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60.0)
 
     def http(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
         """Status and body of one request on a connection of its own; "_" in the names of headers stands for "-"."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10.0)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60.0)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body, named)

@@ -20,7 +20,7 @@ from typing import Any, Self
 import msgspec
 
 ROOT = Path(__file__).resolve().parents[1]
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 60.0
 IMAGE = "image:uint8:3,8,8"
 
 

@@ -61,7 +61,7 @@ class ZooKeeperGate:
 
     def _connect(self, client: socket.socket) -> None:
         try:
-            server = socket.create_connection(self._target, timeout=5)
+            server = socket.create_connection(self._target, timeout=60)
         except OSError:
             self._drop(client)
             return

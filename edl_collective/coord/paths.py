@@ -78,6 +78,15 @@ class Paths:
         """Persistent (DrainRecord): it outlives the node, which is drained when it comes back."""
         return f"{self.drains}/{check_name('node', node)}"
 
+    @property
+    def cluster_events(self) -> str:
+        """The history of what belongs to no job."""
+        return f"{self.root}/events"
+
+    @property
+    def cluster_event_prefix(self) -> str:
+        return f"{self.cluster_events}/e-"
+
     def job(self, job: str) -> str:
         return f"{self.jobs}/{check_name('job', job)}"
 
@@ -146,6 +155,8 @@ class Paths:
                 return Key("node", node=node)
             case ["drains", node]:
                 return Key("drain", node=node)
+            case ["events", event]:
+                return Key("event", event=event)
             case ["jobs", job, record] if record in _JOB_RECORDS:
                 return Key(record, job=job)
             case ["jobs", job, "workers", worker]:

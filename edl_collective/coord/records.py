@@ -22,6 +22,10 @@ from edl_collective.coord.record import encode as encode
 _SHORT_NAME = 32
 
 
+#: label of a node that offers less than it has: what failed its health check, and why
+UNHEALTHY_LABEL = "unhealthy"
+
+
 class NodeRecord(Record, frozen=True, kw_only=True):
     """A machine running a JobClient; ephemeral, so its absence means that the node is gone."""
 

@@ -1,14 +1,16 @@
 """edl set, cancel, retry: changes of jobs that live, and of those that ended badly."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from jobserver.cli.client import Api, BadInput, CommandFailed, tell, with_api
+from jobserver.cli.following import Told, lasting
 from jobserver.cli.names import job_names
 
-LOOK_EVERY_S = 0.5
 _ENDED = ("succeeded", "failed", "stopped")
 
 
@@ -67,15 +69,26 @@ def cancel(api: Api, as_json: bool, job: str, reason: str, timeout_s: float) -> 
 
 
 def _await_end(api: Api, job: str, timeout_s: float) -> dict[str, Any]:
+    """Its last state. A server tells something every few seconds, so the limit is kept to that."""
     deadline = time.monotonic() + timeout_s
-    while True:
-        found: dict[str, Any] = api.get(f"/jobs/{job}")
-        if found["phase"] in _ENDED:
-            return found
+
+    def follow() -> Iterator[Told]:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise CommandFailed(f"job {job} has not ended within --timeout {timeout_s:g} s: {found['reason']}")
-        time.sleep(min(LOOK_EVERY_S, left_s))
+            raise TimeoutError
+        return api.stream(left_s, job=job)
+
+    with contextlib.suppress(TimeoutError):
+        for kind, data in lasting(follow):
+            parts = data["parts"] if kind == "change" and data["topic"] == f"job/{job}" else {}
+            if parts.get("phase") in _ENDED or "missing" in parts:
+                break
+            if time.monotonic() >= deadline:
+                break
+    found: dict[str, Any] = api.get(f"/jobs/{job}")
+    if found["phase"] not in _ENDED:
+        raise CommandFailed(f"job {job} has not ended within --timeout {timeout_s:g} s: {found['reason']}")
+    return found
 
 
 @click.command()

@@ -69,13 +69,16 @@ class Api:
         answer = self._request("GET", f"/jobs/{job}/logs/{worker}", query={"offset": offset})
         return answer.content, int(answer.headers.get("x-edl-next-offset", offset + len(answer.content)))
 
-    def stream(self, **query: str | int) -> Iterator[tuple[str, Any]]:
-        """What the JobServer tells while it changes, as (kind of message, its data). Raises StreamLost when it ends."""
+    def stream(self, longest_s: float = TIMEOUT_S, **query: str | int) -> Iterator[tuple[str, Any]]:
+        """What the JobServer tells while it changes, as (kind of message, its data).
+
+        Raises StreamLost when it ends, or tells nothing for `longest_s` or TIMEOUT_S.
+        """
         headers = {"Authorization": f"Bearer {self._token()}"}
         url = f"{self._server}/api/v1/stream"
         try:
             with (
-                httpx.Client(verify=self._verifier(), trust_env=False, timeout=TIMEOUT_S) as http,
+                httpx.Client(verify=self._verifier(), trust_env=False, timeout=min(longest_s, TIMEOUT_S)) as http,
                 http.stream("GET", url, params=query, headers=headers) as answer,
             ):
                 if answer.status_code >= 400:

@@ -1,21 +1,16 @@
 """edl events: the history of a job, page by page, and as it grows."""
 
 import json
-import random
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
 import click
 
-from jobserver.cli.client import Api, BadInput, CommandFailed, StreamLost, print_json, with_api
+from jobserver.cli.client import Api, BadInput, CommandFailed, print_json, with_api
+from jobserver.cli.following import lasting
 from jobserver.cli.names import job_names
 
-#: how long a stream that was lost is asked for again: a JobServer that starts anew is there in seconds
-PATIENCE_S = 60.0
-FIRST_RETRY_S = 0.2
-LAST_RETRY_S = 3.0
 #: above the number of every event: ZooKeeper counts them with 31 bits
 _ABOVE_ALL = 2**31
 _ENDED = frozenset({"succeeded", "failed", "stopped"})
@@ -24,14 +19,16 @@ Json = dict[str, Any]
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
-@click.option("-f", "--follow", is_flag=True, help="go on until the job has ended")
+@click.argument("job", required=False, shell_complete=job_names)
+@click.option("-f", "--follow", is_flag=True, help="go on until the job has ended, or Ctrl-C")
 @click.option("--after", type=int, default=-1, help="only events with a higher number")
 @click.option("--before", type=int, default=None, help="only events with a lower number")
 @click.option("--limit", type=click.IntRange(1), default=None, help="the newest ones only; with --after, the next ones")
 @with_api
-def events(api: Api, as_json: bool, job: str, follow: bool, after: int, before: int | None, limit: int | None) -> None:
-    """Show what happened to a job, and why.
+def events(
+    api: Api, as_json: bool, job: str | None, follow: bool, after: int, before: int | None, limit: int | None
+) -> None:
+    """Show what happened to JOB, and why; without JOB what happened to nodes: those that are not well, and recover.
 
     With --follow each event is printed when it happens, with --json as one line.
     """
@@ -47,7 +44,7 @@ def events(api: Api, as_json: bool, job: str, follow: bool, after: int, before: 
     if limit is not None:
         newest = list(_pages(api, job, after, None, limit))
         after = newest[0]["number"] - 1 if newest and after < 0 else after
-    for event in _follow(api, job, after):
+    for event in _follow_cluster(api, after) if job is None else _follow(api, job, after):
         if as_json:
             click.echo(json.dumps(event))
         else:
@@ -61,9 +58,9 @@ def print_events(found: list[Json]) -> None:
         click.echo(f"{event['number']:>6}  {at}  {event['kind']:<10}  {event['text']}")
 
 
-def _pages(api: Api, job: str, after: int, before: int | None, limit: int | None) -> Iterator[Json]:
+def _pages(api: Api, job: str | None, after: int, before: int | None, limit: int | None) -> Iterator[Json]:
     """Events, oldest first: from `after` on, or the newest `limit` if only a limit is given."""
-    path = f"/jobs/{job}/events"
+    path = "/events" if job is None else f"/jobs/{job}/events"
     if limit is not None and after < 0:
         yield from api.get(path, before=_ABOVE_ALL if before is None else before, limit=limit)["events"]
         return
@@ -79,23 +76,20 @@ def _pages(api: Api, job: str, after: int, before: int | None, limit: int | None
 
 def _follow(api: Api, job: str, after: int) -> Iterator[Json]:
     """Each event once, also when the server is lost and comes back."""
-    lost_at: float | None = None
-    retry_s = FIRST_RETRY_S
     watch = _Watch(job, after)
-    while True:
-        try:
-            for kind, data in api.stream(job=job, after=watch.after):
-                lost_at, retry_s = None, FIRST_RETRY_S
-                yield from watch.take(kind, data)
-                if watch.over:
-                    return
-        except StreamLost:
-            now = time.monotonic()
-            lost_at = now if lost_at is None else lost_at
-            if now - lost_at > PATIENCE_S:
-                raise
-            time.sleep(retry_s * random.uniform(0.5, 1.0))
-            retry_s = min(2 * retry_s, LAST_RETRY_S)
+    for kind, data in lasting(lambda: api.stream(job=job, after=watch.after)):
+        yield from watch.take(kind, data)
+        if watch.over:
+            return
+
+
+def _follow_cluster(api: Api, after: int) -> Iterator[Json]:
+    for kind, data in lasting(lambda: api.stream(topics="events")):
+        if kind == "change" and data["topic"] == "events":
+            for event in sorted(data["parts"].values(), key=lambda event: int(event["number"])):
+                if event["number"] > after:
+                    after = event["number"]
+                    yield event
 
 
 class _Watch:

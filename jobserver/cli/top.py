@@ -1,4 +1,4 @@
-"""edl top: the jobs that live, and how they get on, again and again."""
+"""edl top: the jobs that live, and how they get on, as it changes."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from jobserver.cli.client import Api, print_json, print_table, with_api
+from jobserver.cli.following import lasting
 
 Json = dict[str, Any]
 _ENDED = ("succeeded", "failed", "stopped")
@@ -16,30 +17,38 @@ _ENDED = ("succeeded", "failed", "stopped")
 @click.command()
 @click.option("--once", is_flag=True, help="look once")
 @click.option("--all", "everything", is_flag=True, help="also the jobs that have ended")
-@click.option("--every", "every_s", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="seconds")
+@click.option(
+    "--every", "every_s", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="seconds, at least"
+)
 @with_api
 def top(api: Api, as_json: bool, once: bool, everything: bool, every_s: float) -> None:
-    """Show how the jobs get on, refreshed until Ctrl-C; with --json one line for each look.
+    """Show how the jobs get on, as it changes, until Ctrl-C; with --json one line for each look.
 
     WORKERS: in the world, of those that are planned. TRAIN: the part of its time since its submission in which the job
     trained. WAIT S: seconds that each step waits for teachers. LOST TO: what took most of the rest of its time.
     """
     try:
-        while True:
-            rows = look(api, everything)
-            if as_json and once:
-                print_json({"jobs": rows})
-            elif as_json:
-                click.echo(json.dumps({"jobs": rows}))
-            else:
-                if sys.stdout.isatty() and not once:
-                    click.clear()
-                show(rows)
-            if once:
-                return
-            time.sleep(every_s)
+        if once:
+            _print(look(api, everything), as_json, once)
+            return
+        shown_s = -every_s
+        for _ in lasting(lambda: api.stream(topics="jobs")):  # also a beat: time itself changes the ledgers
+            if time.monotonic() - shown_s >= every_s:
+                _print(look(api, everything), as_json, once)
+                shown_s = time.monotonic()
     except KeyboardInterrupt:
         return
+
+
+def _print(rows: list[Json], as_json: bool, once: bool) -> None:
+    if as_json and once:
+        print_json({"jobs": rows})
+    elif as_json:
+        click.echo(json.dumps({"jobs": rows}))
+    else:
+        if sys.stdout.isatty() and not once:
+            click.clear()
+        show(rows)
 
 
 def look(api: Api, everything: bool) -> list[Json]:

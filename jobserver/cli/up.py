@@ -15,7 +15,7 @@ import click
 
 from edl_collective.coord.errors import CoordError
 from edl_collective.coord.key_file import load_or_create_key
-from jobserver.cli.client import Api, BadInput, CommandFailed, key_path
+from jobserver.cli.client import DEFAULT_SERVER, Api, BadInput, CommandFailed, key_path
 from jobserver.cli.processes import Child
 from jobserver.local_zookeeper import DEFAULT_PORT, LocalZooKeeper, LocalZooKeeperError
 
@@ -38,6 +38,14 @@ SERVER_STOP_TIMEOUT_S = 15.0
     help="preferred port of the started one; 0 takes any that is free, so that no other program finds it by default",
 )
 @click.option("--server-port", type=int, default=8180, show_default=True, help="port of the JobServer")
+@click.option(
+    "--tls",
+    envvar="EDL_TLS",
+    type=click.Choice(["on", "off"]),
+    default="off",
+    show_default=True,
+    help="TLS on HTTP, by the cluster key; all of it is on the loopback, so this is for a machine that you share",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="data and logs (default: ~/.edl)")
 @click.option("--log-dir", type=click.Path(path_type=Path), default=None, help="workers' logs (default: ./pod_log)")
 @click.option("--key-file", envvar="EDL_KEY_FILE", default=None, help="the cluster key (default: ~/.edl/key)")
@@ -47,6 +55,7 @@ def up(
     zookeeper: str | None,
     zookeeper_port: int,
     server_port: int,
+    tls: str,
     data_dir: Path | None,
     log_dir: Path | None,
     key_file: str | None,
@@ -62,21 +71,24 @@ def up(
         with _signals_set(ended), ExitStack() as running:
             hosts = zookeeper or _own_zookeeper(folder, zookeeper_port, running)
             click.echo(f"zookeeper   {hosts}")
-            common = ["--zookeeper", hosts, "--key-file", str(key)]
+            common = ["--zookeeper", hosts, "--key-file", str(key), "--tls", tls]
             node_children: list[Child] = []
             running.callback(_stop_nodes, node_children)  # after the JobServer, which would plan around each of them
             options = [*common, "--server-port", str(server_port)]
             server = _start("jobserver", "jobserver", options, folder, ended)
             running.callback(_stop, server, SERVER_STOP_TIMEOUT_S)
-            api = Api(f"http://127.0.0.1:{server_port}", key)
+            url = f"{'https' if tls == 'on' else 'http'}://127.0.0.1:{server_port}"
+            api = Api(url, key)
             _wait(lambda: api.get("/health")["leader"], [server], ended)
-            click.echo(f"jobserver   http://127.0.0.1:{server_port}")
+            click.echo(f"jobserver   {url}")
             for number in range(1, nodes + 1):
                 options = [*common, *_node_options(number, nodes, slots, logs)]
                 node_children.append(_start(f"node-{number}", "jobclient", options, folder, ended))
             children = [server, *node_children]
             for row in _wait(lambda: _registered(api, nodes), children, ended):
                 click.echo(f"{row['node']:<12}{row['slots']} slots")
+            if url != DEFAULT_SERVER:
+                click.echo(f"elsewhere   export EDL_SERVER={url}")
             click.echo("page        edl ui --open")
             click.echo("ready       edl submit -- python train.py   (Ctrl-C stops everything)")
             ended.wait()

@@ -33,9 +33,11 @@ SERVER = "server"
 STOP_TIMEOUT_S = 40.0
 #: a busy machine may take so long to start Java
 ZOOKEEPER_TIMEOUT_S = 60.0
+#: and to start a JobServer or a JobClient
+START_TIMEOUT_S = 60.0
 #: what is killed is gone within this time
 GONE_TIMEOUT_S = 10.0
-POLL_S = 0.05
+POLL_S = 0.1
 
 Json = dict[str, Any]
 
@@ -106,7 +108,7 @@ class Cluster:
         command = [sys.executable, "-m", "jobserver", "--server-port", str(port), "--server-name", name]
         self._spawn(name, [*command, "--session-timeout", f"{self.session_timeout_s:g}", *options])
         self.ask(name)
-        self.wait(lambda: self._serves(name), 20, "the JobServer answers")
+        self.wait(lambda: self._serves(name), START_TIMEOUT_S, "the JobServer answers")
 
     def ask(self, name: str) -> None:
         """From now on `api` asks this JobServer."""
@@ -131,7 +133,11 @@ class Cluster:
         self.wait(lambda: self.get("/health")["unsettled_s"] == 0, 60, "the JobServer has seen ZooKeeper long enough")
 
     def wait_for_node(self, node: str) -> None:
-        self.wait(lambda: node in {n["node"] for n in self.get("/nodes")["nodes"]}, 20, f"node {node} is registered")
+        self.wait(
+            lambda: node in {n["node"] for n in self.get("/nodes")["nodes"]},
+            START_TIMEOUT_S,
+            f"node {node} is registered",
+        )
 
     def kill(self, name: str, signum: int = signal.SIGKILL) -> None:
         """Send a signal to one of our own processes and, if it ends it, reap it."""
@@ -144,8 +150,16 @@ class Cluster:
         return processes_with(TAG, lambda tag: tag == self.tag)
 
     def close(self) -> None:
-        """Stop in order and prove that nothing is left. Raises ClusterError."""
-        self.api.close()
+        """Stop in order and prove that nothing is left. Raises ClusterError, when nothing runs any more."""
+        try:
+            self._stop_in_order()
+            left = [f"{process.pid} {process.name()}" for process in self.ours()]
+        finally:
+            self.abandon()
+        if left:
+            raise ClusterError(f"left behind: {', '.join(left)}")
+
+    def _stop_in_order(self) -> None:
         nodes = [name for name in self.processes if name not in self._ports]
         for name in nodes:
             self.processes[name].send_signal(signal.SIGTERM)
@@ -153,10 +167,6 @@ class Cluster:
             self._reap(name)
         for name in list(self.processes):
             self.kill(name, signal.SIGTERM)
-        left = [f"{process.pid} {process.name()}" for process in self.ours()]
-        self.abandon()
-        if left:
-            raise ClusterError(f"left behind: {', '.join(left)}")
 
     def abandon(self) -> None:
         """Kill what is there, and wait until it is gone; harmless when nothing is."""

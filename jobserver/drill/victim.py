@@ -13,7 +13,7 @@ from jobserver.drill.cluster import POLL_S, Cluster, ClusterError, Json, Unavail
 from jobserver.drill.steps import Step, read_steps
 
 #: for an event to be written after the report that came with it
-TOLD_S = 30.0
+TOLD_S = 60.0
 
 
 class Victim:
@@ -75,7 +75,7 @@ class Victim:
         """All completed steps of all workers, in order of time."""
         return read_steps(self._records)
 
-    def wait_for_steps(self, count: int, timeout_s: float = 30.0) -> None:
+    def wait_for_steps(self, count: int, timeout_s: float = 60.0) -> None:
         """Until `count` more steps are completed; asks no server."""
         goal = self.steps()[-1].number + count
         deadline = time.monotonic() + timeout_s

@@ -54,3 +54,12 @@ const PHASES = {
   stopping: "wait", stopped: "done", failed: "bad",
 };
 export const phaseKind = (phase) => PHASES[phase] ?? "wait";
+
+/** 1536 -> "1.5 KB"; powers of 1000, as disks are sold. */
+export function bytes(value) {
+  let at = 0;
+  for (; value >= 1000 && at < UNITS.length - 1; at += 1) value /= 1000;
+  return `${Number(value.toFixed(value < 10 && at ? 1 : 0))} ${UNITS[at]}`;
+}
+
+const UNITS = ["B", "KB", "MB", "GB", "TB", "PB"];

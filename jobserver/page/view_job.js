@@ -4,6 +4,7 @@ import { askToForget, askToScale, askToStop } from "./actions.js";
 import { badge, facts, h, panel, table, text } from "./dom.js";
 import { known, number, phaseKind, seconds, size, when } from "./format.js";
 import { goodput } from "./goodput.js";
+import { checkpointPanel } from "./checkpoints.js";
 import { readHistory } from "./history.js";
 import { jobCharts } from "./job_charts.js";
 import { logPanel } from "./log.js";
@@ -17,13 +18,6 @@ const EVENTS = [
   { title: "When", cell: (event) => when(event.at) },
   { title: "Kind", cell: (event) => ({ text: event.kind, badge: "plain" }) },
   { title: "What, and why", class: "reason", cell: (event) => event.text },
-];
-const CHECKPOINTS = [
-  { title: "When", cell: (saved) => when(saved.at) },
-  { title: "Epoch", class: "number", cell: (saved) => saved.epoch },
-  { title: "Valid", cell: (saved) => ({ text: saved.valid ? "saved" : "skipped", badge: saved.valid ? "good" : "bad" }) },
-  { title: "Took", class: "number", cell: (saved) => seconds(saved.seconds) },
-  { title: "What", class: "reason", cell: (saved) => saved.text },
 ];
 
 function workerColumns(openLog, ranks) {
@@ -82,24 +76,27 @@ export function jobView(name) {
       parts.charts.update(job, history, live, now);
       parts.workers.update(job.worker_records, (row) => row.worker, "no worker yet");
       parts.events.update([...events.values()].reverse(), (event) => event.number, "nothing happened yet");
-      parts.checkpoints.update([...history.checkpoints].reverse(), (saved) => saved.number, "none was told of");
+      parts.checkpoints.update(job, [...history.checkpoints].reverse(), now);
       log.workers(job.worker_records);
     },
-    close: () => log.close(),
+    close() {
+      log.close();
+      parts.checkpoints.close();
+    },
   };
 }
 
 function layout(name, columns, log, now) {
   const parts = {
     phase: h("span"), reason: h("p", { class: "why" }), facts: facts(), goodput: goodput(), charts: jobCharts(),
-    workers: table("Workers", columns), events: table("Events", EVENTS), checkpoints: table("Checkpoints", CHECKPOINTS),
+    workers: table("Workers", columns), events: table("Events", EVENTS), checkpoints: checkpointPanel(name),
     scale: h("button", { type: "button", onclick: () => askToScale(now()) }, "Scale"),
     stop: h("button", { type: "button", class: "danger", onclick: () => askToStop(now()) }, "Stop"),
     forget: h("button", { type: "button", onclick: () => askToForget(now()) }, "Forget"),
   };
   parts.rest = h("div", { hidden: true }, h("div", { class: "buttons" }, parts.scale, parts.stop, parts.forget),
     parts.facts.node, parts.goodput.node, parts.charts.node, panel("Workers", {}, parts.workers.node), log,
-    panel("Checkpoints", {}, parts.checkpoints.node), panel("Events", {}, parts.events.node));
+    parts.checkpoints.node, panel("Events", {}, parts.events.node));
   parts.node = h("div", {}, h("h1", {}, `${name} `, parts.phase), parts.reason, parts.rest);
   return parts;
 }

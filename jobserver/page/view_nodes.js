@@ -1,15 +1,22 @@
 // Nodes and their slots: a map of all of them on a canvas, and a list of which only what is in sight is built.
 
 import { askToDrain, askToUndrain } from "./actions.js";
-import { h, text } from "./dom.js";
-import { jobLink, number, plural } from "./format.js";
+import { h, panel, table, text } from "./dom.js";
+import { jobLink, number, plural, when } from "./format.js";
 import { hue, nodeMap } from "./node_map.js";
 
 const ROW_PX = 44;
 const SPARE_ROWS = 6;
 
+const EVENTS = [
+  { title: "When", cell: (event) => when(event.at) },
+  { title: "Node", cell: (event) => ({ text: event.fields.node ?? "", badge: event.fields.healthy ? "good" : "bad" }) },
+  { title: "What, and why", class: "reason", cell: (event) => event.text },
+];
+
 export function nodesView(redraw) {
   let nodes = [];
+  let history = [];
   let wanted = "";
   const filter = h("input", { type: "search", id: "filter", placeholder: "name, address, label or job",
     oninput: () => { wanted = filter.value.trim().toLowerCase(); list.scrollTop = 0; redraw(); } });
@@ -21,6 +28,8 @@ export function nodesView(redraw) {
     redraw();
   });
   const rows = new Map();
+  const events = table("Events of nodes", EVENTS);
+  const happened = panel("Events of nodes", { hidden: true }, events.node);
 
   function drawList(found) {
     space.style.height = `${found.length * ROW_PX}px`;
@@ -48,11 +57,12 @@ export function nodesView(redraw) {
 
   return {
     title: "Nodes",
-    query: "topics=nodes",
+    query: "topics=nodes,events",
     node: h("div", {}, h("h1", {}, "Nodes"), sum, map.node,
-      h("p", { class: "filter" }, h("label", { for: "filter" }, "Find "), filter), list),
-    change(_, parts) {
-      nodes = Object.values(parts).sort((a, b) => a.node.localeCompare(b.node, "en", { numeric: true }));
+      h("p", { class: "filter" }, h("label", { for: "filter" }, "Find "), filter), list, happened),
+    change(topic, parts) {
+      if (topic === "events") history = Object.values(parts).sort((a, b) => b.number - a.number);
+      else nodes = Object.values(parts).sort((a, b) => a.node.localeCompare(b.node, "en", { numeric: true }));
     },
     draw() {
       const slots = nodes.reduce((count, node) => count + node.slots, 0);
@@ -60,6 +70,8 @@ export function nodesView(redraw) {
       const found = wanted ? nodes.filter((node) => matches(node, wanted)) : nodes;
       text(sum, `${plural(nodes.length, "node")}, ${plural(slots, "slot")}, ${number(used, 9)} in use, ${number(slots - used, 9)} free` +
         (wanted ? `; ${found.length} found` : ""));
+      events.update(history, (event) => event.number, "");
+      happened.hidden = history.length === 0;
       map.update(found);
       drawList(found);
     },

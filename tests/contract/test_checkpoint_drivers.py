@@ -194,7 +194,7 @@ def test_two_savers_at_once_never_mix(url: str, kind: str, driver: Driver) -> No
     def save(worker: int) -> None:
         state = {name: {"w": torch.full((1000,), worker)} for name in ("model", "optimizer")}
         try:
-            start.wait(10)
+            start.wait(60)
             save_checkpoint(url, TrainStatus(global_step=5, user={"worker": worker}), state=state, driver=chosen)
         except BaseException as error:
             failures.append(error)

@@ -74,7 +74,7 @@ class Woken:
         self._event.set()
 
     def wait(self) -> None:
-        assert self._event.wait(10), "no wake came"
+        assert self._event.wait(60), "no wake came"
         self._event.clear()
 
 

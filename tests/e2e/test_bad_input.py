@@ -17,7 +17,7 @@ from cluster import TINY_JOB, Cluster
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.zk_store import ZkStore
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 PATHS = Paths("/edl")
 Done = subprocess.CompletedProcess[str]
@@ -123,7 +123,7 @@ def end(cluster: Cluster, job: str) -> None:
 
 def test_too_few_slots(cluster: Cluster) -> None:
     submit(cluster, "large", "--min-np", "99", "--max-np", "99", "--", "sleep", "60")
-    cluster.wait(lambda: "too few slots" in cluster.job("large")["reason"], 10, "the reason is known", "large")
+    cluster.wait(lambda: "too few slots" in cluster.job("large")["reason"], 60, "the reason is known", "large")
     text = describe(cluster, "large")
     assert "pending" in text
     assert "too few slots: min_np is 99 and 97 of them are missing (2 slots on 1 nodes" in text
@@ -147,8 +147,8 @@ def test_a_script_that_crashes_at_import(cluster: Cluster) -> None:
     script.write_text("import a_module_that_nobody_has\n")
     began = time.monotonic()
     submit(cluster, "crash", "--np", "2", "--max-np", "2", "--", "python3", str(script))
-    cluster.wait_for_phase("crash", "failed", 30)
-    assert time.monotonic() - began < 20
+    cluster.wait_for_phase("crash", "failed")
+    assert time.monotonic() - began < 60
     text = describe(cluster, "crash")
     assert re.search(r"since the last completed epoch; max_(failures is 10|restarts is 3)", text)
     assert "ModuleNotFoundError: No module named 'a_module_that_nobody_has'" in text
@@ -176,13 +176,13 @@ def test_checkpoint_urls_that_cannot_be_used(cluster: Cluster) -> None:
 
 def test_below_min_np_a_job_holds_then_fails(cluster: Cluster) -> None:
     cluster.add_node("b", slots=1)
-    submit(cluster, "held", "--min-np", "3", "--max-np", "3", "--hold-timeout", "2", "--", "sleep", "60")
-    cluster.wait(lambda: len(cluster.job("held")["worker_records"]) == 3, 20, "all three run", "held")
+    submit(cluster, "held", "--min-np", "3", "--max-np", "3", "--hold-timeout", "6", "--", "sleep", "60")
+    cluster.wait(lambda: len(cluster.job("held")["worker_records"]) == 3, 60, "all three run", "held")
     cluster.kill("b")
-    cluster.wait_for_phase("held", "holding", 20)
+    cluster.wait_for_phase("held", "holding")
     assert "too few slots: min_np is 3 and 1 of them is missing" in cluster.job("held")["reason"]
-    cluster.wait_for_phase("held", "failed", 20)
-    assert "held below min_np 3 for hold_timeout_s 2" in describe(cluster, "held")
+    cluster.wait_for_phase("held", "failed")
+    assert "held below min_np 3 for hold_timeout_s 6" in describe(cluster, "held")
     assert run(cluster, "delete", "held").returncode == 0
 
 
@@ -191,18 +191,18 @@ def test_below_min_np_a_job_holds_then_fails(cluster: Cluster) -> None:
 
 def test_a_znode_that_does_not_parse(cluster: Cluster) -> None:
     submit(cluster, "spoilt", "--", "sleep", "60")
-    cluster.wait(lambda: cluster.job("spoilt")["worker_records"], 20, "it runs", "spoilt")
-    store = ZkStore(cluster.environ["EDL_ZOOKEEPER"]).start(10)
+    cluster.wait(lambda: cluster.job("spoilt")["worker_records"], 60, "it runs", "spoilt")
+    store = ZkStore(cluster.environ["EDL_ZOOKEEPER"]).start(60)
     try:
         stored = store.get(PATHS.status("spoilt"))
         assert stored is not None
         store.set(PATHS.status("spoilt"), b"{spoilt", stored.version)
         sentence = f"{PATHS.status('spoilt')} does not hold a valid record"
-        cluster.wait(lambda: any(sentence in p for p in cluster.get("/health")["problems"]), 10, "it is seen")
+        cluster.wait(lambda: any(sentence in p for p in cluster.get("/health")["problems"]), 60, "it is seen")
         refused(run(cluster, "describe", "spoilt"), 1, f"job spoilt is left alone: {sentence}")
 
         submit(cluster, "whole", "--", "true")
-        cluster.wait_for_phase("whole", "succeeded", 20)
+        cluster.wait_for_phase("whole", "succeeded")
         assert [w["job"] for n in cluster.get("/nodes")["nodes"] for w in n["workers"]] == []
 
         mended = store.get(PATHS.status("spoilt"))
@@ -210,7 +210,7 @@ def test_a_znode_that_does_not_parse(cluster: Cluster) -> None:
         store.set(PATHS.status("spoilt"), stored.data, mended.version)
     finally:
         store.close()
-    cluster.wait(lambda: cluster.get("/health")["problems"] == [], 10, "nothing is wrong any more")
+    cluster.wait(lambda: cluster.get("/health")["problems"] == [], 60, "nothing is wrong any more")
     workers = cluster.job("spoilt")["worker_records"]
     assert [w["state"] for w in workers] == ["starting"], "its worker was not touched"
     end(cluster, "spoilt")

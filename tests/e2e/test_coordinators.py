@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 
 import psutil
@@ -19,9 +20,9 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import DriverRecord, Rendezvous, WorkerRecord, WorkerState, decode
 from edl_collective.coord.zk_store import ZkStore
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120, func_only=True)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
-SAMPLES = 1500
+SAMPLES = 1000
 SESSION_S = 60.0
 #: nobody waits for the end of a session; on a quiet machine it takes 0.3 to 1 s
 RESIZES_AGAIN_S = SESSION_S / 2
@@ -54,11 +55,12 @@ class Watched(Victim):
         return {name: decode(value.data, WorkerRecord).state for name, value in found.items() if value is not None}
 
     def until(self, condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
-        """As Cluster.wait, but looking all the time: a phase is to be caught as soon as it begins."""
+        """As Cluster.wait, but looking again at once: a phase is to be caught as soon as it begins."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline:
                 self.cluster.wait(lambda: False, 0, what, "tiny")
+            time.sleep(0.002)  # a loop that never rests would keep those from their work that are waited for
 
     def kill_the_driver(self) -> float:
         """SIGKILL to the driver, once there is one; returns when."""
@@ -82,13 +84,14 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         for node, slots in (("a", 2), ("b", 1)):
             cluster.add_node(node, slots=slots)
         cluster.submit(
-            "tiny", "--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES),
+            "tiny", "--epochs", "10000", "--step_s", "0.06", "--samples", str(SAMPLES),
             min_np=1, max_np=3, np=2, max_failures=100,
         )  # fmt: skip
         cluster.wait_for_world("tiny", 2)
         victim = Watched(cluster)
-        yield victim
-        victim.store.close()
+        with closing(victim.store):
+            yield victim
+            victim.assert_nothing_lost(to_the_end=True)
     finally:
         cluster.close()
 
@@ -96,9 +99,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 @pytest.fixture(autouse=True)
 def nothing_lost(victim: Watched) -> Iterator[None]:
     yield
-    assert victim.lost_steps() == set()
-    report = victim.audit()
-    assert report.ok, str(report)
+    victim.assert_nothing_lost()
 
 
 def test_the_driver_killed_in_every_phase_of_a_resize(victim: Watched) -> None:
@@ -167,7 +168,7 @@ def test_an_old_driver_that_wakes_up_is_refused(victim: Watched) -> None:
     log = (victim.cluster.base / "logs" / "tiny" / "driver.log").read_text()
     assert f"has taken the seat of epoch {old.epoch}" in log
     # Its JobClient was told to run one, so the next one takes the seat back; the one started by hand ends likewise.
-    assert successor.wait(20) == 3
+    assert successor.wait(60) == 3
     victim.wait_for_steps(5)
     victim.assert_no_pause(since_s)
     assert victim.record().generation == before.generation, "no collective was touched by any of it"

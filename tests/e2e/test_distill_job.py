@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from cluster import ROOT, Cluster
@@ -14,21 +13,12 @@ from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import encode
 from edl_collective.coord.zk_store import ZkStore
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 PROGRAM = ROOT / "tests" / "jobs" / "tiny_student.py"
-SAMPLES, EPOCHS = 800, 4
+#: of 2 s each, until it may hurry
+SAMPLES, EPOCHS = 800, 12
 WAIT_S = 60.0
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    try:
-        yield cluster.start()
-        cluster.close()
-    finally:
-        cluster.abandon()
 
 
 @pytest.fixture
@@ -62,8 +52,11 @@ def test_a_student_that_grows_and_shrinks_loses_nothing_when_teachers_die(cluste
         running[1].kill()
         cluster.post("/jobs/student/scale", {"np": 1})
         cluster.wait_for_world("student", 1)
+        (cluster.base / "records" / "hurry").touch()
         cluster.wait_for_phase("student", "succeeded", WAIT_S)
-
+        cluster.wait(
+            lambda: len(cluster.events("student", "epoch")) >= EPOCHS, WAIT_S, "all epochs are told", "student"
+        )
         events = cluster.events("student", "epoch")
         assert [event["fields"]["epoch"] for event in events] == list(range(EPOCHS))
         assert all(event["fields"]["teacher_wait_s_per_step"] >= 0 for event in events)

@@ -2,8 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cluster import Cluster
@@ -13,15 +11,6 @@ from edl_collective.audit import audit, derive_lineage, read_logs
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 SAMPLES = 1500
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    try:
-        yield cluster.start()
-    finally:
-        cluster.close()
 
 
 def assert_exactly_once(cluster: Cluster, epochs: int) -> None:
@@ -34,7 +23,7 @@ def assert_exactly_once(cluster: Cluster, epochs: int) -> None:
 def test_grow_lose_one_shrink_lose_all_resume(cluster: Cluster) -> None:
     for node in ("a", "b"):
         cluster.add_node(node)
-    epochs = 6
+    epochs = 12  # of 4 s each, until it may hurry
     cluster.submit(
         "tiny", "--epochs", str(epochs), "--step_s", "0.15",
         min_np=1, max_np=2, np=1, checkpoint_url=f"file://{cluster.base}/ckpt",
@@ -60,8 +49,10 @@ def test_grow_lose_one_shrink_lose_all_resume(cluster: Cluster) -> None:
         os.kill(worker["pid"], signal.SIGKILL)
     cluster.wait(lambda: cluster.events("tiny", "resume"), 60, "the job resumes from its checkpoint", "tiny")
     assert cluster.events("tiny", "resume")[0]["fields"]["epoch"] >= completed + 1
+    (cluster.base / "records" / "hurry").touch()
     cluster.wait_for_phase("tiny", "succeeded", 120)
-
+    # What a JobClient tells of its jobs is written after the records of how its workers ended.
+    cluster.wait(lambda: len(cluster.events("tiny", "epoch")) >= epochs, 60, "the last epoch is told", "tiny")
     done = [event["fields"]["epoch"] for event in cluster.events("tiny", "epoch")]
     assert done == list(range(epochs))
     assert cluster.events("tiny", "epoch")[-1]["fields"]["accuracy"] > 0.8

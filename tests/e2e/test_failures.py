@@ -12,9 +12,9 @@ import pytest
 from cluster import Cluster
 from faults import GLOO_ENV, REFORMED_S, Victim
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120, func_only=True)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
-SAMPLES = 1500
+SAMPLES = 1000
 SESSION_S = 4.0
 #: of the JobClients that the first tests kill: nobody may wait for the end of it
 LONG_SESSION_S = 60.0
@@ -29,15 +29,16 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         for node in ("a", "b"):
             cluster.add_node(node, slots=2, options=("--session-timeout", f"{LONG_SESSION_S:g}"))
         cluster.submit(
-            "tiny", "--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES),
+            "tiny", "--epochs", "10000", "--step_s", "0.06", "--samples", str(SAMPLES),
             min_np=1, max_np=4, np=4, max_failures=100, env=GLOO_ENV,
         )  # fmt: skip
         cluster.wait_for_world("tiny", 4)
         victim = Victim(cluster, "tiny", SAMPLES)
         cluster.wait(
-            lambda: victim.resizes()[-1:] and victim.resizes()[-1]["to"] == 4, 20, "its event is there", "tiny"
+            lambda: victim.resizes()[-1:] and victim.resizes()[-1]["to"] == 4, 60, "its event is there", "tiny"
         )
         yield victim
+        victim.assert_nothing_lost(to_the_end=True)
     finally:
         cluster.close()
 
@@ -46,9 +47,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 def nothing_lost(victim: Victim) -> Iterator[None]:
     """Every test begins and ends with four workers, no step lost, and each sample exactly once per epoch."""
     yield
-    assert victim.lost_steps() == set()
-    report = victim.audit()
-    assert report.ok, str(report)
+    victim.assert_nothing_lost()
 
 
 def scale(victim: Victim, np: int) -> None:
@@ -78,8 +77,8 @@ def test_jobclient_killed(victim: Victim, hosts_driver: bool) -> None:
     assert len(pids) == 2
     since_s = time.monotonic()
     cluster.kill(node, signal.SIGKILL)
-    cluster.wait(lambda: not {p.pid for p in cluster.ours()} & set(pids), 10, "its workers died with it")
-    cluster.wait(lambda: victim.resizes(after=event), 30, "the other node goes on", "tiny")
+    cluster.wait(lambda: not {p.pid for p in cluster.ours()} & set(pids), 60, "its workers died with it")
+    cluster.wait(lambda: victim.resizes(after=event), 60, "the other node goes on", "tiny")
     smaller = victim.resizes(after=event)[0]
     assert (smaller["from"], smaller["to"]) == (4, 2)
     assert f"node {node} is gone" in smaller["cause"]
@@ -96,7 +95,7 @@ def test_leader_killed(victim: Victim) -> None:
     cluster.kill("server")
     victim.wait_for_steps(20)
     cluster.start_server(*SERVER_OPTIONS)
-    cluster.wait(lambda: cluster.get("/health")["epoch"] == epoch + 1, 20, "the restarted JobServer leads", "tiny")
+    cluster.wait(lambda: cluster.get("/health")["epoch"] == epoch + 1, 60, "the restarted JobServer leads", "tiny")
     victim.assert_went_on(since_s, before)
     assert victim.resizes(after=event) == []
     scale(victim, 3)
@@ -106,7 +105,7 @@ def test_driver_killed(victim: Victim) -> None:
     before, event = generation(victim), victim.last_event()
     since_s = time.monotonic()
     epoch = victim.kill_driver()
-    victim.cluster.wait(lambda: victim.driver()["epoch"] > epoch, 20, "a new driver has taken over", "tiny")
+    victim.cluster.wait(lambda: victim.driver()["epoch"] > epoch, 60, "a new driver has taken over", "tiny")
     victim.wait_for_steps(5)
     victim.assert_went_on(since_s, before)
     assert victim.resizes(after=event) == []
@@ -122,7 +121,7 @@ def test_workers_killed(victim: Victim, ranks: tuple[int, ...]) -> None:
     since_s = time.monotonic()
     names = victim.kill_ranks(*ranks)
     assert names
-    victim.cluster.wait(lambda: victim.resizes(after=event), 30, "the survivors go on", "tiny")
+    victim.cluster.wait(lambda: victim.resizes(after=event), 60, "the survivors go on", "tiny")
     smaller = victim.resizes(after=event)[0]
     assert (smaller["from"], smaller["to"]) == (4, 4 - len(ranks)), story(victim)
     assert all(f"worker {name} killed by SIGKILL" in smaller["cause"] for name in names)
@@ -165,7 +164,7 @@ def test_zookeeper_away_until_all_sessions_ended_and_a_worker_killed_meanwhile(v
     finally:
         for gate in cluster.gates.values():
             gate.open()
-    cluster.wait(lambda: victim.resizes(after=event), 30, "the others go on without the dead", "tiny")
+    cluster.wait(lambda: victim.resizes(after=event), 60, "the others go on without the dead", "tiny")
     smaller = victim.resizes(after=event)[0]
     assert (smaller["from"], smaller["to"]) == (4, 3), story(victim)
     assert smaller["cause"] == f"worker {killed} killed by SIGKILL"
@@ -180,7 +179,7 @@ def test_a_node_that_loses_its_session_is_taken_out_at_a_step_boundary_and_comes
     since_s = time.monotonic()
     cluster.gates[node].shut()
     try:
-        cluster.wait(lambda: victim.resizes(after=event), 30, "the others go on without it", "tiny")
+        cluster.wait(lambda: victim.resizes(after=event), 60, "the others go on without it", "tiny")
     finally:
         cluster.gates[node].open()
     smaller = victim.resizes(after=event)[0]

@@ -2,32 +2,15 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cluster import Cluster
 from faults import GLOO_ENV, REFORMED_S, Victim
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-SAMPLES = 1500
-SLOW = ("--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES))
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    try:
-        yield cluster.start()
-    finally:
-        cluster.close()
-
-
-def assert_nothing_lost(victim: Victim) -> None:
-    assert victim.lost_steps() == set()
-    report = victim.audit()
-    assert report.ok, str(report)
+SAMPLES = 1000
+SLOW = ("--epochs", "10000", "--step_s", "0.06", "--samples", str(SAMPLES))
 
 
 def test_nodes_come_and_go(cluster: Cluster) -> None:
@@ -43,7 +26,7 @@ def test_nodes_come_and_go(cluster: Cluster) -> None:
     # With this node the driver and rank 0 go, in order; one worker is left, holds its state and waits.
     assert victim.node_of_driver() == "a"
     cluster.kill("a", signal.SIGTERM)
-    cluster.wait_for_phase("tiny", "holding", 20)
+    cluster.wait_for_phase("tiny", "holding")
     left = [w for w in cluster.job("tiny")["worker_records"] if w["node"] == "a"]
     assert [(w["state"], w["outcome"], w["exit_code"]) for w in left] == [("exited", "left", 0)] * 2
     steps = victim.steps()
@@ -55,7 +38,7 @@ def test_nodes_come_and_go(cluster: Cluster) -> None:
     # The same with SIGKILL: the survivor waits at the gate with the state in memory, and training goes on from there.
     (survivor,) = [w["worker"] for w in cluster.running("tiny") if w["node"] == "b"]
     cluster.kill("a", signal.SIGKILL)
-    cluster.wait_for_phase("tiny", "holding", 20)
+    cluster.wait_for_phase("tiny", "holding")
     steps = victim.steps()
     cluster.add_node("a", slots=4)
     cluster.wait_for_world("tiny", 3)
@@ -66,7 +49,7 @@ def test_nodes_come_and_go(cluster: Cluster) -> None:
     assert (status["failures"], status["attempt"], cluster.events("tiny", "resume")) == (0, 1, [])
     sizes = [(r["from"], r["to"]) for r in victim.resizes()]
     assert max(to for _, to in sizes) == 3
-    assert_nothing_lost(victim)
+    victim.assert_nothing_lost(to_the_end=True)
 
 
 def test_schedule_and_graceful_leave(cluster: Cluster) -> None:
@@ -86,4 +69,4 @@ def test_schedule_and_graceful_leave(cluster: Cluster) -> None:
     # The driver moves away too: if the old one has let w1 go before the new one leads, that one finds it gone.
     assert "leaves a, which drains" in resize["cause"] or resize["cause"] == "worker w1 is gone"
     assert victim.longest_gap_s(since_s) < REFORMED_S, "no collective failed"
-    assert_nothing_lost(victim)
+    victim.assert_nothing_lost(to_the_end=True)

@@ -26,7 +26,7 @@ class SecuredCluster(Cluster):
         self.api.close()
         key = load_key(self.base / "key")
         url = f"https://127.0.0.1:{self._ports[name]}"
-        self.api = httpx.Client(base_url=url, timeout=20, headers=headers, trust_env=False, verify=client_context(key))
+        self.api = httpx.Client(base_url=url, timeout=60, headers=headers, trust_env=False, verify=client_context(key))
 
 
 @pytest.fixture

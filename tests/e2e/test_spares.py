@@ -3,18 +3,20 @@
 After each: nothing that was trained is lost or done twice, and the job is back at three workers and a warm spare.
 """
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from cluster import ROOT, Cluster, Json
 from faults import Victim
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-SAMPLES = 1500
+SAMPLES = 1000
 GLOO_TIMEOUT_S = 4
 #: a survivor that is slow to answer is not to be taken for a hung one
 RETURN_TIMEOUT_S = 4.0
@@ -29,12 +31,14 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         cluster.add_node("b", slots=2)
         env = {"COLD_FAULT": str(cluster.base / "fault"), "HOROVOD_GLOO_TIMEOUT_SECONDS": str(GLOO_TIMEOUT_S)}
         cluster.submit(
-            "tiny", "--epochs", "10000", "--step_s", "0.02", "--samples", str(SAMPLES),
+            "tiny", "--epochs", "10000", "--step_s", "0.06", "--samples", str(SAMPLES),
             program=ROOT / "tests" / "jobs" / "cold_start.py", env=env,
             min_np=2, max_np=4, np=3, spares=1, max_failures=100,
             return_timeout_s=RETURN_TIMEOUT_S,
         )  # fmt: skip
-        yield Victim(cluster, "tiny", SAMPLES)
+        victim = Victim(cluster, "tiny", SAMPLES)
+        yield victim
+        victim.assert_nothing_lost(to_the_end=True)
     finally:
         cluster.close()
 
@@ -45,9 +49,7 @@ def nothing_lost(victim: Victim) -> Iterator[None]:
     victim.cluster.wait_for_world("tiny", 3)
     victim.cluster.wait(lambda: warm_spares(victim), 90, "a spare is warm", "tiny")
     yield
-    assert victim.lost_steps() == set()
-    report = victim.audit()
-    assert report.ok, str(report)
+    victim.assert_nothing_lost()
 
 
 def spares(victim: Victim) -> list[str]:
@@ -61,6 +63,16 @@ def record(victim: Victim, worker: str) -> Json:
 
 def warm_spares(victim: Victim) -> list[str]:
     return [name for name in spares(victim) if record(victim, name)["state"] == "standby"]
+
+
+def stopped_spare(victim: Victim) -> str | None:
+    """A spare whose process has stopped itself."""
+    for name in spares(victim):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            pid = record(victim, name)["pid"]
+            if pid is not None and psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                return name
+    return None
 
 
 def members(victim: Victim) -> list[str]:
@@ -83,7 +95,7 @@ def test_the_node_of_rank_0_is_drained(victim: Victim) -> None:
     gone = [w["worker"] for w in cluster.running("tiny") if w["node"] == node]
     cluster.post(f"/nodes/{node}/drain", {"deadline_s": 100})
     cluster.wait(lambda: not [w for w in cluster.running("tiny") if w["node"] == node], 90, "the node is left", "tiny")
-    cluster.wait(lambda: [record(victim, w)["state"] for w in gone] == ["exited"] * len(gone), 20, "", "tiny")
+    cluster.wait(lambda: [record(victim, w)["state"] for w in gone] == ["exited"] * len(gone), 60, "", "tiny")
     assert {(record(victim, w)["outcome"], record(victim, w)["exit_code"]) for w in gone} == {("left", 0)}
     assert victim.node_of_driver() != node
     assert [n["draining"] for n in cluster.get("/nodes")["nodes"] if n["node"] == node] == [True]
@@ -120,26 +132,25 @@ def test_a_spare_takes_over_while_no_jobserver_lives(victim: Victim) -> None:
 def test_a_standby_that_dies_or_hangs_costs_nothing(victim: Victim) -> None:
     cluster, event, fault = victim.cluster, victim.last_event(), victim.cluster.base / "fault"
     (spare,) = warm_spares(victim)
-    fault.write_text("die")
+    deaths = cluster.job("tiny")["status"]["standby_deaths"]
+    fault.write_text("die hang")  # the next one, and the one after it
     cluster.post("/jobs/tiny/scale", {"np": 4})
     cluster.wait_for_world("tiny", 4)
     assert spare in members(victim), "growth takes the warm spare"
-    deaths = cluster.job("tiny")["status"]["standby_deaths"]
-    cluster.wait(lambda: cluster.job("tiny")["status"]["standby_deaths"] > deaths, 20, "a standby died", "tiny")
-    fault.write_text("hang")
-    hung = cluster.job("tiny")["plan"]["next_worker"]
-    cluster.wait(lambda: f"w{hung}" in spares(victim), 20, "the next standby starts", "tiny")
+    cluster.wait(lambda: cluster.job("tiny")["status"]["standby_deaths"] > deaths, 60, "a standby died", "tiny")
+    cluster.wait(lambda: stopped_spare(victim), 60, "the next standby hangs", "tiny")
+    hung = stopped_spare(victim)
+    assert hung is not None
     # One of the four is lost, and the hanging spare is planned in its place: the others do not wait for it.
     lost = members(victim)[-1]
     os.kill(record(victim, lost)["pid"], signal.SIGKILL)
-    cluster.wait(lambda: f"w{hung}" in {row[0] for row in cluster.job("tiny")["plan"]["workers"]}, 20, "", "tiny")
-    cluster.wait(lambda: len(victim.resizes(after=event)) > 1, 30, "the others form a world without it", "tiny")
+    cluster.wait(lambda: hung in {row[0] for row in cluster.job("tiny")["plan"]["workers"]}, 60, "", "tiny")
+    cluster.wait(lambda: len(victim.resizes(after=event)) > 1, 60, "the others form a world without it", "tiny")
     victim.wait_for_steps(20)
-    assert record(victim, f"w{hung}")["state"] == "starting"
-    fault.unlink()
-    os.kill(record(victim, f"w{hung}")["pid"], signal.SIGKILL)
+    assert record(victim, hung)["state"] == "starting"
+    os.kill(record(victim, hung)["pid"], signal.SIGKILL)
     sizes = [(resize["from"], resize["to"]) for resize in victim.resizes(after=event)]
-    assert sizes == [(3, 4), (4, 3)], story(victim)
+    assert sizes[:2] == [(3, 4), (4, 3)], story(victim)
     cluster.post("/jobs/tiny/scale", {"np": 3})
 
 
@@ -150,7 +161,7 @@ def test_a_hung_worker_does_not_hold_up_the_survivors_of_another(victim: Victim)
     pids = {name: record(victim, name)["pid"] for name in (stopped, killed)}
     os.kill(pids[stopped], signal.SIGSTOP)
     os.kill(pids[killed], signal.SIGKILL)
-    cluster.wait(lambda: victim.resizes(after=event), 30, "the job goes on without both", "tiny")
+    cluster.wait(lambda: victim.resizes(after=event), 60, "the job goes on without both", "tiny")
     resize = victim.resizes(after=event)[0]
     assert f"worker {stopped} was silent for return_timeout_s = {RETURN_TIMEOUT_S:g} after an abort" in resize["cause"]
     assert f"worker {killed} killed by SIGKILL" in resize["cause"]
@@ -164,7 +175,7 @@ def test_a_hung_worker_alone_is_given_up_after_the_time_out_of_gloo(victim: Vict
     stopped = members(victim)[0]
     since_s = time.monotonic()
     os.kill(record(victim, stopped)["pid"], signal.SIGSTOP)
-    cluster.wait(lambda: victim.resizes(after=event), 40, "the job goes on without it", "tiny")
+    cluster.wait(lambda: victim.resizes(after=event), 60, "the job goes on without it", "tiny")
     resize = victim.resizes(after=event)[0]
     assert resize["cause"].startswith(f"worker {stopped} was silent for return_timeout_s"), resize["cause"]
     assert (resize["from"], resize["to"], spare in members(victim)) == (3, 3, True)

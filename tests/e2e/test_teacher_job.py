@@ -4,30 +4,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cluster import ROOT, Cluster, Json
 
 from distill.discovery import Discovery, connect
+from distill.io_settings import DynamicTeachers
 from distill.source import StudentReport
 
 pytestmark = pytest.mark.e2e
 PROGRAM = ROOT / "tests" / "jobs" / "tiny_teacher.py"
 #: a teacher that was killed stays listed for the time of its session
-WAIT_S = 30.0
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    found = Cluster(tmp_path).start()
-    try:
-        found.add_node("a", slots=3)
-        yield found
-        found.close()
-    finally:
-        found.abandon()
+WAIT_S = 60.0
 
 
 def names(student: Discovery) -> set[str]:
@@ -39,12 +27,14 @@ def records(cluster: Cluster, state: str) -> dict[str, Json]:
 
 
 def test_teachers_come_are_replaced_and_leave(cluster: Cluster) -> None:
+    cluster.add_node("a", slots=3)
     drained = cluster.base / "drained"
     drained.mkdir()
     command = [sys.executable, str(PROGRAM), "--drained", str(drained)]
     cluster.create("t", command, kind="teacher", service="svc", min_np=1, max_np=3)
     wake = threading.Event()
-    student = connect(cluster.environ["EDL_ZOOKEEPER"], "/edl", "svc", "student", wake=wake.set, session_timeout_s=4.0)
+    wanted = DynamicTeachers(cluster.environ["EDL_ZOOKEEPER"], "/edl", "svc", "student")
+    student = connect(wanted, wake=wake.set, environ=cluster.environ)
     try:
         cluster.wait(lambda: names(student) == {"t-w1"}, WAIT_S, "the first teacher is found", "t")
         student.report(StudentReport(rate=90.0, demand=250.0, starved=0.6, starved_s=2.0))

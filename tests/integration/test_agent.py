@@ -232,9 +232,9 @@ async def test_what_no_process_can_have_is_an_exit_of_its_worker(
     async def drain(_job: str, _worker: str) -> None:
         raise AssertionError("nothing was started")
 
-    command = Command(argv, env, tmp_path / directory, tmp_path / "w.log")
+    command = Command(argv, env, tmp_path / directory, tmp_path / "w.log", make_cwd=True)
     spec, planned = JobSpec(job="j", command=("true",)), PlannedWorker("w1", "a", 0)
-    launch = Launch(None, command, make_directory=True)
+    launch = Launch(None, command)
     worker = Worker(node(), spec, planned, launch, 0.0, changed=lambda _: None, drain=drain)
     worker.start(0.0)
     assert worker.gone

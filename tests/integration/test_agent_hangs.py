@@ -75,10 +75,12 @@ async def test_a_package_hook_that_hangs_is_given_up(cluster: Cluster) -> None:
 
 
 async def test_a_worker_at_the_gate_may_wait_for_ever(cluster: Cluster) -> None:
-    cluster.submit(warm_timeout_s=4.0)
+    cluster.submit(warm_timeout_s=600.0)
     cluster.plan("w1")
     await cluster.said("gate", "w1", 0)
-    await asyncio.sleep(4.2)
+    cluster.clock.ahead_s = 1200.0
+    cluster.plan("w1", "w2")
+    await cluster.said("gate", "w2", 0)  # it has looked at all of its workers since
     await cluster.state("w1", WorkerState.STANDBY)
 
 
@@ -134,12 +136,12 @@ async def test_a_worker_that_hangs_in_horovod_is_given_up(cluster: Cluster) -> N
 async def test_a_drained_node_starts_nothing_and_stops_who_does_not_leave(cluster: Cluster) -> None:
     await train(cluster, stop_timeout_s=5.0)
     began_s = time.monotonic()
-    cluster.put(PATHS.drain("a"), DrainRecord(node="a", deadline_s=0.4))
+    cluster.put(PATHS.drain("a"), DrainRecord(node="a", deadline_s=1.5))
     cluster.plan()
     await cluster.state("w1", WorkerState.LEAVING)
     ended = await cluster.state("w1", WorkerState.EXITED)
     assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
-    assert time.monotonic() - began_s > 0.3
+    assert time.monotonic() - began_s > 1.4
     cluster.plan("w2")
     await asyncio.sleep(0.3)
     assert cluster.worker("w2") is None
@@ -175,7 +177,7 @@ async def test_sigterm_waits_for_somebody_who_can_plan(tmp_path: Path, suspended
         await cluster.said("gate", "w1", 1)
         cluster.proxy.send("w1", Leave(reason="t"))
         assert cluster.task is not None
-        await asyncio.wait_for(cluster.task, 20)
+        await asyncio.wait_for(cluster.task, 60)
         ended = cluster.worker("w1")
         assert ended is not None
         assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, 0)
@@ -187,7 +189,7 @@ def draining(cluster: Cluster) -> bool:
 
 
 async def test_sigterm_has_a_deadline_of_its_own(tmp_path: Path) -> None:
-    async with running_agent(tmp_path, "--drain-timeout", "0.4") as cluster:
+    async with running_agent(tmp_path, "--drain-timeout", "1.5") as cluster:
         cluster.put(PATHS.leader, LeaderRecord(server="s", api_url="http://s", epoch=1, pid=1))
         await train(cluster)
         began_s = time.monotonic()
@@ -195,6 +197,6 @@ async def test_sigterm_has_a_deadline_of_its_own(tmp_path: Path) -> None:
         await cluster.state("w1", WorkerState.LEAVING)
         ended = await cluster.state("w1", WorkerState.EXITED)
         assert (ended.outcome, ended.exit_code) == (Outcome.LEFT, -15)
-        assert time.monotonic() - began_s >= 0.4
+        assert time.monotonic() - began_s >= 1.5
         assert cluster.task is not None
-        await asyncio.wait_for(cluster.task, 30.0)
+        await asyncio.wait_for(cluster.task, 60)

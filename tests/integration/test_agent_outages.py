@@ -158,7 +158,7 @@ async def test_close_while_the_name_is_taken(tmp_path: Path, caplog: pytest.LogC
     await until(lambda: "held by another session" in caplog.text)
     assert cluster.task is not None
     cluster.agent.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await cluster.task
     found = other.get(PATHS.node("a"))
     assert found is not None

@@ -10,7 +10,7 @@ from agent_cluster import PATHS, SIGNER, Cluster, running_agent, until
 from msgspec.structs import replace
 
 from edl_collective.coord.auth import ClusterKey
-from edl_collective.coord.records import JobSpec, Outcome, WorkerState, decode, encode
+from edl_collective.coord.records import JobSpec, JobStatus, Outcome, Phase, WorkerState, decode, encode
 from edl_collective.coord.signing import SpecSigner
 
 pytestmark = pytest.mark.integration
@@ -71,6 +71,31 @@ async def test_a_running_job_whose_spec_is_overwritten_runs_nothing_new(cluster:
     await cluster.state("w1", WorkerState.EXITED)  # as if the job had been removed
     assert cluster.worker("w2") is None
     assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["changed since", "deleted since"])
+async def test_a_spec_that_was_signed_once_is_not_executed_again(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture, deleted: bool
+) -> None:
+    path, proof = PATHS.spec("j"), tmp_path / "proof"
+    old, new = harmful(proof), replace(harmful(proof), command=("true",), package_hook=None, env={}, submitted_at=5.0)
+    write(cluster, path, SIGNER.sign(path, old))
+    cluster.put(PATHS.status("j"), JobStatus(phase=Phase.PENDING, reason="seen", since=0.0))
+    await until(lambda: "j" in cluster.agent._snapshot.jobs and cluster.agent._snapshot.jobs["j"].status is not None)
+    if deleted:
+        cluster.server.delete(path)
+        await until(lambda: cluster.agent._snapshot.jobs["j"].spec is None)
+    else:
+        write(cluster, path, SIGNER.sign(path, new))
+        await until(lambda: cluster.agent._snapshot.jobs["j"].spec == new)
+    with caplog.at_level(logging.ERROR, logger="jobclient"):
+        write(cluster, path, SIGNER.sign(path, old))
+        cluster.plan("w1")
+        await until(lambda: "is an older spec of this job" in caplog.text)
+        assert cluster.worker("w1") is None
+        write(cluster, path, SIGNER.sign(path, replace(new, submitted_at=6.0)))
+        assert (await cluster.state("w1", WorkerState.EXITED)).outcome is Outcome.FINISHED
+    assert not proof.exists()
 
 
 @pytest.mark.parametrize("worker", ["../../../w1", "/tmp/w1", "a\0b", "..", ""])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,9 @@ def test_a_dead_namenode_is_an_outage_within_seconds(frail: Any) -> None:
 @pytest.mark.parametrize("kind", ["hdfs", "webhdfs", "libhdfs"])
 def test_a_silent_namenode_is_a_timeout(frail: Any, kind: str) -> None:
     url = urls(frail, "silent")[kind]
+    with closing(open_driver(url)) as patient:  # for what is not tested here
+        patient.make_dirs("")
     driver = open_driver(f"{url}{'&' if '?' in url else '?'}timeout=1")
-    driver.make_dirs("")
     process = frail._namenode.process
     process.send_signal(signal.SIGSTOP)
     try:

@@ -136,7 +136,7 @@ def test_the_loop_sleeps_until_something_changes() -> None:
     until(lambda: controller.epoch is not None)
     until(lambda: not turns.acquire(timeout=0.5))  # its own writes wake it, then it must rest
     put(store, P.node("a"), NODE)
-    assert turns.acquire(timeout=20)
+    assert turns.acquire(timeout=60)
     controller.stop()
 
 
@@ -152,7 +152,7 @@ def test_a_bug_in_a_rule_is_shown_and_survived(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(controller.view, "load", fail)
     controller.start()
-    assert broken.wait(20)
+    assert broken.wait(60)
     until(lambda: controller.failure == "RuntimeError: a bug")
     monkeypatch.setattr(controller.view, "load", load)
     until(lambda: controller.failure is None)

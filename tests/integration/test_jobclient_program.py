@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -87,6 +88,18 @@ async def test_link_speaks_only_for_proven_workers_and_the_newest_connection() -
     assert not link.path.exists()
 
 
+async def test_a_connection_that_came_just_before_the_end_is_closed_too() -> None:
+    link = WorkerLink("a", lambda *_: "t", lambda *_: None)
+    await link.start()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        link._accept(reader, writer)
+        await link.close()  # before the task of the connection has taken its first step
+        assert writer.is_closing()
+        await writer.wait_closed()
+
+
 async def test_logs_over_http(tmp_path: Path) -> None:
     (tmp_path / "j").mkdir()
     (tmp_path / "j" / "w1.log").write_bytes(b"0123456789")
@@ -117,7 +130,7 @@ async def test_log_on_a_slow_disk_blocks_nobody(tmp_path: Path, monkeypatch: pyt
 
     def slow(_path: Path, _offset: int, _limit: int) -> bytes:
         reads.set()
-        assert may_read.wait(10)
+        assert may_read.wait(60)
         return b"at last"
 
     monkeypatch.setattr(node_api, "_read", slow)
@@ -156,7 +169,7 @@ def test_jobclient_submits_its_job_registers_and_signs_off(tmp_path: Path, zooke
         assert record.slots == 3
         assert httpx.get(f"http://127.0.0.1:{record.port}/health").json() == {"node": "a", "ok": True}
         client.send_signal(signal.SIGTERM)
-        _, said = client.communicate(timeout=20)
+        _, said = client.communicate(timeout=60)
         assert client.returncode == 0, said
         assert "Traceback" not in said
         assert store.get(paths.node("a")) is None
@@ -178,7 +191,7 @@ def test_signal_ends_a_jobclient_whose_name_is_taken(tmp_path: Path, zookeeper: 
             said = client.stderr.readline()
             assert said, "the JobClient ended"
         client.send_signal(signal.SIGTERM)
-        _, said = client.communicate(timeout=10)
+        _, said = client.communicate(timeout=60)
         assert (client.returncode, "Traceback" in said) == (0, False), said
     finally:
         client.kill()
@@ -196,7 +209,7 @@ def test_signal_during_the_health_check_ends_a_jobclient_that_writes_its_own_log
     try:
         wait_for(lambda: log.exists() and "health check of the CPU" in log.read_text(), 60.0)
         client.send_signal(signal.SIGTERM)
-        _, said = client.communicate(timeout=30)
+        _, said = client.communicate(timeout=60)
         assert (client.returncode, said) == (0, "")
         assert "CPU slots" in log.read_text()
         assert "before the node was registered" in log.read_text()
@@ -217,7 +230,7 @@ def test_signal_during_the_health_check_ends_a_jobclient_that_writes_its_own_log
 )
 def test_what_the_user_can_put_right_is_one_sentence(tmp_path: Path, argv: tuple[str, ...], knob: str) -> None:
     client = start_client(tmp_path, *argv)
-    _, said = client.communicate(timeout=20)
+    _, said = client.communicate(timeout=60)
     assert client.returncode == 2
     assert knob in said
     assert len(said.strip().splitlines()) == 1, said

@@ -13,11 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from browser import Browser, Page
 from page_scripts import CONTRASTS, LATER, SCROLL_LIST, WATCH_FRAMES
 from page_server import TOKEN, P, PageServer
 
+from checkpoints import TrainStatus, pin, save_checkpoint
 from edl_collective.coord.records import DrainRecord, JobSpec, NodeRecord, decode
+from jobserver.checkpoint_looks import KEEP_S
 
 pytestmark = pytest.mark.integration
 
@@ -138,6 +141,38 @@ def test_a_job_with_its_history_workers_checkpoints_and_log(shown: Shown) -> Non
     picture(page, "job", (1200, 1150))
 
 
+def test_checkpoints_with_their_validity_as_the_server_sees_them(shown: Shown, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    page = shown.view("jobs/resnet50", "[data-key=w1]")
+    page.wait("document.querySelector('[aria-label=Checkpoints] [role=status]').textContent.includes('--checkpoint')")
+    shown.server.submit("saves", checkpoint_url=str(folder))
+    shown.server.event("saves", "checkpoint", "saved epoch 0 in 0.21 s", epoch=0, seconds=0.21)
+    page = shown.view("jobs/saves", "[aria-label=Checkpoints]")
+    page.wait("document.querySelector('[aria-label=Checkpoints] [role=status]').textContent.includes('sees none')")
+    for epoch in range(3):
+        save_checkpoint(str(folder), TrainStatus(epoch_no=epoch), state={"model": {"weight": torch.ones(1000)}})
+    newest, middle, _ = sorted(folder.glob("ckpt-*"), reverse=True)
+    next(newest.glob("model-*")).unlink()
+    pin(str(folder), middle.name)
+    time.sleep(KEEP_S)  # until then the answer is given again
+    shown.server.event("saves", "checkpoint", "saved epoch 2 in 0.21 s", epoch=2, seconds=0.21)
+    seen = "[aria-label='Checkpoints in the folder'] [data-key={}]"
+    page.wait(f"document.querySelector({json.dumps(seen.format(newest.name))})")
+    text = page.text(seen.format(newest.name))
+    assert "damaged" in text
+    assert "shard model-00000-of-00001.safetensors is missing" in text
+    text = page.text(seen.format(middle.name))
+    assert [word in text for word in ("valid", "pinned", "KB", " s")] == [True] * 4
+    assert "which took" in page.text("[aria-label=Checkpoints] [role=status]")
+    if os.environ.get("EDL_SCREENSHOTS"):
+        page.run("document.querySelector('[aria-label=Checkpoints]').scrollIntoView()")
+        picture(page, "checkpoints", (1200, 420))
+    newest.rename(folder / "elsewhere")
+    time.sleep(KEEP_S)
+    page.click("[aria-label=Checkpoints] button", "Look again")
+    page.wait(f"!document.querySelector({json.dumps(seen.format(newest.name))})")
+
+
 def test_the_goodput_bar_shows_what_it_is_told(shown: Shown) -> None:
     page = shown.view("jobs/resnet50", "[data-key=w1]")
     bar = page.run("""import("/page/goodput.js").then(({ goodput }) => {
@@ -199,6 +234,15 @@ def test_nodes_and_slots_can_be_found_and_drained_after_a_question(shown: Shown)
     page.run("const f = document.getElementById('filter'); f.value = 'zone=west'; f.dispatchEvent(new Event('input'))")
     page.wait("document.querySelectorAll('.node').length === 1")
     assert page.run("document.querySelector('.node').dataset.node") == "node-b"
+
+
+def test_what_is_wrong_with_a_node_and_that_it_is_over(shown: Shown) -> None:
+    shown.server.node("node-c", slots=3, unhealthy="GPU 2: no answer within 120 s")
+    page = shown.view("nodes", "[aria-label='Events of nodes'] tbody tr")
+    seen = "document.querySelector('[aria-label=\\'Events of nodes\\'] tbody tr').textContent.includes"
+    page.wait(f"{seen}('node node-c offers 3 slots, fewer than it has: GPU 2: no answer within 120 s')")
+    shown.server.node("node-c", slots=4)
+    page.wait(f"{seen}('node node-c is well again and offers 4 slots')")
 
 
 def test_a_job_is_scaled_and_stopped_after_a_question(shown: Shown) -> None:
@@ -304,18 +348,13 @@ def test_a_thousand_nodes_are_shown_without_jank(shown: Shown) -> None:
     page.run(SCROLL_LIST)
     page.wait("document.querySelector('[data-node=node-999]')")
     last: Any = server.store.get(P.node("node-999"))
-    record = decode(last.data, NodeRecord)
+    assert decode(last.data, NodeRecord).labels == {"rack": "r24"}
     server.node("node-999", slots=8, rack="moved")
     page.wait("document.querySelector('[data-node=node-999]').textContent.includes('rack=moved')")
-    assert record.labels == {"rack": "r24"}
-    found = page.run("cancelAnimationFrame(ticking), [Math.max(0, ...long), frames.slice(1).sort((a, b) => a - b)]")
-    frames = found[1]
-    print(
-        f"longest task {found[0]:.0f} ms, frames: median {frames[len(frames) // 2]:.0f} ms, "
-        f"99 % {frames[int(len(frames) * 0.99)]:.0f} ms, of {len(frames)}"
-    )
-    assert found[0] < 1000
-    assert frames[len(frames) // 2] < 200
+    longest_ms, frames = page.run("cancelAnimationFrame(ticking), [Math.max(0, ...long), frames.slice(1)]")
+    print(f"longest task {longest_ms:.0f} ms, median frame {statistics.median(frames):.0f} ms of {len(frames)}")
+    assert longest_ms < 1000
+    assert statistics.median(frames) < 200
 
 
 def test_text_of_the_cluster_stays_text(shown: Shown) -> None:
@@ -393,9 +432,10 @@ def test_a_client_that_goes_is_forgotten(server: PageServer) -> None:
 
     with httpx.stream("GET", url, headers={"Authorization": f"Bearer {TOKEN}"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        assert next(answer.iter_lines()) == "event: beat"
+        lines = answer.iter_lines()  # kept: one that is collected closes the connection
+        assert next(lines) == "event: beat"
         assert following()
-    until_s = time.monotonic() + 40
+    until_s = time.monotonic() + 60
     while following():
         assert time.monotonic() < until_s
         time.sleep(0.02)

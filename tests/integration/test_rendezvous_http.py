@@ -54,7 +54,7 @@ class Served:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
         try:
             writer.write(data)
-            return await asyncio.wait_for(reader.read(), 5)
+            return await asyncio.wait_for(reader.read(), 60)
         finally:
             writer.close()
             await writer.wait_closed()
@@ -81,7 +81,7 @@ async def test_a_client_that_reads_late_gets_all_of_a_large_value(served: Served
     path = served.address.partition("/")[2]
     writer.write(f"GET /{path}:0/global/0 HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     await request(served.address, "PUT", "/global/1", b"others are served meanwhile")
-    got = await asyncio.wait_for(reader.read(-1), 10)
+    got = await asyncio.wait_for(reader.read(-1), 60)
     assert got.endswith(value)
     writer.close()
     await writer.wait_closed()
@@ -100,7 +100,7 @@ async def test_a_client_that_leaves_while_held_is_forgotten(served: Served) -> N
     await served.values.arrived.wait()
     served.values.arrived.clear()
     held.cancel()
-    await asyncio.wait_for(served.values.arrived.wait(), 5)
+    await asyncio.wait_for(served.values.arrived.wait(), 60)
     assert served.values.waiting == []
 
 
@@ -137,6 +137,6 @@ async def test_nonsense_is_refused(served: Served, data: bytes, status: bytes) -
 
 async def test_a_burst_of_connections_is_not_dropped(served: Served) -> None:
     served.values.values["0"] = b"v"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         answers = await asyncio.gather(*(request(served.address, "GET", "/global/0") for _ in range(400)))
     assert set(answers) == {(200, b"v")}

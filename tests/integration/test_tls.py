@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,13 +46,6 @@ class Node:
     def __exit__(self, *_: object) -> None:
         self.api.close()
         self._thread.join()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.controller.stop()
 
 
 def register(server: Server, port: int, *, tls: bool) -> None:
@@ -137,7 +129,7 @@ def test_the_command_line_over_tls(zookeeper: str, tmp_path: Path) -> None:
         assert (answer.returncode, "there is no job j" in answer.stderr) == (1, True), answer.stderr
     finally:
         server.terminate()
-        server.communicate(timeout=30)
+        server.communicate(timeout=60)
     assert server.returncode == 0
 
 
@@ -173,7 +165,7 @@ async def test_nobody_holds_all_connections(tmp_path: Path, monkeypatch: pytest.
     await asyncio.gather(*ended, return_exceptions=True)
 
     def answers() -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=60)
         try:
             connection.request("GET", "/health")
             return bool(json.load(connection.getresponse())["ok"])

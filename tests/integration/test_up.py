@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -32,7 +33,7 @@ class Up:
             port = probe.getsockname()[1]
         self.output = folder / "up.log"
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "EDL_KEY_FILE": str(folder / "key")}
-        self.environment |= {"EDL_SERVER": f"http://127.0.0.1:{port}"}
+        self.environment |= {"EDL_SERVER": f"{'https' if '--tls' in options else 'http'}://127.0.0.1:{port}"}
         command = [sys.executable, "-m", "jobserver.cli.main", "up", "--server-port", str(port)]
         command += ["--data-dir", str(folder / "data"), "--log-dir", str(folder / "logs"), *options]
         with self.output.open("wb") as output:
@@ -89,11 +90,20 @@ def test_a_job_runs_and_ctrl_c_leaves_nothing_behind(start: Start, tmp_path: Pat
 
 
 @pytest.mark.integration
-def test_kill_9_of_edl_up_leaves_nothing_behind(start: Start) -> None:
-    up = start("--slots", "1")
+def test_with_tls_too_kill_9_of_edl_up_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
+    up = start("--slots", "1", "--tls", "on")
     up.wait_ready()
+    url = up.environment["EDL_SERVER"]
+    assert f"elsewhere   export EDL_SERVER={url}" in up.output.read_text()
+    with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+        httpx.get(f"{url}/api/v1/health", trust_env=False)
+    (tmp_path / "other-key").write_text("another cluster's key, of enough bytes")
+    (tmp_path / "other-key").chmod(0o600)
+    with pytest.raises(AssertionError, match="certificate"):
+        up.edl("ps", "--key-file", str(tmp_path / "other-key"))
     up.edl("submit", "--name", "long", "--", "sleep", "1000")
     until(lambda: any(p.name() == "sleep" for p in up.processes()))
+    assert up.edl("logs", "long", "w1") == ""  # from the JobClient, which speaks TLS as well
     processes = up.processes()
     up.child.kill()
     up.child.wait()

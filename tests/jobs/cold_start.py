@@ -1,6 +1,7 @@
-"""tiny.py, whose workers can be made to fail before they are warm: what the file named by COLD_FAULT says.
+"""tiny.py, whose workers can be made to fail before they are warm: each takes the next word of the file COLD_FAULT.
 
-die: exit status 3. hang: the process stops itself. Without the file they start as usual.
+die: exit status 3. hang: the process stops itself. Without a word that is left it starts as usual. One worker at a time
+may start while there are words: nothing keeps two from taking the same.
 """
 
 import os
@@ -11,7 +12,9 @@ from pathlib import Path
 def fail() -> None:
     """At once, so that tests need not wait for an import."""
     fault = Path(os.environ["COLD_FAULT"])
-    what = fault.read_text() if fault.exists() else ""
+    what, _, later = (fault.read_text() if fault.exists() else "").partition(" ")
+    if what:
+        fault.write_text(later)
     if what == "die":
         raise SystemExit(3)
     if what == "hang":

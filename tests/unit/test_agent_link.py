@@ -111,10 +111,10 @@ def test_notices_are_levels(agent: Agent) -> None:
     agent.accept()
     assert isinstance(agent.hear(), WorkerHello)
     agent.say(Interrupt(generation=5), Interrupt(generation=3), Abort(generation=4))
-    assert rose.acquire(timeout=10)
-    assert rose.acquire(timeout=10)
+    assert rose.acquire(timeout=60)
+    assert rose.acquire(timeout=60)
     assert link.interrupted_generation == 5
-    assert aborted.get(timeout=10) == 4
+    assert aborted.get(timeout=60) == 4
     assert agent.hear() == HeardAbort(generation=4, inside=True)
     agent.say(Abort(generation=6))
     assert agent.hear() == HeardAbort(generation=6, inside=False)

@@ -2,7 +2,6 @@
 
 import http.server
 import threading
-from collections.abc import Iterator
 
 import pytest
 from api_server import KEY, SUBMIT, TOKEN, P, Server, refused
@@ -10,13 +9,6 @@ from api_server import KEY, SUBMIT, TOKEN, P, Server, refused
 from edl_collective.coord.job_spec import ChangeRule
 from edl_collective.coord.records import JobSpec, Outcome, WorkerRecord, WorkerState
 from jobserver.changing import Changing
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.controller.stop()
 
 
 def test_submit_is_stored_and_the_same_again_is_no_error(server: Server) -> None:

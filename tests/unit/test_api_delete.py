@@ -1,6 +1,6 @@
 """Deleting a job over HTTP: whole or not at all, and nothing of it becomes the next one's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import httpx
 import pytest
@@ -14,13 +14,6 @@ from edl_collective.coord.records import (
 )
 from edl_collective.coord.store import Op
 from jobserver.reconcile import ReconcileConfig
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.controller.stop()
 
 
 def ended_job(server: Server) -> None:

@@ -2,24 +2,16 @@
 
 import http.server
 import threading
-from collections.abc import Iterator
 
 import pytest
 from api_server import KEY, SIGNER, SUBMIT, P, Server, refused
 from fastapi.routing import APIRoute
 
 from edl_collective.coord.auth import ClusterKey
-from edl_collective.coord.records import JobSpec, NodeRecord, WorkerRecord, WorkerState, encode
+from edl_collective.coord.records import JobSpec, NodeRecord, WorkerRecord, WorkerState, decode, encode
 from jobserver.api_page import is_page
 
 READER = {"Authorization": f"Bearer {KEY.read_only_token}"}
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.controller.stop()
 
 
 def routes(server: Server) -> list[tuple[str, str]]:
@@ -97,6 +89,27 @@ def test_a_spec_that_nobody_signed_can_be_deleted_but_not_under_a_living_worker(
     server.store.delete(P.worker("j", "w1"))
     assert server.http.request("DELETE", "/api/v1/jobs/j").status_code == 200
     assert server.http.post("/api/v1/jobs", json=SUBMIT).status_code == 201
+
+
+def test_a_spec_that_was_put_back_is_left_alone_and_can_be_deleted(server: Server) -> None:
+    server.node()
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    old = server.store.get(P.spec("j"))
+    assert server.http.post("/api/v1/jobs/j/scale", json={"np": 2}).status_code == 200
+    new = server.store.get(P.spec("j"))
+    assert old is not None
+    assert new is not None
+    server.controller.step()
+    server.store.set(P.spec("j"), old.data, new.version)
+    refused(server.http.post("/api/v1/jobs/j/stop"), 409, "job j is left alone: /edl/jobs/j/spec is an older spec")
+    assert server.http.request("DELETE", "/api/v1/jobs/j").status_code == 200
+    server.store.create(P.spec("j"), new.data)
+    refused(server.http.get("/api/v1/jobs/j"), 409, "older spec of this job that somebody put back")
+    assert server.http.request("DELETE", "/api/v1/jobs/j").status_code == 200
+    server.clock.advance(-100.0)  # of another JobServer, which the job reaches next
+    assert server.http.post("/api/v1/jobs", json=SUBMIT).status_code == 201
+    assert server.http.get("/api/v1/jobs/j").status_code == 200
+    assert server.spec().submitted_at > decode(new.data, JobSpec).submitted_at
 
 
 def test_every_write_of_the_interface_signs(server: Server) -> None:

@@ -1,3 +1,5 @@
+"""The audit of step logs: each sample that was lost, doubled or foreign is found, and only completed steps count."""
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

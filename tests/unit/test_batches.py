@@ -1,3 +1,5 @@
+"""A DataLoader over an elastic batch sampler: each sample once, whatever breaks, leaves or comes back meanwhile."""
+
 import json
 import os
 import pickle

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from test_cli import Cluster, P
 
-from edl_collective.coord.records import Event, NodeRecord, encode
-from jobserver.cli import events as events_module
+from edl_collective.coord.records import UNHEALTHY_LABEL, Event, NodeRecord, encode
+from jobserver.cli import following as following_module
 from jobserver.cli.client import Api, CommandFailed, StreamLost
-from jobserver.cli.events import _follow
+from jobserver.cli.events import _follow, _follow_cluster
 
 WAIT_S = 40.0
 Told = tuple[str, dict[str, Any]]
@@ -74,6 +74,38 @@ def test_a_job_that_is_not_there_is_no_job_to_follow(following: Cluster) -> None
     assert (result.exit_code, "there is no job nobody" in result.output) == (1, True)
 
 
+def test_without_a_job_it_is_about_nodes(following: Cluster) -> None:
+    assert following.json("events") == {"events": []}
+    ill = NodeRecord(node="b", incarnation="i", address="h", port=1, slots=3, labels={UNHEALTHY_LABEL: "GPU 1: slow"})
+    following.store.set(P.node("b"), encode(ill), None)
+    following.controller.step()
+    assert following.edl("events").output.endswith(
+        "node        node b offers 3 slots, fewer than it has: GPU 1: slow\n"
+    )
+
+
+def numbered(*numbers: int) -> Told:
+    rows = {str(number): {"number": number, "text": ""} for number in numbers}
+    return "change", {"topic": "events", "full": False, "parts": rows, "gone": []}
+
+
+def test_nodes_are_followed_over_the_loss_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following_module, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(following_module, "PATIENCE_S", 0.1)
+    streams = [[("beat", {}), numbered(9, 10)], [numbered(9, 10, 11), numbered(12)]]
+
+    class Losing:
+        def stream(self, *, topics: str) -> Iterator[Told]:
+            assert topics == "events"
+            yield from streams.pop(0) if streams else ()
+            raise StreamLost("gone")
+
+    told = _follow_cluster(Losing(), 9)  # type: ignore[arg-type]
+    assert [next(told)["number"] for _ in range(3)] == [10, 11, 12]
+    with pytest.raises(StreamLost):
+        next(told)
+
+
 def test_the_address_of_the_page_holds_the_token_where_it_is_not_sent(following: Cluster) -> None:
     result = following.edl("ui")
     assert result.exit_code == 0
@@ -106,7 +138,7 @@ def phase(name: str) -> Told:
 
 
 def test_a_lost_stream_is_taken_up_where_it_was_and_nothing_is_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_module, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(following_module, "FIRST_RETRY_S", 0.001)
     end = events(6, kind="job", phase="failed")
     api = Lossy([phase("running"), events(1, 2)], [], [events(2, 3), phase("failed"), events(4), end])
     assert [event["number"] for event in _follow(api, "j", 0)] == [1, 2, 3, 4, 6]  # type: ignore[arg-type]
@@ -119,7 +151,7 @@ def test_an_end_that_was_told_before_ends_it_with_the_next_beat() -> None:
 
 
 def test_a_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_module, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(events_module, "FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(following_module, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(following_module, "FIRST_RETRY_S", 0.001)
     with pytest.raises(CommandFailed, match="gone"):
         list(_follow(Lossy(), "j", 0))  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
 """The commands of those who operate a cluster: set, cancel, retry, cordon, top, completion."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +14,9 @@ from click.testing import CliRunner
 from test_cli import ROOT, Cluster, P, modules_after
 
 from edl_collective.coord.records import JobStatus, NodeRecord, Phase, Progress, Spent, encode
+from jobserver.cli import following
+from jobserver.cli.changes import _await_end
+from jobserver.cli.client import StreamLost
 from jobserver.cli.completion import VARIABLE
 from jobserver.cli.main import COMMANDS, edl
 
@@ -116,6 +121,37 @@ def test_top_shows_where_the_time_goes(cluster: Cluster) -> None:
     end(cluster, Phase.FAILED)
     assert [row["job"] for row in cluster.json("top", "--once")["jobs"]] == ["wide"]
     assert [row["job"] for row in cluster.json("top", "--once", "--all")["jobs"]] == ["wide", "j"]
+
+
+def test_top_shows_changes_as_they_come(cluster: Cluster) -> None:
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "EDL_KEY_FILE": str(cluster.key_file)}
+    command = [sys.executable, "-m", "jobserver.cli.main", "top", "--json", "--every", "0.1", "--server", cluster.url]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as top:
+        assert top.stdout is not None
+        assert json.loads(top.stdout.readline())["jobs"][0]["priority"] == 0
+        cluster.edl("set", "j", "--priority", "7")
+        while json.loads(top.stdout.readline())["jobs"][0]["priority"] != 7:
+            pass  # a look that was under way
+        top.send_signal(signal.SIGINT)
+        assert top.wait(60) == 0
+
+
+def test_cancel_goes_on_waiting_when_the_server_is_lost_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "FIRST_RETRY_S", 0.001)
+    ended = {"topic": "job/j", "full": True, "parts": {"phase": "stopped"}, "gone": []}
+    streams: list[list[tuple[str, object]]] = [[("beat", {})], [("beat", {}), ("change", ended)]]
+
+    class Losing:
+        def stream(self, longest_s: float, *, job: str) -> Iterator[tuple[str, object]]:
+            assert 0 < longest_s <= 60
+            yield from streams.pop(0)
+            raise StreamLost("gone")
+
+        def get(self, path: str) -> dict[str, str]:
+            assert (path, streams) == ("/jobs/j", [])
+            return {"phase": "stopped"}
+
+    assert _await_end(Losing(), "j", 60.0) == {"phase": "stopped"}  # type: ignore[arg-type]
 
 
 def complete(shell: str, words: str, **environment: str) -> list[str]:

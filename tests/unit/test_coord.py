@@ -37,6 +37,7 @@ def test_paths_round_trip(job: str, worker: str, node: str) -> None:
     assert paths.parse(paths.worker(job, worker)) == Key("worker", job=job, worker=worker)
     for kind in ("spec", "plan", "status", "progress", "driver", "rendezvous"):
         assert paths.parse(getattr(paths, kind)(job)) == Key(kind, job=job)
+    assert paths.parse(paths.cluster_event_prefix + "0000000007") == Key("event", event="e-0000000007")
     assert paths.parse(paths.event_prefix(job) + "0000000007") == Key("event", job=job, event="e-0000000007")
 
 

@@ -1,7 +1,6 @@
 """Draining a node by command: the HTTP interface, the command line, and what a JobClient makes of the order."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 from api_server import SUBMIT, P, Server, refused
@@ -9,13 +8,6 @@ from api_server import SUBMIT, P, Server, refused
 from edl_collective.coord.memory_store import MemoryStore
 from edl_collective.coord.records import DrainRecord, decode, encode
 from jobclient.drain import Orders
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.controller.stop()
 
 
 def nodes_of_job(server: Server) -> list[str]:

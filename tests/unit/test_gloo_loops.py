@@ -88,7 +88,7 @@ def test_the_end_of_a_loop_ends_nobody_whose_sigpipe_is_the_default(loops: GlooL
     try:
         with loops.turning(making=True):
             gloo = LoopLikeGloo()
-            assert gloo.epoll.poll(5), "the loop was found and woken while the body ran"
+            assert gloo.epoll.poll(60), "the loop was found and woken while the body ran"
             gloo.close()
             time.sleep(0.02)  # some turns into the broken pipe; a process that died has no later
         assert "edl-gloo-loops" not in {thread.name for thread in threading.enumerate()}
@@ -114,7 +114,7 @@ def test_only_loops_that_were_made_with_a_world_are_turned(loops: GlooLoops) -> 
         gloo = LoopLikeGloo()
     after = LoopLikeGloo()
     with loops.turning(making=False):
-        assert gloo.epoll.poll(5)
+        assert gloo.epoll.poll(60)
         time.sleep(0.02)  # some turns
     with loops.turning(making=True):
         time.sleep(0.02)

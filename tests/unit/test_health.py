@@ -10,10 +10,10 @@ import psutil
 import pytest
 from agent_cluster import until
 
-from edl_collective.coord.records import NodeRecord
+from edl_collective.coord.records import UNHEALTHY_LABEL, NodeRecord
 from jobclient import health, health_probe
 from jobclient.config import Config, parse
-from jobclient.health import LABEL, Device, healthy, problems_of, without
+from jobclient.health import Device, healthy, problems_of, without
 from jobclient.health_probe import NOT_CHECKED
 from jobclient.options import ConfigError
 from jobclient.processes import Command
@@ -82,7 +82,7 @@ async def test_a_probe_that_hangs_is_killed_in_time_or_when_the_client_ends(tmp_
 def test_a_slot_whose_device_fails_is_not_offered_and_the_label_says_why() -> None:
     left = without(node(0, 1, 1, 2), {1: "a matrix product is wrong"})
     assert (left.gpus, left.slots) == ((0, 2), 2)
-    assert left.labels == {"rack": "7", LABEL: "GPU 1: a matrix product is wrong"}
+    assert left.labels == {"rack": "7", UNHEALTHY_LABEL: "GPU 1: a matrix product is wrong"}
     assert without(node(0, 1), {}) == node(0, 1)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from collective_ranks import any_state, assert_same
+from any_state import any_state, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,3 +1,5 @@
+"""The ledger of consumed positions: what it merges, what it finds missing or doubled, and that it stays small."""
+
 import json
 
 import pytest

@@ -14,11 +14,9 @@ FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in FILE_TYPES)
 SCRIPTS = [path for path in FILES if path.suffix == ".js"]
 
 
-@pytest.fixture
-def server() -> Server:
-    found = Server()
-    del found.http.headers["Authorization"]
-    return found
+@pytest.fixture(autouse=True)
+def _without_token(server: Server) -> None:
+    del server.http.headers["Authorization"]
 
 
 @pytest.mark.parametrize("path", ["/", *(f"/page/{path.name}" for path in FILES)])

@@ -1,3 +1,5 @@
+"""Permutations and the shares of the ranks: every index once, adjacent spans, bounds kept."""
+
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""Batch policies and learning rates: the update of the global batch however it is divided, rates on samples."""
+
 import math
 
 import pytest

@@ -1,129 +1,17 @@
 """The state of a job between two steps, in one process: Horovod is real and alone, the worlds are given."""
 
-import itertools
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import horovod.torch as hvd
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from state_job import SAMPLES, GivenWorlds, Job, TornOnce
 
-from edl_collective.batches import ElasticBatchSampler
 from edl_collective.errors import ProgressError, StateLost, StepOrderError, WorldChanged
-from edl_collective.held import Held, Progress
-from edl_collective.messages import Assigned, Happened, Report
-from edl_collective.phases import Phases
-from edl_collective.scaling import BatchPolicy, CosineLR, PerWorkerBatch, TotalBatch, lr_at
+from edl_collective.scaling import CosineLR, PerWorkerBatch, lr_at
 from edl_collective.state import State
-
-SAMPLES = 10
-
-
-class GivenWorlds:
-    """A world of one, with the generation and the notice that the test gives."""
-
-    cause = "test"
-    driver_epoch = 0
-    place: Assigned | None = None
-    phases = Phases(time.monotonic)
-
-    def __init__(self, generation: int | None = None, held: Held | None = None) -> None:
-        self.generation = generation
-        self.held = held
-        self.level = False
-        self.events: list[Happened] = []
-        self.reports: list[Report] = []
-
-    def enter(self) -> None: ...
-
-    def exit(self) -> None: ...
-
-    def give_up(self) -> None: ...
-
-    def interrupted(self) -> bool:
-        return self.level
-
-    def finish(self) -> None: ...
-
-    def report(self, report: Report) -> None:
-        self.reports.append(report)
-
-    def happened(self, event: Happened) -> None:
-        self.events.append(event)
-
-    def told(self, kind: str) -> list[str]:
-        return [event.text for event in self.events if event.kind == kind]
-
-
-class TornOnce(torch.optim.SGD):
-    """Fails once in the middle of an update, when some parameters have changed."""
-
-    fail = False
-
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
-        if TornOnce.fail:  # not type(self): Horovod wraps it in a class of its own
-            TornOnce.fail = False
-            with torch.no_grad():
-                self.param_groups[0]["params"][0].add_(1000.0)
-            raise RuntimeError("torn")
-        super().step()
-
-
-class Job:
-    """A linear model on ten samples in batches of four: three steps an epoch."""
-
-    def __init__(
-        self,
-        *,
-        worlds: GivenWorlds | None = None,
-        policy: BatchPolicy | None = None,
-        schedule: CosineLR | None = None,
-        checkpoint_url: str | None = None,
-        optimizer: type[torch.optim.SGD] = torch.optim.SGD,
-    ) -> None:
-        torch.manual_seed(1)
-        self.worlds = worlds or GivenWorlds()
-        self.model = torch.nn.Linear(2, 1)
-        inputs = torch.randn(SAMPLES, 2)
-        self.sampler = ElasticBatchSampler(SAMPLES, policy or TotalBatch(4))
-        self.loader = DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_sampler=self.sampler)
-        groups: list[dict[str, Any]] = [
-            {"params": [self.model.weight]},
-            {"params": [self.model.bias], "lr": 0.4, "lr_scale": 2.0},
-        ]
-        self.state = State(
-            model=self.model,
-            optimizer=optimizer(groups, lr=0.1, momentum=0.9),
-            sampler=self.sampler,
-            schedule=schedule,
-            checkpoint_url=checkpoint_url,
-        )
-
-    def enter(self) -> "Job":
-        self.state.enter(self.worlds)
-        return self
-
-    def loss(self, batch: list[torch.Tensor]) -> torch.Tensor:
-        inputs, targets = batch
-        loss: torch.Tensor = ((self.model(inputs) - targets) ** 2).mean()
-        return loss
-
-    def step(self, batch: list[torch.Tensor]) -> None:
-        self.state.backward(self.loss(batch), len(batch[0]))
-        self.state.step()
-
-    def train(self, epochs: int) -> "Job":
-        for _ in self.state.epochs(epochs):
-            for batch in self.state.batches(self.loader):
-                self.step(batch)
-        return self
-
-    def weights(self) -> list[float]:
-        return [*self.model.weight.flatten().tolist(), *self.model.bias.tolist()]
 
 
 @pytest.fixture(autouse=True)
@@ -338,107 +226,6 @@ def test_a_torn_state_without_a_checkpoint_is_not_trained_on() -> None:
     job.state.leave_world()
     with pytest.raises(StateLost, match="there is no checkpoint"):
         job.enter()
-
-
-# ---- the state that the node holds -----------------------------------------------------------------------------------
-
-
-def held_in(folder: Path, generation: int) -> Held:
-    held = Held(folder, 0.5)
-    held.carry(generation)
-    return held
-
-
-def leave_after_two_steps(job: Job) -> None:
-    """In the middle of the first epoch."""
-    for batch in itertools.islice(job.enter().state.batches(job.loader), 2):
-        job.step(batch)
-    job.state.leave_world()
-
-
-def test_who_replaces_a_worker_goes_on_from_what_its_node_holds_not_from_the_checkpoint(tmp_path: Path) -> None:
-    url = f"file://{tmp_path}/ckpt"
-    undisturbed = Job().enter().train(2)
-    lost = Job(checkpoint_url=url, worlds=GivenWorlds(1, held_in(tmp_path / "held", 1))).enter().train(1)
-    lost.state.leave_world()
-    leave_after_two_steps(lost)
-    successor = Job(checkpoint_url=url, worlds=GivenWorlds(2, held_in(tmp_path / "held", 2))).enter()
-    assert successor.worlds.told("resume") == ["went on at step 5 from the state that a node held in memory"]
-    assert (successor.state.epoch, successor.sampler.position) == (1, 8)
-    assert successor.train(2).weights() == undisturbed.weights()
-
-
-def test_a_world_that_is_equal_holds_nothing_any_more(tmp_path: Path) -> None:
-    leave_after_two_steps(Job(worlds=GivenWorlds(1, held_in(tmp_path, 1))))
-    assert held_in(tmp_path, 1).newest() is not None
-    Job(worlds=GivenWorlds(2, held_in(tmp_path, 2))).enter()
-    assert held_in(tmp_path, 2).newest() is None
-
-
-def test_a_rank_that_is_torn_holds_nothing_and_takes_what_another_held(tmp_path: Path) -> None:
-    job = Job(optimizer=TornOnce, worlds=GivenWorlds(1, held_in(tmp_path, 1)))
-    leave_after_two_steps(job)
-    job.enter()
-    assert job.worlds.held is not None
-    TornOnce.fail = True
-    with pytest.raises(RuntimeError, match="torn"):
-        job.step(next(job.state.batches(job.loader)))
-    job.state.leave_world()
-    assert job.worlds.held.newest() is None
-    whole = Job(worlds=GivenWorlds(1, held_in(tmp_path, 1)))
-    leave_after_two_steps(whole)
-    job.worlds.held.carry(2)
-    assert job.enter().weights() == whole.weights()
-
-
-def test_a_held_state_that_cannot_be_read_gives_way_to_the_checkpoint(tmp_path: Path) -> None:
-    url = f"file://{tmp_path}/ckpt"
-    leave_after_two_steps(Job(checkpoint_url=url, worlds=GivenWorlds(1, held_in(tmp_path / "held", 1))))
-    Job(checkpoint_url=url).enter().train(1)
-    (path,) = (tmp_path / "held").glob("held-*")
-    path.write_bytes(path.read_bytes()[:-1])
-    job = Job(checkpoint_url=url, worlds=GivenWorlds(2, held_in(tmp_path / "held", 2))).enter()
-    assert job.worlds.told("resume") == ["resumed from a checkpoint at epoch 1"]
-
-
-def another_model_in(folder: Path) -> Held:
-    """A node that holds the state of a model of another shape, further than any."""
-    other = Job()
-    other.enter()
-    parts = other.state.state_dict()
-    parts["model"] = {name: torch.cat([value, value]) for name, value in parts["model"].items()}
-    held_in(folder, 1).hold(Progress(1000, 9), lambda: parts)
-    return held_in(folder, 2)
-
-
-def test_a_held_state_of_another_model_gives_way_to_the_checkpoint_and_is_thrown_away(tmp_path: Path) -> None:
-    url = f"file://{tmp_path}/ckpt"
-    expected = Job(checkpoint_url=url).enter().train(1).weights()
-    held = another_model_in(tmp_path / "held")
-    job = Job(checkpoint_url=url, worlds=GivenWorlds(2, held)).enter()
-    assert job.weights() == expected
-    assert (job.state.epoch, job.state.global_step) == (1, 3)
-    assert held.newest() is None
-
-
-def test_a_model_that_was_loaded_in_part_is_not_trained_on(tmp_path: Path) -> None:
-    held = another_model_in(tmp_path)
-    with pytest.raises(StateLost):
-        Job(worlds=GivenWorlds(2, held)).enter()
-    assert Job(worlds=GivenWorlds(2, held)).enter().state.global_step == 0, "the next attempt has a fresh state"
-
-
-def test_at_the_end_of_an_epoch_a_rank_goes_on_from_its_own_state(tmp_path: Path) -> None:
-    """Another rank of the node came through the end; which epochs are saved is for the lowest rank to say."""
-    other = Job().enter().train(1)
-    held_in(tmp_path, 1).hold(Progress(3, 1), other.state.state_dict)
-    job = Job(worlds=GivenWorlds(1)).enter()
-    for batch in job.state.batches(job.loader):
-        job.step(batch)
-    job.state.leave_world()
-    job.worlds.generation, job.worlds.held = 2, held_in(tmp_path, 2)
-    assert job.worlds.held.newest() == Progress(3, 1)
-    assert (job.enter().state.epoch, job.sampler.position) == (0, SAMPLES)
 
 
 def test_gradients_are_named_after_the_generation_so_that_none_is_taken_for_one_of_the_next() -> None:

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import pytest
 from api_server import SUBMIT, P, Server
 
 from edl_collective.coord.records import Event, Progress, encode
@@ -28,11 +27,6 @@ def told(data: bytes | None) -> dict[str, Any]:
     assert "\n\n" not in rest[:-2]
     found: dict[str, Any] = json.loads(rest)
     return {**found, "head": head}
-
-
-@pytest.fixture
-def server() -> Server:
-    return Server()
 
 
 def say(server: Server, count: int, job: str = "j") -> None:
@@ -150,10 +144,10 @@ def test_pages_of_events_forward_and_backward(server: Server) -> None:
     server.http.post("/api/v1/jobs", json=SUBMIT)
     say(server, 7)
     job = server.controller.view.load().jobs["j"]
-    every = [row["number"] for row in event_page(job, None, None, 100)["events"]]
+    every = [row["number"] for row in event_page(job.events, None, None, 100)["events"]]
 
     def page(after: int | None, before: int | None, limit: int) -> tuple[list[int], int | None]:
-        found = event_page(job, after, before, limit)
+        found = event_page(job.events, after, before, limit)
         return [every.index(row["number"]) for row in found["events"]], found["next"]
 
     assert page(None, None, 3) == ([0, 1, 2], every[2])

@@ -40,6 +40,15 @@ def env(spec: JobSpec | None = None, gpus: tuple[int, ...] = (5, 6)) -> dict[str
     return worker_environment(SHARED, node(gpus), PLANNED, spec or JobSpec(job="j", command=("x",)), "token")
 
 
+def test_another_user_has_its_own_home_and_none_of_the_jobclients_folders() -> None:
+    base = {**BASE, "USER": "root", "XDG_CACHE_HOME": "/root/.cache"}
+    shared = NodeEnvironment(base, "/venv/bin", "/tmp/a.sock", "eth1", 4, user={"HOME": "/home/edl", "USER": "edl"})
+    got = job_environment(shared, JobSpec(job="j", command=("x",)))
+    assert (got["HOME"], got["USER"], "XDG_CACHE_HOME" in got) == ("/home/edl", "edl", False)
+    given = job_environment(shared, JobSpec(job="j", command=("x",), env={"HOME": "/data"}))
+    assert given["HOME"] == "/data"
+
+
 def test_inherits_only_what_is_listed() -> None:
     got = inherited(BASE)
     assert got["PYTHONPATH"] == "/src"

@@ -15,6 +15,7 @@ from edl_collective.coord.clock import SystemClock
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.store import Op, Session, Store, Versioned, Wake
 from edl_collective.coord.zk_store import ZkStore
+from jobserver.collecting import begin_collecting
 from jobserver.controller import Controller
 from jobserver.reconcile import ReconcileConfig, reconcile
 
@@ -111,7 +112,8 @@ class Loop:
 
 @contextmanager
 def settled_loop(size: Size, say: Callable[[str], None]) -> Iterator[Loop]:
-    """A loop whose cluster is at rest, all slots in use."""
+    """A loop whose cluster is at rest, all slots in use; garbage is collected as a JobServer does it."""
+    begin_collecting()
     with (
         tempfile.TemporaryDirectory(prefix="edl-bench-") as folder,
         large_cluster(Path(folder), size) as (cluster, hosts),
