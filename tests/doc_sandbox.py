@@ -15,6 +15,11 @@ from pathlib import Path
 from cluster import ROOT, TINY_JOB, Cluster
 from doc_blocks import Block
 
+from distill.records import TeacherRecord
+from edl_collective.coord.paths import Paths
+from edl_collective.coord.records import encode
+from edl_collective.coord.zk_store import ZkStore
+
 NODE = "n1"
 TIMEOUT_S = 100.0
 ENDED = ("succeeded", "failed", "stopped")
@@ -42,15 +47,21 @@ esac
 [[ " $* " == *" -f "* ]] && follow "${{edl[@]}}" "$@"
 exec "${{edl[@]}}" "$@"
 """
+#: what this machine has not, all in one expression, so that nothing is replaced twice
+_PLACES = re.compile(
+    r"\bhdfs://[^/\s]+(?P<hdfs>/[^\s'\"?]*)(?:\?[^\s'\"]*)?|\b(?P<s3>s3)://|(?P<scheme>file://|(?<=\s))/(?P<top>data|tmp)/"
+)
 _TRAIN = """\
 import runpy, sys
+sys.path.insert(0, {folder!r})
 sys.argv = ["train.py", "--epochs", "1000000", "--samples", "200", "--step_s", "0.02"]
 runpy.run_path({job!r}, run_name="__main__")
 """
 
 
 class Sandbox:
-    """One cluster with a node of two slots; `enter` gives each page a folder, `leave` frees the slots."""
+    """One cluster with a node of two slots; a service `resnet` of which a teacher is listed; `enter` gives each page a folder, `leave` frees
+    the slots again."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -64,13 +75,17 @@ class Sandbox:
 
     def start(self) -> "Sandbox":
         self.cluster.start().add_node(NODE, slots=2)
+        store = ZkStore(self.cluster.environ["EDL_ZOOKEEPER"]).start()
+        record = TeacherRecord(teacher="t1", url="http://127.0.0.1:9", model="resnet", rate=100.0)
+        store.create(Paths().teacher("resnet", "t1"), encode(record))
+        store.close()
         return self
 
     def enter(self, name: str) -> None:
         """A new folder, with a `train.py` of the reader's, and the scripts and deployment files of the repository."""
         self.folder = self.base / name
         self.folder.mkdir()
-        (self.folder / "train.py").write_text(_TRAIN.format(job=str(TINY_JOB)))
+        (self.folder / "train.py").write_text(_TRAIN.format(folder=str(TINY_JOB.parent), job=str(TINY_JOB)))
         for shared in ("scripts", "deploy"):
             (self.folder / shared).symlink_to(ROOT / shared)
 
@@ -83,17 +98,22 @@ class Sandbox:
         for job in jobs:
             self.cluster.wait(lambda job=job: self.cluster.job(job)["phase"] in ENDED, 60, f"{job} has ended", job)
             self.cluster.delete(f"/jobs/{job}")
-        for order in ("uncordon", "undrain"):
-            self.cluster.post(f"/nodes/{NODE}/{order}")
+        (node,) = self.cluster.get("/nodes")["nodes"]
+        for is_so, order in (("cordoned", "uncordon"), ("draining", "undrain")):
+            if node[is_so]:
+                self.cluster.post(f"/nodes/{NODE}/{order}")
         shutil.rmtree(self.folder)
 
     def here(self, text: str) -> str:
         """The text with the places of this sandbox."""
-        text = re.sub(r"\bhdfs://[^/\s]+(/[^\s'\"?]*)(\?[^\s'\"]*)?", rf"file://{self.folder}/hdfs\1", text)
-        text = re.sub(r"\bs3://", f"file://{self.folder}/s3/", text)
-        text = re.sub(r"(file://|(?<=\s))/(data|tmp)/", rf"\1{self.folder}/\2/", text)
+        text = _PLACES.sub(self._place, text)
         text = text.replace("zk:2181", self.cluster.environ["EDL_ZOOKEEPER"]).replace("NODE", NODE)
         return text.replace("horovodrun ", "horovodrun --network-interfaces lo ")
+
+    def _place(self, found: re.Match[str]) -> str:
+        if found["hdfs"]:
+            return f"file://{self.folder}/hdfs{found['hdfs']}"
+        return f"file://{self.folder}/s3/" if found["s3"] else f"{found['scheme']}{self.folder}/{found['top']}/"
 
     def run(self, block: Block) -> str:
         """Do with a block what its mark says; what it printed. Raises AssertionError."""
