@@ -60,8 +60,7 @@ runpy.run_path({job!r}, run_name="__main__")
 
 
 class Sandbox:
-    """One cluster with a node of two slots; a service `resnet` of which a teacher is listed; `enter` gives each page a folder, `leave` frees
-    the slots again."""
+    """One cluster with a node of two slots and a teacher that is listed; `enter` and `leave` stand around a page."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -96,13 +95,16 @@ class Sandbox:
             if self.cluster.job(job)["phase"] not in ENDED:
                 self.cluster.post(f"/jobs/{job}/stop")
         for job in jobs:
-            self.cluster.wait(lambda job=job: self.cluster.job(job)["phase"] in ENDED, 60, f"{job} has ended", job)
+            self._await_end(job)
             self.cluster.delete(f"/jobs/{job}")
         (node,) = self.cluster.get("/nodes")["nodes"]
         for is_so, order in (("cordoned", "uncordon"), ("draining", "undrain")):
             if node[is_so]:
                 self.cluster.post(f"/nodes/{NODE}/{order}")
         shutil.rmtree(self.folder)
+
+    def _await_end(self, job: str) -> None:
+        self.cluster.wait(lambda: self.cluster.job(job)["phase"] in ENDED, 60, f"{job} has ended", job)
 
     def here(self, text: str) -> str:
         """The text with the places of this sandbox."""

@@ -73,7 +73,8 @@ CHANGED: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("page", [page for page in pages() if to_run(page) and page not in _OWN])
 def test_page(page: str, sandbox: Sandbox) -> None:
     """Every block that is marked, in order."""
-    BEFORE.get(page, lambda _: None)(sandbox)
+    if page in BEFORE:
+        BEFORE[page](sandbox)
     changed = CHANGED.get(page, str)
     for block in to_run(page):
         sandbox.run(Block(block.page, block.line, block.language, changed(block.text), block.how, block.note))

@@ -116,8 +116,8 @@ def test_the_search_works_without_a_server(site: Path, tmp_path: Path) -> None:
         tab = browser.page((site / "start.html").as_uri())
         tab.wait("document.querySelector('.md-search__input') && document.readyState === 'complete'")
         tab.run("document.querySelector('label.md-header__button[for=__search]').click()")
-        typed = "const input = document.querySelector('.md-search__input'); input.focus(); input.value = 'undrain';"
-        tab.run(f"{typed} input.dispatchEvent(new KeyboardEvent('keyup', {{bubbles: true}}))")
+        typed = "const field = document.querySelector('.md-search__input'); field.focus(); field.value = 'undrain';"
+        tab.run(f"{{ {typed} field.dispatchEvent(new KeyboardEvent('keyup', {{bubbles: true}})); }}")
         tab.wait("document.querySelector('.md-search-result__link[href*=\"commands.html\"]')")
         assert tab.errors == []
     finally:

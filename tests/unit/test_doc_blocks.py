@@ -15,6 +15,9 @@ import pytest
 import yaml
 from doc_blocks import ROOT, Block, blocks_of, pages, spans_of
 
+from jobclient.config import OPTIONS as CLIENT_OPTIONS
+from jobserver.config import OPTIONS as SERVER_OPTIONS
+
 #: these need a mark, since some can be run
 MARKED = ("sh", "python", "diff")
 VARIABLES = doc_variables.on_page()
@@ -29,7 +32,7 @@ def check_shell(block: Block) -> None:
 
 def check_toml(block: Block) -> None:
     found = tomllib.loads(block.text)
-    programs = {"jobclient.toml": doc_variables.CLIENT_OPTIONS, "jobserver.toml": doc_variables.SERVER_OPTIONS}
+    programs = {"jobclient.toml": CLIENT_OPTIONS, "jobserver.toml": SERVER_OPTIONS}
     for name, options in programs.items():
         if name in block.text.partition("\n")[0]:
             assert found.keys() <= options.keys(), f"{block}: {found.keys() - options.keys()}"
