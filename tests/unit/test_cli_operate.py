@@ -200,3 +200,12 @@ def test_every_command_has_an_example_in_the_docs() -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
     missing = [name for name in COMMANDS if f"\n    edl {name}" not in text]
     assert missing == []
+
+
+def test_a_save_that_failed_is_shown_with_the_job_while_it_trains(cluster: Cluster) -> None:
+    progress = Progress(generation=1, world_size=2, epoch=0, step=7, message="step 7 was not saved: the disk is full")
+    cluster.store.set(P.progress("j"), encode(progress), None)
+    assert cluster.json("ps")["jobs"][0]["reason"].endswith("; step 7 was not saved: the disk is full")
+    assert "the disk is full" in cluster.edl("describe", "j").output
+    end(cluster, Phase.SUCCEEDED)
+    assert cluster.json("ps")["jobs"][0]["reason"] == "r"
