@@ -17,7 +17,7 @@ from page_server import P
 from page_tab import Shown, picture
 
 from checkpoints import TrainStatus, pin, save_checkpoint
-from edl_collective.coord.records import DrainRecord, NodeRecord, decode
+from edl_collective.coord.records import DrainRecord, NodeRecord, decode, encode
 from jobserver.checkpoint_looks import KEEP_S
 
 pytest_plugins = ["page_fixtures"]
@@ -27,9 +27,8 @@ pytestmark = pytest.mark.integration
 def test_jobs_with_their_phase_queue_and_reason(shown: Shown) -> None:
     page = shown.view("jobs", "[data-key=bert] [data-kind=wait]")
     page.wait("document.querySelector('[data-key=resnet50] [data-kind=good]')")
-    text = page.text("[data-key=bert]")
-    assert "no. 1" in text
-    assert "56 of them are missing" in text
+    page.wait("document.querySelector('[data-key=bert]').textContent.includes('56 of them are missing')")
+    assert "no. 1" in page.text("[data-key=bert]")
     assert "412.5" in page.text("[data-key=resnet50]")
     assert "2 jobs that have not ended" in page.text(".sum")
     picture(page, "jobs", (1200, 320))
@@ -65,6 +64,7 @@ def test_a_job_with_its_history_workers_checkpoints_and_log(shown: Shown) -> Non
 
 def test_checkpoints_with_their_validity_as_the_server_sees_them(shown: Shown, tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    shown.server.app.state.checkpoint_looks._limit_s = 60.0  # on a machine that has much else to do
     page = shown.view("jobs/resnet50", "[data-key=w1]")
     page.wait("document.querySelector('[aria-label=Checkpoints] [role=status]').textContent.includes('--checkpoint')")
     shown.server.submit("saves", checkpoint_url=str(folder))
@@ -165,6 +165,17 @@ def test_what_is_wrong_with_a_node_and_that_it_is_over(shown: Shown) -> None:
     page.wait(f"{seen}('node node-c offers 3 slots, fewer than it has: GPU 2: no answer within 120 s')")
     shown.server.node("node-c", slots=4)
     page.wait(f"{seen}('node node-c is well again and offers 4 slots')")
+
+
+def test_a_cordoned_node_is_shown_and_can_be_uncordoned(shown: Shown) -> None:
+    order = encode(DrainRecord(node="node-a", cordon=True))
+    shown.server.store.create(P.drain("node-a"), order)
+    page = shown.view("nodes", "[data-node=node-a] .badge")
+    page.wait("document.querySelector('[data-node=node-a] .badge')?.textContent === 'cordoned'")
+    page.click("[data-node=node-a] button", "Uncordon")
+    page.click("dialog button.primary")
+    page.wait("!document.querySelector('[data-node=node-a] .badge')")
+    assert shown.server.store.get(P.drain("node-a")) is None
 
 
 def test_a_job_is_scaled_and_stopped_after_a_question(shown: Shown) -> None:
