@@ -123,17 +123,17 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     Raises ConfigError; --help and options that do not exist end the process as argparse does.
     """
     split = count_options(argv)
-    parser = option_parser("jobclient", _HELP, _EPILOG, _OPTIONS)
+    parser = option_parser("jobclient", _HELP, _EPILOG, OPTIONS)
     parser.add_argument("--label", metavar="K=V", action="append", help="one label; may be given several times")
     parser.add_argument("script", nargs="?", help="training script: make sure that a job which runs it exists")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
     given = vars(parser.parse_args([*map(with_dashes, argv[:split]), *argv[split:]]))
-    values = merged(_OPTIONS, given, environ, _ALIASES)
+    values = merged(OPTIONS, given, environ, _ALIASES)
     values["labels"] = _labels(values.get("labels", "")) | _labels(",".join(given["label"] or ()), "--label")
     return _build(values, environ)
 
 
-_OPTIONS: dict[str, tuple[str, str]] = {
+OPTIONS: dict[str, tuple[str, str]] = {
     "node": ("NAME", "name of this node (default: the host name)"),
     "zookeeper": ("HOSTS", "host:port[,host:port] (default: 127.0.0.1:2181)"),
     "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),

@@ -154,7 +154,7 @@ def job_row(job: Job, place: int | None = None) -> Json:
         "job": spec.job,
         "kind": spec.kind.value,
         "phase": status.phase.value if status else "pending",
-        "reason": status.reason if status else "no JobServer has looked at it yet",
+        "reason": _reason(job),
         "workers": len(job.plan.value.workers) if job.plan else 0,
         "spares": len(job.plan.value.spares) if job.plan else 0,
         "world_size": serving(job) if spec.service is not None else progress.world_size if progress else 0,
@@ -172,6 +172,15 @@ def job_row(job: Job, place: int | None = None) -> Json:
         "teacher_wait_s_per_step": progress.teacher_wait_s_per_step if progress else None,
         "submitted_at": spec.submitted_at,
     }
+
+
+def _reason(job: Job) -> str:
+    """Why it is in its phase and, while it trains, what is the matter with its training."""
+    if job.status is None:
+        return "no JobServer has looked at it yet"
+    status = job.status.value
+    message = job.progress.message if job.progress and not status.phase.terminal else ""
+    return f"{status.reason}; {message}" if message else status.reason
 
 
 def serving(job: Job) -> int:

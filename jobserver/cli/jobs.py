@@ -234,7 +234,7 @@ def _training(progress: dict[str, Any]) -> str:
             figures.append(f"{label} {progress[name]:.4g}")
     if progress["teacher_wait_s_per_step"] is not None:
         figures.append(f"each step waits {progress['teacher_wait_s_per_step']:.3g} s for teachers")
-    return ", ".join([*figures, *([progress["message"]] if progress["message"] else [])])
+    return ", ".join(figures)
 
 
 @click.command()
