@@ -56,9 +56,9 @@ class HostBuffer:
         import torch
 
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        cudart: Any = torch.cuda.cudart
         with torch.cuda.device(device):  # a thread of its own would use, and so set up, device 0
-            code = int(cudart().cudaHostRegister(address, self.size_bytes, _HOST_REGISTER_PORTABLE))
+            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            code = int(runtime.cudaHostRegister(address, self.size_bytes, _HOST_REGISTER_PORTABLE))
         if code == 0:
             weakref.finalize(self, _unpin, address, device, os.getpid()).atexit = False
             return
@@ -97,6 +97,5 @@ def _unpin(address: int, device: Any, pid: int) -> None:
 
     if os.getpid() != pid:
         return  # the child of a fork, which has no CUDA
-    cudart: Any = torch.cuda.cudart
     with torch.cuda.device(device):
-        cudart().cudaHostUnregister(address)
+        torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
