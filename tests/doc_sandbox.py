@@ -54,6 +54,7 @@ _PLACES = re.compile(
 _TRAIN = """\
 import runpy, sys
 sys.path.insert(0, {folder!r})
+print("training", flush=True)
 sys.argv = ["train.py", "--epochs", "1000000", "--samples", "200", "--step_s", "0.02"]
 runpy.run_path({job!r}, run_name="__main__")
 """
