@@ -24,6 +24,7 @@ from checkpoints.errors import CheckpointDamaged, CheckpointExists, CheckpointNo
 from checkpoints.loader import shards_of
 from checkpoints.shard_format import HEADER_LIMIT_BYTES, PREFIX_BYTES, Row, header_length, parse_header
 from checkpoints.transfer import Progress, choose, no_progress, stream
+from checkpoints.tree import RESERVED
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,11 @@ def _write(chunks: Iterator[memoryview], shard_bytes: int, out: BinaryIO) -> tup
     try:
         header = parse_header(text, shard_bytes - PREFIX_BYTES - len(text))
         names = list(tensor_names(header.tree, ()))
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise CheckpointDamaged(f"the shard has a header that cannot be read: {error}") from error
-    stored = {key: row["dtype"] for key, row in json.loads(text).items() if key != "__metadata__"}
-    rows = {row.key: row for row in header.rows}
-    plan = _Plan(rows, [(name, key) for name, key in names if key is not None])
+        stored = {key: row["dtype"] for key, row in json.loads(text).items() if key != RESERVED}
+        rows = {row.key: row for row in header.rows}
+        plan = _Plan(rows, [(name, key) for name, key in names if key is not None])
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise CheckpointDamaged(f"the shard has a header that cannot be read: {error!r}") from error
     out.write(plan.header(stored))
     begin = out.tell()
     out.write(rest)
@@ -127,6 +128,10 @@ class _Plan:
         taken: set[str] = set()
         for name, key in names:
             row = rows[key]
+            if name in self.placed or name == RESERVED:
+                name = key  # the state has this name twice, and the shard keeps them apart
+            if name in self.placed:
+                continue  # the same tensor twice under one name
             if key not in taken:
                 taken.add(key)
                 self.placed[name] = (row, row.begin)
@@ -134,10 +139,12 @@ class _Plan:
                 self.placed[name] = (row, end)
                 self.repeated.append(row)
                 end += row.size_bytes
+        if len(taken) != len(rows):
+            raise ValueError("its tensors and its tree do not go together")
 
     def header(self, stored: dict[str, str]) -> bytes:
         """The bytes before the data; `stored` has the dtype of each tensor as the format calls it."""
-        found: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        found: dict[str, Any] = {RESERVED: {"format": "pt"}}
         for name, (row, begin) in self.placed.items():
             found[name] = {
                 "dtype": stored[row.key],

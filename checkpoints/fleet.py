@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 
 from checkpoints.drivers.base import Driver
 from checkpoints.drivers.location import SCHEMES
@@ -39,7 +40,7 @@ FileSystem = LocalFS | HDFSClient | str | Driver
 
 
 def place(
-    path: str, fs: FileSystem | None, hdfs_name: str | None, hdfs_ugi: str | None
+    path: str | PathLike[str], fs: FileSystem | None, hdfs_name: str | None, hdfs_ugi: str | None
 ) -> tuple[str, str | Driver | None]:
     """The URL and the driver that Paddle's arguments mean.
 
@@ -52,6 +53,7 @@ def place(
     Raises:
         CheckpointUnsupported: if the arguments contradict each other.
     """
+    path = fspath(path)
     if isinstance(fs, HDFSClient):
         hdfs_name = hdfs_name or fs.configs.get("fs.default.name") or fs.configs.get("fs.defaultFS")
         hdfs_ugi = hdfs_ugi or fs.configs.get("hadoop.job.ugi")

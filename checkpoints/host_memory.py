@@ -7,11 +7,19 @@ Taking memory page by page costs several times what copying into it costs (1 GiB
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import logging
 import mmap
+import os
+import weakref
 from typing import Any
 
 from checkpoints.errors import CheckpointError
 from checkpoints.shard_format import Row
+
+logger = logging.getLogger(__name__)
+
+_HOST_REGISTER_PORTABLE = 1  # pinned for every CUDA device, not only for the current one
 
 
 class HostBuffer:
@@ -19,47 +27,55 @@ class HostBuffer:
 
     Args:
         size_bytes: its size, at least 1.
-        pinned: page-locked, which makes copies from a CUDA device faster.
+        pinned_for: a CUDA device; the memory is page-locked then, which makes copies from there faster. Where the
+            system refuses that, it is not.
+        forked: whether the child of a fork has it, too. False for what is written to disks: memory that a fork shares
+            must not be written past the page cache at that moment (open(2), O_DIRECT), and a child that lives on would
+            make each later copy into it take new memory.
+        way_out: what to do, for the message when there is no memory.
 
     Raises:
         CheckpointError: if there is no memory.
     """
 
-    def __init__(self, size_bytes: int, *, pinned: bool = False) -> None:
+    def __init__(self, size_bytes: int, *, pinned_for: Any = None, forked: bool = True, way_out: str = "") -> None:
         self.size_bytes = size_bytes
-        self.pinned = pinned
-        self._memory: Any
-        if pinned:
-            import torch
+        try:
+            self._memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError) as error:
+            raise CheckpointError(f"no memory for {size_bytes >> 20} MiB of a state ({error}){way_out}") from error
+        _advise(self._memory, "MADV_HUGEPAGE")
+        if not forked:
+            _advise(self._memory, "MADV_DONTFORK")
+        self.view = memoryview(self._memory)
+        if pinned_for is not None:
+            self._pin(pinned_for)
 
-            self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
-            self.view = memoryview(self._memory.numpy())
-        else:
-            try:
-                self._memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            except (OSError, OverflowError) as error:
-                raise CheckpointError(
-                    f"no memory for {size_bytes >> 20} MiB of a state ({error}): async_save=False makes no copy"
-                ) from error
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                with contextlib.suppress(OSError):  # without huge pages it is slower to take, otherwise the same
-                    self._memory.madvise(mmap.MADV_HUGEPAGE)
-            self.view = memoryview(self._memory)
+    def _pin(self, device: Any) -> None:
+        """Page-lock what is there already: memory that torch pins is rounded up to the next power of two."""
+        import torch
+
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        with torch.cuda.device(device):  # a thread of its own would use, and so set up, device 0
+            code = int(torch.cuda.cudart().cudaHostRegister(address, self.size_bytes, _HOST_REGISTER_PORTABLE))
+        if code == 0:
+            weakref.finalize(self, _unpin, address, device, os.getpid()).atexit = False
+            return
+        size_mib = self.size_bytes >> 20
+        logger.warning("no page-locked memory for %d MiB of a state (CUDA error %d): copies are slower", size_mib, code)
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=device)  # takes the error that CUDA would tell to the next launch of a kernel
 
     def tensor(self, row: Row, begin: int = 0) -> Any:
-        """The tensor of a row whose shard's data begins at byte `begin`; it keeps the buffer alive."""
+        """The tensor of a row whose shard's data begins at byte `begin`; it keeps the buffer's memory alive."""
         import torch
 
         dtype = getattr(torch, row.dtype)
         if row.size_bytes == 0:
             return torch.empty(row.shape, dtype=dtype)
-        at = begin + row.begin
-        if self.pinned:
-            flat = self._memory[at : at + row.size_bytes].view(dtype)  # [numel]
-        else:
-            # A storage of its own for each tensor, so that saving one elsewhere does not take the others along.
-            count = row.size_bytes // torch.empty((), dtype=dtype).element_size()
-            flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=at)  # [numel]
+        # A storage of its own for each tensor, so that saving one elsewhere does not take the others along.
+        count = row.size_bytes // torch.empty((), dtype=dtype).element_size()
+        flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=begin + row.begin)  # [numel]
         return flat.view(row.shape)
 
     def touch(self) -> None:
@@ -67,3 +83,18 @@ class HostBuffer:
         import torch
 
         torch.frombuffer(self.view, dtype=torch.uint8).zero_()
+
+
+def _advise(memory: mmap.mmap, advice: str) -> None:
+    if hasattr(mmap, advice):
+        with contextlib.suppress(OSError):  # a kernel without it: slower, otherwise the same
+            memory.madvise(getattr(mmap, advice))
+
+
+def _unpin(address: int, device: Any, pid: int) -> None:
+    import torch
+
+    if os.getpid() != pid:
+        return  # the child of a fork, which has no CUDA
+    with torch.cuda.device(device):
+        torch.cuda.cudart().cudaHostUnregister(address)

@@ -37,6 +37,9 @@ VERSION = 1
 MANIFEST_LIMIT_BYTES = 16 << 20
 TOKEN_DIGITS = 12
 
+#: Epochs, steps and numbers have so many digits at most; what is larger has no name that can be read again.
+LARGEST = 10**18 - 1
+
 _ATTEMPT = re.compile(r"ckpt-([0-9]{8,18})-e(0|[1-9][0-9]{0,17})-s(0|[1-9][0-9]{0,17})-([0-9a-f]{12})")
 _STATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SHARD = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})-([0-9]{5})-of-([0-9]{5})\.safetensors")
@@ -49,12 +52,20 @@ class AttemptName:
 
     The number is for people ("load 7"). Two savers that run at the same moment may take the same one; they still have
     two attempts, and this order says which is the newer, the same for every reader.
+
+    Raises:
+        ValueError: if epoch, step or number is not between 0 and LARGEST.
     """
 
     driver_epoch: int
     global_step: int
     number: int
     token: str
+
+    def __post_init__(self) -> None:
+        for name in ("driver_epoch", "global_step", "number"):
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} {getattr(self, name)} is not between 0 and {LARGEST}")
 
     def __str__(self) -> str:
         return f"ckpt-{self.number:08d}-e{self.driver_epoch}-s{self.global_step}-{self.token}"

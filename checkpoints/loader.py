@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from typing import Any, TypeVar
 
 from checkpoints import store
@@ -46,7 +47,7 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    path: str,
+    path: str | PathLike[str],
     *,
     trainer_id: int = 0,
     checkpoint_no: int | None = None,
@@ -135,14 +136,14 @@ def explain_nothing(url: str, checkpoint_no: int | None, skipped: list[Skipped],
         )
 
 
-def list_checkpoints(url: str, *, driver: str | Driver | None = None) -> list[CheckpointInfo]:
+def list_checkpoints(url: str | PathLike[str], *, driver: str | Driver | None = None) -> list[CheckpointInfo]:
     """Every attempt in the folder, newest first, each with its condition; sizes are compared, contents are not read.
 
     Raises:
         CheckpointUnavailable: if the file system cannot answer; an outage is never an empty list.
     """
     with opened(url, driver) as source:
-        return [examined.info(url) for examined in newest_first(source, None)]
+        return [examined.info(fspath(url)) for examined in newest_first(source, None)]
 
 
 def verify(url: str, *, checkpoint_no: int | None = None, driver: str | Driver | None = None) -> list[CheckpointInfo]:

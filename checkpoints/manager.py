@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
+from checkpoints.at_exit import wait_at_exit
 from checkpoints.drivers import Driver, open_driver
 from checkpoints.errors import CheckpointError
 from checkpoints.layout import DEFAULT_FOLDER, ShardName
@@ -97,7 +98,7 @@ class CheckpointManager:
 
     def __init__(
         self,
-        url: str = DEFAULT_FOLDER,
+        url: str | os.PathLike[str] = DEFAULT_FOLDER,
         *,
         keep: int | Keep | None = 3,
         every: Every | None = None,
@@ -115,7 +116,7 @@ class CheckpointManager:
             raise ValueError(f"when_busy must be 'wait' or 'replace'; it is {when_busy!r}")
         if driver_epoch < 0:
             raise ValueError(f"driver_epoch must not be negative; it is {driver_epoch}")
-        self.url = url
+        self.url = os.fspath(url)
         #: raise it when a new driver forms the world; it never needs to be lowered
         self.driver_epoch = driver_epoch
         self._keep = Keep(keep) if isinstance(keep, int) else keep
@@ -123,7 +124,7 @@ class CheckpointManager:
         self._async = async_save
         self._when_busy = when_busy
         self._own_driver = driver is None or isinstance(driver, str)
-        self._driver = open_driver(url, driver)
+        self._driver = open_driver(self.url, driver)
         self._retry_s = retry_s
         self._on_progress = on_progress
         self._on_result = on_result
@@ -330,6 +331,7 @@ class CheckpointManager:
             # Not a daemon: the interpreter waits for it at its end.
             self._thread = threading.Thread(target=self._write, args=(save, now), name="edl-checkpoint-save")
             self._thread.start()
+            wait_at_exit(self._thread)
         else:
             self._write(save, now)
             self._reap(wait=False)

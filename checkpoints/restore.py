@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from checkpoints.drivers import Driver
-from checkpoints.errors import CheckpointDamaged, CheckpointMismatch
+from checkpoints.errors import CheckpointDamaged, CheckpointMismatch, StateNotSupported
 from checkpoints.layout import Manifest, Shard
 from checkpoints.loader import explain_nothing, newest_first, settled, shards_of
 from checkpoints.retention import Condition
@@ -109,27 +109,29 @@ def _prepare(
         if name not in shards:
             continue
         path, shard = f"{examined.attempt}/{shards[name].name}", shards[name]
-        targets = _own_tensors(value) if getattr(driver, "is_local", False) else None
-        if targets is None:
+        own = _own_tensors(value) if getattr(driver, "is_local", False) else None
+        if own is None:
             state = read_shard(driver, path, shard, "cpu")
             apply.append(partial(_give, name, value, state, strict))
         else:
             check_shard(driver, path, shard)
-            apply.append(partial(_read_again, driver, path, shard, name, value, targets, strict))
+            apply.append(partial(_read_again, driver, path, shard, name, value, own, strict))
     return manifest, apply
 
 
 def _read_again(
-    driver: Driver, path: str, shard: Shard, name: str, value: Any, targets: Mapping[str, Any], strict: bool
+    driver: Driver, path: str, shard: Shard, name: str, value: Any, own: tuple[Any, dict[str, Any]], strict: bool
 ) -> None:
     """Straight into a module's tensors; one whose tensors are others says itself what does not fit."""
-    if not read_into(driver, path, shard, targets):
+    if not read_into(driver, path, shard, *own):
         _give(name, value, read_shard(driver, path, shard, "cpu"), strict)
 
 
 def _give(name: str, value: Any, state: Any, strict: bool) -> None:
     try:
         if not callable(getattr(value, "load_state_dict", None)):
+            if not isinstance(state, Mapping):
+                raise TypeError(f"it is a {type(state).__name__}, and a dict was given to be filled")
             value.clear()
             value.update(state)
         elif _is_module(value) and not strict:
@@ -156,8 +158,8 @@ def _is_module(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
-def _own_tensors(value: Any) -> dict[str, Any] | None:
-    """A module's tensors by their names in a shard, if loading it means nothing but filling them; else None."""
+def _own_tensors(value: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The tree and the tensors that a module would be saved as, if loading it means but to fill them; else None."""
     if not _is_module(value):
         return None
     import torch
@@ -172,10 +174,11 @@ def _own_tensors(value: Any) -> dict[str, Any] | None:
         custom = custom or kind._load_from_state_dict not in known
         if hooked or custom or kind.get_extra_state is not plain.get_extra_state:
             return None
-    _, tensors = flatten(value.state_dict())
-    if not all(_is_plain(tensor) for tensor in tensors.values()):
+    try:
+        tree, tensors = flatten(value.state_dict())
+    except StateNotSupported:
         return None
-    return tensors
+    return (tree, tensors) if all(_is_plain(tensor) for tensor in tensors.values()) else None
 
 
 def _is_plain(tensor: Any) -> bool:

@@ -11,9 +11,11 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from os import PathLike
+from typing import Any, TypeVar
 
 from checkpoints import store
 from checkpoints.drivers import Driver, opened
@@ -25,6 +27,7 @@ from checkpoints.errors import (
     CheckpointLeaseLost,
     CheckpointNotFound,
     CheckpointUnavailable,
+    InvalidStatus,
 )
 from checkpoints.fleet import FileSystem, place
 from checkpoints.layout import MANIFEST, MANIFEST_LIMIT_BYTES, TOKEN_DIGITS, AttemptName, Manifest, Shard, ShardName
@@ -42,46 +45,8 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 3.0
 
 
-@overload
 def save_checkpoint(
-    path: str,
-    train_status: TrainStatus,
-    *,
-    state: Mapping[str, Any],
-    trainer_id: Literal[0] = 0,
-    driver_epoch: int = 0,
-    keep: int | Keep | None = 3,
-    remain_all_checkpoint: bool = False,
-    driver: str | Driver | None = None,
-    fs: FileSystem | None = None,
-    hdfs_name: str | None = None,
-    hdfs_ugi: str | None = None,
-    retry_s: float = 60.0,
-    now: Callable[[], datetime] = ...,
-) -> CheckpointInfo: ...
-
-
-@overload
-def save_checkpoint(
-    path: str,
-    train_status: TrainStatus,
-    *,
-    state: Mapping[str, Any],
-    trainer_id: int,
-    driver_epoch: int = 0,
-    keep: int | Keep | None = 3,
-    remain_all_checkpoint: bool = False,
-    driver: str | Driver | None = None,
-    fs: FileSystem | None = None,
-    hdfs_name: str | None = None,
-    hdfs_ugi: str | None = None,
-    retry_s: float = 60.0,
-    now: Callable[[], datetime] = ...,
-) -> CheckpointInfo | None: ...
-
-
-def save_checkpoint(
-    path: str,
+    path: str | PathLike[str],
     train_status: TrainStatus,
     *,
     state: Mapping[str, Any],
@@ -165,12 +130,17 @@ def commit(
     attempt = _next_attempt(driver, status, driver_epoch)
     retry = _Retry(driver, str(attempt), retry_s)
     driver.make_dirs(str(attempt))
-    shards: list[Shard] = []
-    for name, source in sources.items():
-        path = f"{attempt}/{name}"
-        shards.append(retry.until_done(partial(write_shard, driver, path, str(name), source, progress), clear=path))
-    manifest = Manifest(attempt, status, tuple(shards), now().isoformat(timespec="seconds"))
-    retry.until_done(partial(_write_manifest, driver, f"{attempt}/{MANIFEST}", manifest.to_bytes()))
+    try:
+        shards: list[Shard] = []
+        for name, source in sources.items():
+            path = f"{attempt}/{name}"
+            write = partial(write_shard, driver, path, str(name), source, progress)
+            shards.append(retry.until_done(write, clear=path))
+        manifest = Manifest(attempt, status, tuple(shards), now().isoformat(timespec="seconds"))
+        retry.until_done(partial(_write_manifest, driver, f"{attempt}/{MANIFEST}", manifest.to_bytes()))
+    except CheckpointError as error:
+        _drop(driver, attempt, error)
+        raise
     _after_commit(driver, attempt, keep)
     return Examined(attempt, Condition.VALID, manifest, None).info(driver.url)
 
@@ -178,7 +148,12 @@ def commit(
 def _next_attempt(driver: Driver, status: TrainStatus, driver_epoch: int) -> AttemptName:
     present = store.attempts(driver)
     number = max((attempt.number for attempt in present), default=0) + 1
-    attempt = AttemptName(driver_epoch, status.global_step, number, secrets.token_hex(TOKEN_DIGITS // 2))
+    try:
+        attempt = AttemptName(driver_epoch, status.global_step, number, secrets.token_hex(TOKEN_DIGITS // 2))
+    except ValueError as error:
+        highest = max(present, key=lambda found: max(found.number, found.driver_epoch), default=None)
+        named = f" ({highest} is there, a name that no saver comes to: remove it)" if highest else ""
+        raise InvalidStatus(f"cannot save in {driver.url}: {error}{named}", url=driver.url) from error
     if present and attempt < present[0]:
         logger.warning(
             "%s holds %s, which is newer than what is saved now (driver epoch %d, step %d): loading goes on from that "
@@ -186,6 +161,16 @@ def _next_attempt(driver: Driver, status: TrainStatus, driver_epoch: int) -> Att
             *(driver.url, present[0], driver_epoch, status.global_step),
         )
     return attempt
+
+
+def _drop(driver: Driver, attempt: AttemptName, error: CheckpointError) -> None:
+    """Give back the room of a save that was refused: no later save would fit beside its remains on a full disk.
+
+    An outage, or a folder that was taken over, is left as it is: they are collected with the next valid checkpoint.
+    """
+    if not isinstance(error, (CheckpointUnavailable, CheckpointLeaseLost)):
+        with suppress(CheckpointError):
+            store.remove(driver, attempt)
 
 
 def _write_manifest(driver: Driver, path: str, data: bytes) -> None:

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkpoints.errors import StateNotSupported
-from checkpoints.tree import flatten
+from checkpoints.tree import RESERVED, flatten
 
 HEADER_LIMIT_BYTES = 100 << 20
 PREFIX_BYTES = 8
 PAGE_BYTES = 4096
 _TREE = "edl.tree"
+_MOST_DIMENSIONS = 64
 
 #: torch dtype name to safetensors dtype name and bytes per element.
 _DTYPES = {
@@ -74,7 +75,7 @@ class FlatState:
 
     def header(self) -> bytes:
         """The file's bytes before the data."""
-        found: dict[str, Any] = {"__metadata__": {_TREE: self.tree}}
+        found: dict[str, Any] = {RESERVED: {_TREE: self.tree}}
         for row in self.rows:
             stored = _DTYPES[row.dtype][0]
             end = row.begin + row.size_bytes
@@ -94,8 +95,8 @@ def take_apart(state: Any, name: str) -> FlatState:
     Raises:
         StateNotSupported: if it holds something that cannot be stored.
     """
-    tree, tensors = flatten(state)
-    widths = {key: _width(tensor, f"{name}: {key}") for key, tensor in tensors.items()}
+    tree, tensors = flatten(state, name)
+    widths = {key: _width(tensor, f"{name}.{key}") for key, tensor in tensors.items()}
     rows, begin = [], 0
     for key in sorted(tensors, key=lambda key: -widths[key]):
         tensor = tensors[key]
@@ -110,15 +111,10 @@ def _dtype_name(tensor: Any) -> str:
 
 
 def _width(tensor: Any, where: str) -> int:
-    """Bytes of an element; refuses what has no plain bytes."""
-    import torch
-
+    """Bytes of an element; refuses what has no name in a file."""
     stored = _DTYPES.get(_dtype_name(tensor))
-    if stored is None or tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        raise StateNotSupported(
-            f"state {where}: a {tensor.layout} tensor of {tensor.dtype} on {tensor.device} cannot be stored; "
-            "make it dense and of a plain type"
-        )
+    if stored is None:
+        raise StateNotSupported(f"state {where}: a tensor of {tensor.dtype} cannot be stored; make it of a plain type")
     return stored[1]
 
 
@@ -144,7 +140,7 @@ def parse_header(text: bytes | bytearray, data_bytes: int) -> Header:
     """
     try:
         found = json.loads(text)
-        tree = json.loads(found.pop("__metadata__")[_TREE])
+        tree = json.loads(found.pop(RESERVED)[_TREE])
         return Header(tuple(_rows(found, data_bytes)), tree)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -154,10 +150,12 @@ def _rows(found: dict[str, Any], data_bytes: int) -> Iterator[Row]:
     end = 0
     for key, row in sorted(found.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
         name, width = _TORCH_NAMES[row["dtype"]]
-        shape = tuple(int(extent) for extent in row["shape"])
+        shape = tuple(row["shape"])
+        if len(shape) > _MOST_DIMENSIONS or not all(type(extent) is int and 0 <= extent < 1 << 62 for extent in shape):
+            raise ValueError(f"tensor {key!r} has the shape {str(shape)[:80]}")
         size_bytes = math.prod(shape) * width
-        if min(shape, default=0) < 0 or row["data_offsets"] != [end, end + size_bytes]:
-            raise ValueError(f"tensor {key} is not where the one before it ends")
+        if row["data_offsets"] != [end, end + size_bytes]:
+            raise ValueError(f"tensor {key!r} is not where the one before it ends")
         yield Row(key, name, shape, end, size_bytes)
         end += size_bytes
     if end != data_bytes:

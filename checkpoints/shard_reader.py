@@ -5,6 +5,7 @@ Invariant: nothing is returned of a file that does not match its size and checks
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -126,36 +127,39 @@ def read_shard(driver: Driver, path: str, shard: Shard, device: str) -> Any:
     Raises:
         CheckpointDamaged: if the file is missing, cut, altered, or not a shard.
     """
-    tensors: dict[str, Any] = {}
     with _opened(driver, path, shard, threaded=shard.size_bytes >= _THREAD_FROM_BYTES) as source:
         header = _read_header(source, shard)
         data_bytes = shard.size_bytes - source.size_bytes
         if data_bytes:
-            buffer = HostBuffer(data_bytes)
+            buffer = HostBuffer(data_bytes, way_out=": load fewer objects at a time")
             source.fill(buffer.view)
-    for row in header.rows:
-        tensors[row.key] = (buffer.tensor(row) if row.size_bytes else _empty(row)).to(device)
+    try:
+        stored = {row.key: buffer.tensor(row) if row.size_bytes else _empty(row) for row in header.rows}
+    except (RuntimeError, OverflowError) as error:
+        raise CheckpointDamaged(f"shard {shard.name} has a tensor that cannot be: {error}") from error
+    tensors = {key: tensor.to(device) for key, tensor in stored.items()}
     try:
         return unflatten(header.tree, tensors.__getitem__)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointDamaged(f"shard {shard.name} has a state tree that cannot be read: {error}") from error
 
 
-def read_into(driver: Driver, path: str, shard: Shard, targets: Mapping[str, Any]) -> bool:
+def read_into(driver: Driver, path: str, shard: Shard, tree: Any, targets: Mapping[str, Any]) -> bool:
     """Read the tensors of a state straight over others, after `check_shard` has verified the file.
 
     Args:
+        tree: of the state that the targets are of, as `tree.flatten` gives it.
         targets: contiguous CPU tensors by name.
 
     Returns:
-        False, and nothing was touched, if the shard has other names, shapes or dtypes than the targets.
+        False, and nothing was touched, if the shard has another tree, other names, shapes or dtypes than the targets.
 
     Raises:
         CheckpointDamaged: if the file has changed since it was verified; the targets hold a mixture then.
     """
     with _opened(driver, path, shard, threaded=shard.size_bytes >= _THREAD_FROM_BYTES) as source:
         header = _read_header(source, shard)
-        if not _fits(header, targets):
+        if header.tree != json.loads(json.dumps(tree)) or not _fits(header, targets):
             _skip(source, shard)
             return False
         for row in header.rows:

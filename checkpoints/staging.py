@@ -36,7 +36,7 @@ def state_of(value: Any) -> Any:
 def streamed(states: Mapping[ShardName, FlatState]) -> dict[ShardName, Source]:
     """Sources that read the live state while it is written; for who waits until it is."""
     largest = max((state.data_bytes for state in states.values()), default=0)
-    buffer = HostBuffer(max(1, min(STREAM_BYTES, largest)))
+    buffer = HostBuffer(max(1, min(STREAM_BYTES, largest)), forked=False)
     return {name: Streamed(state, buffer) for name, state in states.items()}
 
 
@@ -70,14 +70,16 @@ class Staging:
     def copy(self, states: Mapping[ShardName, FlatState]) -> dict[ShardName, Source]:
         """Copy the live tensors; on return they may change."""
         self._arrange(states)
-        devices = set()
+        queued = set()
         for name, state in states.items():
             for tensor, place in zip(state.tensors, self._places[name], strict=True):
                 if place is not None:
-                    place.copy_(tensor.detach(), non_blocking=True)
-                    if tensor.device.type != "cpu":
-                        devices.add(tensor.device)
-        _synchronize(devices)
+                    # Queued on the device's current stream, after the work that made the tensor, and waited for below.
+                    on_cuda = tensor.device.type == "cuda"
+                    place.copy_(tensor.detach(), non_blocking=on_cuda)
+                    if on_cuda:
+                        queued.add(tensor.device)
+        _synchronize(queued)
         buffer = self._buffer
         assert buffer is not None
         return {name: Staged(state, buffer, self._layout.begins[name]) for name, state in states.items()}
@@ -95,7 +97,12 @@ class Staging:
         if grown:
             self._places = {}
             self._buffer = None  # before the new one is taken: never both
-            self._buffer = HostBuffer(max(end, PAGE_BYTES), pinned=_on_cuda(states))
+            self._buffer = HostBuffer(
+                max(end, PAGE_BYTES),
+                pinned_for=_cuda_device(states),
+                forked=False,
+                way_out=": async_save=False makes no copy",
+            )
         buffer = self._buffer
         assert buffer is not None
         self._layout = _Layout(rows, begins, end)
@@ -106,13 +113,15 @@ class Staging:
         return grown
 
 
-def _on_cuda(states: Mapping[ShardName, FlatState]) -> bool:
-    return any(tensor.device.type == "cuda" for state in states.values() for tensor in state.tensors)
+def _cuda_device(states: Mapping[ShardName, FlatState]) -> Any:
+    """The first CUDA device that something lies on, None if nothing does."""
+    devices = (tensor.device for state in states.values() for tensor in state.tensors)
+    return next((device for device in devices if device.type == "cuda"), None)
 
 
 def _synchronize(devices: set[Any]) -> None:
-    """Wait for copies that were queued on devices."""
+    """Wait for the copies that were queued on CUDA devices."""
     for device in devices:
         import torch
 
-        getattr(torch, device.type).synchronize(device)
+        torch.cuda.current_stream(device).synchronize()

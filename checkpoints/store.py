@@ -7,6 +7,7 @@ never read as "not there". It compares names and sizes only; contents are read b
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 from checkpoints.drivers.base import Driver, Entry, read_file
@@ -15,6 +16,8 @@ from checkpoints.errors import (
     CheckpointError,
     CheckpointExists,
     CheckpointNotFound,
+    CheckpointPermission,
+    CheckpointUnsupported,
     InvalidManifest,
     UnknownManifestVersion,
 )
@@ -116,22 +119,33 @@ def attempts(driver: Driver) -> list[AttemptName]:
 
     Raises:
         CheckpointUnavailable: if the file system cannot answer.
+        CheckpointUnsupported: if a file is there instead of a folder.
     """
     try:
         entries = driver.list_dir("")
     except CheckpointNotFound:
+        _refuse_file(driver)
         return []
     found = {parse_attempt(entry.name) for entry in entries if entry.is_dir}
-    hinted = _hinted(driver)
+    # To some clients reading a folder is an outage.
+    foreign = any(entry.name == LATEST and entry.is_dir for entry in entries)
+    hinted = None if foreign else _hinted(driver)
     if hinted is not None and hinted not in found and _is_there(driver, f"{hinted}/{MANIFEST}"):
         found.add(hinted)
     return sorted((attempt for attempt in found if attempt is not None), reverse=True)
 
 
+def _refuse_file(driver: Driver) -> None:
+    """Whoever names a file as the folder has made a mistake, and would be told only when the first save fails."""
+    with suppress(CheckpointNotFound):
+        if not driver.info("").is_dir:
+            raise CheckpointUnsupported(f"{driver.url} is a file: give the URL of a folder", url=driver.url)
+
+
 def _hinted(driver: Driver) -> AttemptName | None:
     try:
         return parse_attempt(read_file(driver, LATEST, _HINT_LIMIT_BYTES).decode("ascii", "replace").strip())
-    except (CheckpointNotFound, ValueError):
+    except (CheckpointNotFound, CheckpointPermission, ValueError):
         return None  # none yet, being replaced, or foreign
 
 

@@ -111,10 +111,25 @@ def _json_copy(name: str, value: object) -> dict[str, Any]:
     """A deep copy of a mapping, refused if JSON would change it (tuples, integer keys, NaN)."""
     if not isinstance(value, Mapping):
         raise InvalidStatus(f"train status: {name} must be a mapping, not {value!r}")
+    return {_key(name, key): _exact(f"{name}[{key!r}]", item) for key, item in value.items()}
+
+
+def _key(name: str, key: object) -> str:
+    if not isinstance(key, str):
+        raise InvalidStatus(f"train status: {name} has the key {key!r}, which would change in JSON: use a string")
+    return str.__str__(key)
+
+
+def _exact(where: str, value: object) -> Any:
     try:
-        copy = json.loads(json.dumps(dict(value), allow_nan=False))
+        copy = json.loads(json.dumps(value, allow_nan=False))
+        changed = copy != value
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidStatus(f"train status: {name} holds a value that JSON cannot: {error}") from error
-    if copy != dict(value):
-        raise InvalidStatus(f"train status: {name} would change in JSON (tuple, or a key that is not a string)")
-    return dict(copy)
+        what = repr(value) if isinstance(value, float) else f"of type {type(value).__name__}"
+        raise InvalidStatus(
+            f"train status: {where} is {what}, which JSON cannot hold ({error}): give finite numbers, strings, lists "
+            "and dicts, or leave it out"
+        ) from error
+    if changed:
+        raise InvalidStatus(f"train status: {where} would change in JSON (a tuple, or a key that is not a string)")
+    return copy

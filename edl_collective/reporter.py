@@ -28,6 +28,8 @@ REPORT_INTERVAL_S = 0.2
 NEAR_END_FRACTION = 0.1
 #: fields of an epoch's event that are not the script's to report
 RESERVED = frozenset({"epoch", "step", "workers", "samples_per_s", "kind", "text", "worker", "teacher_wait_s_per_step"})
+#: characters of why a save failed that a job's status takes
+MOST_TROUBLE = 400
 
 
 class Reporter:
@@ -50,6 +52,8 @@ class Reporter:
         self._resize_pending = False
         self._reported = 0.0
         self._pause_s: float | None = None
+        #: why the last save failed; empty once one has succeeded
+        self._trouble = ""
         #: loss and accuracy of the last completed epoch, shown until there are newer ones
         self._shown: dict[str, float] = {}
         self._waits = TeacherWaits()
@@ -83,7 +87,7 @@ class Reporter:
 
     def resumed(self, loaded: LoadedCheckpoint) -> None:
         for skipped in loaded.skipped:
-            self._tell("checkpoint", f"skipped checkpoint {skipped.name}: {skipped.reason}")
+            self._tell("checkpoint", f"skipped checkpoint {skipped.name}: {skipped.reason}", outcome="skipped")
         epoch = loaded.status.next()
         self._tell("resume", f"resumed from a checkpoint at epoch {epoch}", epoch=epoch, step=loaded.status.global_step)
 
@@ -161,19 +165,23 @@ class Reporter:
 
     def saved(self, status: TrainStatus, seconds: float, blocked_s: float) -> None:
         """Called in the saving thread of the rank that saves."""
+        self._trouble = ""
         epoch = status.epoch_no
         what = f"step {status.global_step} of epoch {epoch + 1}" if status.position else f"epoch {epoch}"
         text = f"saved {what} in {seconds:.2f} s, of which training waited {blocked_s:.2f} s"
-        times = {"seconds": round(seconds, 3), "blocked_s": round(blocked_s, 3)}
+        times = {"seconds": round(seconds, 3), "blocked_s": round(blocked_s, 3), "outcome": "saved"}
         self._say(Happened(kind="checkpoint", text=text, fields={"epoch": epoch, **times}))
 
     def kept(self) -> None:
         """Called in the saving thread of the rank that saves."""
-        self._say(Happened(kind="checkpoint", text="the state is kept until workers come again", fields={}))
+        kept = {"outcome": "kept"}
+        self._say(Happened(kind="checkpoint", text="the state is kept until workers come again", fields=kept))
 
     def not_saved(self, epoch: int, why: str) -> None:
-        """Called in the saving thread of the rank that saves."""
-        self._say(Happened(kind="checkpoint", text=f"epoch {epoch} was not saved: {why}", fields={"epoch": epoch}))
+        """Called in the saving thread of the rank that saves. It stays in the job's status until a save succeeds."""
+        self._trouble = why[:MOST_TROUBLE]
+        fields = {"epoch": epoch, "outcome": "failed"}
+        self._say(Happened(kind="checkpoint", text=f"epoch {epoch} was not saved: {why}", fields=fields))
 
     def epoch_done(self, epoch: int, sampler: ElasticBatchSampler) -> Callable[[], None]:
         """Make the epoch's line, which the caller tells, in any thread; counters begin again."""
@@ -242,6 +250,7 @@ class Reporter:
             accuracy=shown.get("accuracy"),
             teacher_wait_s_per_step=self._waits.per_step_s(),
             near_end=whole is not None and left is not None and left <= NEAR_END_FRACTION * whole,
+            message=self._trouble,
             last_step_at=time.time(),
             samples_left=left,
             pause_s=self._pause_s,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edl_collective.coord.key_file import key_file
 from edl_collective.coord.paths import Paths, check_name
-from edl_collective.coord.records import JobSpec
+from edl_collective.coord.records import MAX_SLOTS, JobSpec
 from jobclient import gpus as gpu_discovery
 from jobclient import run_as
 from jobclient.addresses import interface_of
@@ -102,6 +102,8 @@ class Config:
         checked("--zookeeper-root", Paths, self.zookeeper_root)
         check_hosts(self.zookeeper)
         check_positive(self, ("zookeeper_wait_s", "session_timeout_s", "slots", "threads_per_slot", "health_timeout_s"))
+        if self.slots > MAX_SLOTS:
+            raise ConfigError(f"--slots is {self.slots}: a node has at most {MAX_SLOTS}")
         if self.drain_timeout_s is not None and not 0 <= self.drain_timeout_s < math.inf:
             raise ConfigError(f"--drain-timeout is {self.drain_timeout_s}: it must be a number of seconds, at least 0")
         for name in ("log_keep_days", "log_max_bytes"):

@@ -47,7 +47,7 @@ def why_not_seen(url: str | None) -> str | None:
 def answer(job: Job, seen: Json) -> Json:
     """`seen`: what a look told. Which checkpoints there are, or `problem`: why that is not known."""
     rows = seen.get("checkpoints")
-    told = sum(event["kind"] == "checkpoint" for event in event_page(job.events, None, None, len(job.events))["events"])
+    told = sum(map(_is_save, event_page(job.events, None, None, len(job.events))["events"]))
     problem = seen.get("problem")
     if problem is not None and rows is None and "took_s" in seen:
         problem = f"this JobServer cannot look at it (its workers may): {problem}"
@@ -62,3 +62,7 @@ def answer(job: Job, seen: Json) -> Json:
         "at": seen.get("at"),
         "took_s": seen.get("took_s"),
     }
+
+
+def _is_save(event: Json) -> bool:
+    return bool(event["kind"] == "checkpoint" and event["fields"].get("outcome", "saved") == "saved")

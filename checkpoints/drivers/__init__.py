@@ -14,9 +14,11 @@ for every process that reads it. Client packages are imported only when their dr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from os import PathLike, fspath
 from typing import cast
 
 from checkpoints.drivers.base import Driver
@@ -37,9 +39,11 @@ _CLASSES = {
 DRIVERS = tuple(_CLASSES)
 
 _BY_SCHEME = {"": "file", "file": "file", "hdfs": "hdfs-native", "webhdfs": "webhdfs"}
+#: A mistyped URL, or one that went through pathlib; it would be taken for a folder of this machine.
+_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
-def open_driver(url: str, driver: str | Driver | None = None) -> Driver:
+def open_driver(url: str | PathLike[str], driver: str | Driver | None = None) -> Driver:
     """A driver bound to the URL; nothing is read or written yet.
 
     Args:
@@ -51,8 +55,15 @@ def open_driver(url: str, driver: str | Driver | None = None) -> Driver:
     """
     if driver is not None and not isinstance(driver, str):
         return driver
+    url = fspath(url)
     if not url:
         raise CheckpointUnsupported("the checkpoint URL is empty: give a folder or a URL such as hdfs://host:8020/dir")
+    if _ONE_SLASH.match(url):
+        raise CheckpointUnsupported(
+            f"{url} is no URL: that has two slashes after its scheme, and is a string, not a Path (a folder of this "
+            f"name is ./{url})",
+            url=url,
+        )
     scheme = url.partition("://")[0] if "://" in url else ""
     in_url = parse_location(url).driver if scheme in SCHEMES else None
     name = driver or in_url or _BY_SCHEME.get(scheme, "fsspec")
@@ -64,7 +75,7 @@ def open_driver(url: str, driver: str | Driver | None = None) -> Driver:
 
 
 @contextmanager
-def opened(url: str, driver: str | Driver | None = None) -> Iterator[Driver]:
+def opened(url: str | PathLike[str], driver: str | Driver | None = None) -> Iterator[Driver]:
     """As `open_driver`; leaving closes the driver, unless it is the caller's own."""
     found = open_driver(url, driver)
     try:

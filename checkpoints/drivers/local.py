@@ -3,8 +3,11 @@
 Large writes from page-aligned memory go past the page cache where the file system can do that (O_DIRECT): it takes half
 the time and hardly any processor, which the training beside it keeps, and leaves the cache to the training's data.
 
-Invariant: after `commit` or `write_once` returns, the file and its name are on the disk (fsync of the file and of its
-folder). A file of `write_once` is linked under its name when it is complete, and a link never replaces a name.
+Invariants:
+- After `commit` or `write_once` returns, the file and its name are on the disk (fsync of the file and of its folder). A
+  file of `write_once` is linked under its name when it is complete, and a link never replaces a name.
+- Nothing but folders and plain files below the root is there: symbolic links are not followed, so nothing elsewhere is
+  read or removed, and a pipe or a device does not hold who reads it for ever. The root itself may be a link.
 """
 
 from __future__ import annotations
@@ -12,14 +15,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import io
 import os
 import secrets
 import shutil
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from checkpoints.drivers.base import Entry, translated
-from checkpoints.errors import CheckpointUnsupported
+from checkpoints.errors import CheckpointNotFound, CheckpointUnsupported
 
 #: Addresses, places and sizes of direct writes are multiples of this.
 PAGE_BYTES = 4096
@@ -49,30 +54,42 @@ class LocalDriver:
             raise CheckpointUnsupported(f"{url} names a host: write file:///absolute/path, or a plain path", url=url)
         self._root = Path(path).expanduser().absolute()
 
+    def _at(self, path: str) -> Path:
+        """Where a path lies; a folder on the way that is a symbolic link is not there."""
+        target = self._root
+        for name in path.split("/")[:-1]:
+            target /= name
+            if target.is_symlink():
+                raise CheckpointNotFound(f"{target} is a symbolic link, which is not followed", url=str(target))
+        return self._root / path
+
     def list_dir(self, path: str) -> list[Entry]:
         """See Driver."""
-        with translated("list", str(self._root / path)), os.scandir(self._root / path) as found:
+        target = self._at(f"{path}/") if path else self._root
+        with translated("list", str(target)), os.scandir(target) as found:
             return [entry for item in found if (entry := _entry(item)) is not None]
 
     def info(self, path: str) -> Entry:
         """See Driver."""
-        target = self._root / path
+        target = self._at(path)
         with translated("look at", str(target)):
-            status = target.stat()
-            is_dir = target.is_dir()
-            return Entry(target.name, is_dir, 0 if is_dir else status.st_size)
+            found = target.lstat() if path else target.stat()
+            if stat.S_ISLNK(found.st_mode):
+                raise CheckpointNotFound(f"{target} is a symbolic link, which is not followed", url=str(target))
+            is_dir = stat.S_ISDIR(found.st_mode)
+            return Entry(target.name, is_dir, 0 if is_dir else found.st_size)
 
     def open_read(self, path: str) -> LocalReader:
         """See Driver."""
-        return LocalReader(self._root / path)
+        return LocalReader(self._at(path))
 
     def open_write(self, path: str) -> LocalWriter:
         """See Driver."""
-        return LocalWriter(self._root / path)
+        return LocalWriter(self._at(path))
 
     def write_once(self, path: str, data: bytes) -> None:
         """See Driver."""
-        target = self._root / path
+        target = self._at(path)
         whole = LocalWriter(target.with_name(f".{target.name}.{secrets.token_hex(4)}"))
         try:
             whole.write(memoryview(data))
@@ -85,7 +102,7 @@ class LocalDriver:
 
     def make_dirs(self, path: str) -> None:
         """See Driver."""
-        target = self._root / path
+        target = self._at(path)
         with translated("make the folder", str(target)):
             missing = [folder for folder in (target, *target.parents) if not folder.exists()]
             target.mkdir(parents=True, exist_ok=True)
@@ -94,13 +111,17 @@ class LocalDriver:
 
     def remove(self, path: str) -> None:
         """See Driver."""
-        with translated("remove", str(self._root / path)):
-            (self._root / path).unlink(missing_ok=True)
+        with suppress(CheckpointNotFound):
+            target = self._at(path)
+            with translated("remove", str(target)):
+                target.unlink(missing_ok=True)
 
     def remove_tree(self, path: str) -> None:
         """See Driver."""
-        with translated("remove", str(self._root / path)), suppress(FileNotFoundError):
-            shutil.rmtree(self._root / path)
+        with suppress(CheckpointNotFound):
+            target = self._at(path)
+            with translated("remove", str(target)), suppress(FileNotFoundError):
+                shutil.rmtree(target)
 
     def close(self) -> None:
         """See Driver."""
@@ -175,7 +196,7 @@ class LocalReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         with translated("read", str(path)):
-            self._file = path.open("rb", buffering=0)
+            self._file = io.FileIO(_open_plain(path))
 
     def readinto(self, buffer: memoryview) -> int:
         """See Reader."""
@@ -185,6 +206,21 @@ class LocalReader:
     def close(self) -> None:
         """See Reader."""
         self._file.close()
+
+
+def _open_plain(path: Path) -> int:
+    """A descriptor of a plain file; whatever else has its name is not there."""
+    try:
+        # Without O_NONBLOCK, which plain files ignore, a pipe that nobody writes to would hold us for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
+            raise
+        raise CheckpointNotFound(f"{path} is not a plain file", url=str(path)) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CheckpointNotFound(f"{path} is not a plain file", url=str(path))
+    return fd
 
 
 def _address(data: memoryview) -> int:
@@ -197,7 +233,7 @@ def _link(whole: Path, target: Path) -> None:
     try:
         os.link(whole, target)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
             raise
         # No hard links here (FAT, some network mounts): reserve the name, then replace the reservation whole.
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
@@ -205,8 +241,10 @@ def _link(whole: Path, target: Path) -> None:
 
 
 def _entry(item: os.DirEntry[str]) -> Entry | None:
-    """What a listing found, None if it was removed since."""
+    """What a listing found, None if it was removed since, or is a symbolic link."""
     try:
+        if item.is_symlink():
+            return None
         is_dir = item.is_dir()
         return Entry(item.name, is_dir, 0 if is_dir else item.stat().st_size)
     except FileNotFoundError:

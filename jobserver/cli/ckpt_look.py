@@ -60,7 +60,12 @@ def print_rows(found: list[Any]) -> None:
     names = ("name", "condition", "pinned", "epoch", "global_step", "size_bytes", "created", "problem")
     rows = [row_of(info) | {"pinned": "pinned" if info.pinned else None} for info in found]
     columns = ("CHECKPOINT", "CONDITION", "PIN", "EPOCH", "STEP", "BYTES", "CREATED", "PROBLEM")
-    print_table(columns, [tuple(row[name] for name in names) for row in rows])
+    print_table(columns, [tuple(None if row[name] is None else printable(row[name]) for name in names) for row in rows])
+
+
+def printable(value: object) -> str:
+    """A value as text that moves no cursor and sets no color: whoever can write a manifest chooses what is in it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
 
 
 def row_of(info: Any) -> dict[str, Any]:
@@ -90,8 +95,8 @@ def show(url: str, checkpoint: str | None, as_json: bool) -> None:
     from checkpoints.transfer import choose
     from checkpoints.upkeep import find
 
-    wanted = which(checkpoint)
     with told(), opened(url) as folder:
+        wanted = which(checkpoint)
         examined = choose(folder, None) if wanted is None else store.examine(folder, find(folder, wanted))
     manifest = examined.manifest
     shown = row_of(examined.info(url)) | {
@@ -104,7 +109,7 @@ def show(url: str, checkpoint: str | None, as_json: bool) -> None:
     status = shown.pop("status") or {}
     for name, value in (shown | {f"status.{name}": value for name, value in status.items()}).items():
         if name != "shards" and value is not None:
-            click.echo(f"{name + ':':24}{value}")
+            click.echo(f"{printable(name) + ':':24}{printable(value)}")
     for shard in shown["shards"]:
         click.echo(f"{'shard:':24}{shard['name']}  {shard['size_bytes']} bytes  {shard['checksum']}")
 
@@ -112,23 +117,33 @@ def show(url: str, checkpoint: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("url")
 @click.argument("checkpoint")
-def pin(url: str, checkpoint: str) -> None:
+@json_option
+def pin(url: str, checkpoint: str, as_json: bool) -> None:
     """Keep CHECKPOINT whatever the rules say, until it is unpinned."""
     from checkpoints import pin as pin_it
 
     with told():
-        click.echo(f"pinned {pin_it(url, _given(checkpoint))}")
+        name = pin_it(url, _given(checkpoint))
+    if as_json:
+        print_json({"name": name, "pinned": True})
+    else:
+        click.echo(f"pinned {name}")
 
 
 @click.command()
 @click.argument("url")
 @click.argument("checkpoint")
-def unpin(url: str, checkpoint: str) -> None:
+@json_option
+def unpin(url: str, checkpoint: str, as_json: bool) -> None:
     """Let the rules decide about CHECKPOINT again."""
     from checkpoints import unpin as unpin_it
 
     with told():
-        click.echo(f"unpinned {unpin_it(url, _given(checkpoint))}")
+        name = unpin_it(url, _given(checkpoint))
+    if as_json:
+        print_json({"name": name, "pinned": False})
+    else:
+        click.echo(f"unpinned {name}")
 
 
 def _given(checkpoint: str) -> int | str:

@@ -16,10 +16,11 @@ const SEEN = [
   { title: "Pinned", cell: (row) => (row.pinned ? { text: "pinned", badge: "plain" } : null) },
   { title: "Why not", class: "reason", cell: (row) => row.problem },
 ];
+const OUTCOMES = { saved: "good", kept: "wait", failed: "bad", skipped: "bad" };
 const TOLD = [
   { title: "When", cell: (saved) => when(saved.at) },
   { title: "Epoch", class: "number", cell: (saved) => saved.epoch },
-  { title: "Valid", cell: (saved) => ({ text: saved.valid ? "saved" : "skipped", badge: saved.valid ? "good" : "bad" }) },
+  { title: "Outcome", cell: (saved) => saved.outcome && { text: saved.outcome, badge: OUTCOMES[saved.outcome] ?? "plain" } },
   { title: "Took", class: "number", cell: (saved) => seconds(saved.seconds) },
   { title: "What", class: "reason", cell: (saved) => saved.text },
 ];

@@ -18,7 +18,7 @@ export function readHistory(events) {
     } else if (kind === "resume" && isNumber(fields.epoch)) {
       found.marks.push({ at, position: fields.epoch });
     } else if (kind === "checkpoint") {
-      found.checkpoints.push({ at, number, text, epoch: fields.epoch, seconds: fields.seconds, valid: isNumber(fields.epoch) });
+      found.checkpoints.push({ at, number, text, epoch: fields.epoch, seconds: fields.seconds, outcome: fields.outcome ?? null });
     } else if (kind === "job" && WITHOUT_WORLD.has(fields.phase) && found.sizes.length) {
       found.sizes.push({ at, size: 0 });
     }

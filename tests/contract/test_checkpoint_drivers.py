@@ -289,7 +289,9 @@ def test_a_checkpoint_travels_through_every_file_system(
     hdfs_url: str, webhdfs_url: str, libhdfs_url: str, s3_url: str, tmp_path: Path
 ) -> None:
     state = {"model": {"w": torch.randn(1_500_000)}, "optimizer": {"step": 7}}  # more than one chunk
-    name = save_checkpoint(str(tmp_path / "first"), TrainStatus(global_step=7), state=state).name
+    saved = save_checkpoint(str(tmp_path / "first"), TrainStatus(global_step=7), state=state)
+    assert saved is not None
+    name = saved.name
     through_jvm = libhdfs_url.replace("?", "/other?")  # its folder is the one of hdfs_url
     stops = [str(tmp_path / "first"), hdfs_url, webhdfs_url, through_jvm, s3_url, str(tmp_path / "last")]
     for source, target in pairwise(stops):

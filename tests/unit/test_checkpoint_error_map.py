@@ -7,17 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import (
-    CheckpointError,
-    CheckpointExists,
-    CheckpointLeaseLost,
-    CheckpointNotFound,
-    CheckpointPermission,
-    CheckpointQuota,
-    CheckpointTimeout,
-    CheckpointUnavailable,
-    CheckpointUnsupported,
-)
+from checkpoints import errors
 from checkpoints.drivers.base import translate, translated
 
 TRACE = (
@@ -33,39 +23,45 @@ def rpc(java: str, said: str) -> RuntimeError:
 
 
 NAMENODE = "org.apache.hadoop.hdfs.server.namenode"
-TABLE: list[tuple[Exception, type[CheckpointError]]] = [
-    (FileNotFoundError("x"), CheckpointNotFound),
-    (NotADirectoryError("x"), CheckpointNotFound),
-    (rpc("java.io.FileNotFoundException", "File does not exist: /x"), CheckpointNotFound),
-    (FileExistsError("x"), CheckpointExists),
-    (rpc("org.apache.hadoop.fs.FileAlreadyExistsException", "/x already exists"), CheckpointExists),
-    (rpc("org.apache.hadoop.hdfs.protocol.AlreadyBeingCreatedException", "failed to create"), CheckpointExists),
-    (PermissionError("x"), CheckpointPermission),
-    (rpc("org.apache.hadoop.security.AccessControlException", "Permission denied: user=eva"), CheckpointPermission),
-    (OSError(errno.EROFS, "read-only"), CheckpointPermission),
-    (OSError(errno.ENOSPC, "full"), CheckpointQuota),
-    (OSError(errno.EDQUOT, "quota"), CheckpointQuota),
-    (OSError(errno.EFBIG, "too large"), CheckpointQuota),
-    (rpc("org.apache.hadoop.hdfs.protocol.NSQuotaExceededException", "The NameSpace quota"), CheckpointQuota),
-    (rpc("org.apache.hadoop.hdfs.protocol.DSQuotaExceededException", "The DiskSpace quota"), CheckpointQuota),
-    (rpc(f"{NAMENODE}.SafeModeException", "Cannot create file"), CheckpointUnavailable),
-    (rpc(f"{NAMENODE}.LeaseExpiredException", "No lease on /x: File does not exist."), CheckpointLeaseLost),
-    (rpc("java.io.IOException", "blk_1 does not exist or is not under Constructionnull"), CheckpointLeaseLost),
-    (TimeoutError("no answer"), CheckpointTimeout),
-    (OSError(errno.ETIMEDOUT, "timed out"), CheckpointTimeout),
-    (rpc("org.apache.hadoop.net.ConnectTimeoutException", "20000 millis"), CheckpointTimeout),
-    (NotImplementedError("x"), CheckpointUnsupported),
-    (ConnectionRefusedError("x"), CheckpointUnavailable),
-    (rpc("java.io.IOException", "could only be replicated to 0 nodes"), CheckpointUnavailable),
-    (rpc("org.apache.hadoop.ipc.StandbyException", "Operation category READ is not supported"), CheckpointUnavailable),
-    (OSError(errno.EIO, "io"), CheckpointUnavailable),
-    (RuntimeError("nobody knows"), CheckpointUnavailable),
-    (KeyError("nobody knows"), CheckpointUnavailable),
+TABLE: list[tuple[Exception, type[errors.CheckpointError]]] = [
+    (FileNotFoundError("x"), errors.CheckpointNotFound),
+    (NotADirectoryError("x"), errors.CheckpointNotFound),
+    (rpc("java.io.FileNotFoundException", "File does not exist: /x"), errors.CheckpointNotFound),
+    (FileExistsError("x"), errors.CheckpointExists),
+    (rpc("org.apache.hadoop.fs.FileAlreadyExistsException", "/x already exists"), errors.CheckpointExists),
+    (rpc("org.apache.hadoop.hdfs.protocol.AlreadyBeingCreatedException", "failed to create"), errors.CheckpointExists),
+    (PermissionError("x"), errors.CheckpointPermission),
+    (
+        rpc("org.apache.hadoop.security.AccessControlException", "Permission denied: user=eva"),
+        errors.CheckpointPermission,
+    ),
+    (OSError(errno.EROFS, "read-only"), errors.CheckpointPermission),
+    (OSError(errno.ENOSPC, "full"), errors.CheckpointQuota),
+    (OSError(errno.EDQUOT, "quota"), errors.CheckpointQuota),
+    (OSError(errno.EFBIG, "too large"), errors.CheckpointQuota),
+    (rpc("org.apache.hadoop.hdfs.protocol.NSQuotaExceededException", "The NameSpace quota"), errors.CheckpointQuota),
+    (rpc("org.apache.hadoop.hdfs.protocol.DSQuotaExceededException", "The DiskSpace quota"), errors.CheckpointQuota),
+    (rpc(f"{NAMENODE}.SafeModeException", "Cannot create file"), errors.CheckpointUnavailable),
+    (rpc(f"{NAMENODE}.LeaseExpiredException", "No lease on /x: File does not exist."), errors.CheckpointLeaseLost),
+    (rpc("java.io.IOException", "blk_1 does not exist or is not under Constructionnull"), errors.CheckpointLeaseLost),
+    (TimeoutError("no answer"), errors.CheckpointTimeout),
+    (OSError(errno.ETIMEDOUT, "timed out"), errors.CheckpointTimeout),
+    (rpc("org.apache.hadoop.net.ConnectTimeoutException", "20000 millis"), errors.CheckpointTimeout),
+    (NotImplementedError("x"), errors.CheckpointUnsupported),
+    (ConnectionRefusedError("x"), errors.CheckpointUnavailable),
+    (rpc("java.io.IOException", "could only be replicated to 0 nodes"), errors.CheckpointUnavailable),
+    (
+        rpc("org.apache.hadoop.ipc.StandbyException", "Operation category READ is not supported"),
+        errors.CheckpointUnavailable,
+    ),
+    (OSError(errno.EIO, "io"), errors.CheckpointUnavailable),
+    (RuntimeError("nobody knows"), errors.CheckpointUnavailable),
+    (KeyError("nobody knows"), errors.CheckpointUnavailable),
 ]
 
 
 @pytest.mark.parametrize(("error", "kind"), TABLE, ids=lambda value: str(value)[:40].replace("/", "_"))
-def test_every_error_has_its_kind(error: Exception, kind: type[CheckpointError]) -> None:
+def test_every_error_has_its_kind(error: Exception, kind: type[errors.CheckpointError]) -> None:
     ours = translate(error, operation="write", path="hdfs://nn/x")
     assert type(ours) is kind
     assert str(ours).startswith("cannot write hdfs://nn/x: ")
@@ -77,7 +73,7 @@ def test_a_trace_of_java_is_cut_as_it_is_and_escaped() -> None:
     for separator in ("\n\tat ", r"\n\tat ", "null\n\tat "):
         error = RuntimeError(f"java.io.IOException: broken{separator}java.security.AccessControlException.x(A.java:1)")
         ours = translate(error, operation="read", path="p")
-        assert type(ours) is CheckpointUnavailable
+        assert type(ours) is errors.CheckpointUnavailable
         assert "java:1" not in str(ours)
 
 
@@ -85,8 +81,8 @@ def test_mistakes_of_ours_are_not_translated() -> None:
     for mistake in (TypeError, AttributeError, NameError, AssertionError):
         with pytest.raises(mistake), translated("write", "p"):
             raise mistake("a bug")
-    with pytest.raises(CheckpointQuota) as raised, translated("write", "p"):
-        raise CheckpointQuota("told before")
+    with pytest.raises(errors.CheckpointQuota) as raised, translated("write", "p"):
+        raise errors.CheckpointQuota("told before")
     assert str(raised.value) == "told before"
 
 

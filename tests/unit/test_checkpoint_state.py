@@ -209,6 +209,7 @@ def test_tensors_without_plain_bytes_are_refused(make: Any, tmp_path: Path) -> N
 def test_other_tools_can_open_the_weights(tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 2)
     info = save_checkpoint(str(tmp_path), TrainStatus(), state={"model": model})
+    assert info is not None
     opened = load_file(tmp_path / info.name / "model-00000-of-00001.safetensors")
     assert set(opened) == {"weight", "bias"}
     assert torch.equal(opened["weight"], model.weight)

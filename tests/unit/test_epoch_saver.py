@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 
 from checkpoints import CheckpointError, CheckpointQuota, TrainStatus, list_checkpoints
 from checkpoints.drivers.local import LocalDriver
+from edl_collective.batches import ElasticBatchSampler
 from edl_collective.epoch_saver import EpochSaver
 from edl_collective.errors import AgentLost
+from edl_collective.messages import Happened, Report
+from edl_collective.phases import Phases
 from edl_collective.reporter import Reporter
+from edl_collective.scaling import TotalBatch
 
 GENEROUS_S = 60.0
 
@@ -106,3 +111,40 @@ def test_a_mistake_in_the_saving_thread_is_raised_too(tmp_path: Path, monkeypatc
     saver.save(status(0), {"state": {"a": 1}}, 0, lambda: None)
     with pytest.raises(CheckpointError, match="a bug"):
         saver.finish()
+
+
+class Hears:
+    """The worlds of a process, of which a reporter wants only these."""
+
+    driver_epoch = 0
+    cause = "test"
+    phases = Phases(time.monotonic)
+
+    def __init__(self) -> None:
+        self.events: list[Happened] = []
+        self.reports: list[Report] = []
+
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def happened(self, event: Happened) -> None:
+        self.events.append(event)
+
+
+def test_a_failed_save_stays_in_the_jobs_status_until_one_succeeds() -> None:
+    reporter, heard = Reporter(), Hears()
+    reporter.join(heard, 0, 1)  # type: ignore[arg-type]
+    reporter.enter(1, 0)
+    sampler = ElasticBatchSampler(10, TotalBatch(4))
+
+    def message() -> str:
+        reporter.epoch_done(0, sampler)
+        return heard.reports[-1].message
+
+    assert message() == ""
+    reporter.not_saved(3, "the disk is full " * 1000)
+    assert message().startswith("the disk is full")
+    assert len(message()) < 500
+    reporter.saved(status(4), 1.0, 0.5)
+    assert message() == ""
+    assert [event.fields["outcome"] for event in heard.events if event.kind == "checkpoint"] == ["failed", "saved"]

@@ -2,6 +2,7 @@
 durable (fsync of file and folder, or what the system does for that).
 """
 
+import abc
 import itertools
 import os
 import shutil
@@ -86,18 +87,20 @@ class Edl:
         self._manager.close()
 
 
-class OneFile:
+class OneFile(abc.ABC):
     """A system that writes one file, which is flushed to the disk afterwards, and removed before the next save."""
 
     def __init__(self, model: Weights, folder: Path) -> None:
         self.model = model
         self.path = folder / "file"
 
+    @abc.abstractmethod
     def write(self) -> None:
-        raise NotImplementedError
+        """The state into the file."""
 
+    @abc.abstractmethod
     def read(self) -> None:
-        raise NotImplementedError
+        """The file into the model."""
 
     def save(self) -> Times:
         self.path.unlink(missing_ok=True)
