@@ -29,13 +29,21 @@ ENDED = ("succeeded", "failed", "stopped")
 _EDL = """\
 #!/bin/bash
 follow() {{
-  exec 3< <(exec "$@" 2>&1)
-  local said=$!
-  IFS= read -r -t 120 line <&3 || {{ echo "edl: nothing was said" >&2; exit 1; }}
-  echo "$line"
-  kill "$said" 2>/dev/null || true  # not INT, which a shell lets its background ignore
-  wait "$said" || true
-  exit 0
+  # until it has said something, which a worker that has just been planned has not
+  local end=$((SECONDS + 120)) said line
+  while ((SECONDS < end)); do
+    exec 3< <(exec "$@")
+    said=$!
+    if IFS= read -r -t 120 line <&3; then
+      echo "$line"
+      kill "$said" 2>/dev/null || true  # not INT, which a shell lets its background ignore
+      wait "$said" || true
+      exit 0
+    fi
+    wait "$said" || true
+    sleep 0.2
+  done
+  exit 1
 }}
 edl=({python} -m jobserver.cli.main)
 case "$1 $2" in
