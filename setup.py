@@ -57,6 +57,7 @@ WEBHDFS = ["requests>=2.31"]
 TRITON_CLIENT = "tritonclient[http]>=2.40"
 #: brings grpcio and protobuf
 TRITON_GRPC_CLIENT = "tritonclient[grpc]>=2.40"
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=1.16"]
 EXAMPLE = ["pillow>=11.0", "scikit-learn>=1.5"]
 
 EXTRAS = {
@@ -73,6 +74,7 @@ EXTRAS = {
     "gpu": ["nvidia-ml-py>=12.535"],
     "tensorboard": TENSORBOARD,
     "example": EXAMPLE,
+    "docs": DOCS,
     "bench": [*EXAMPLE, "safetensors>=0.4", "torchft-nightly", TRITON_CLIENT, TRITON_GRPC_CLIENT, *HDFS],
     "test": [
         # Names the boto3 that s3fs agrees with; moto takes any.
@@ -81,18 +83,20 @@ EXTRAS = {
         "flask>=3.0",
         "flask-cors>=5.0",
         "hypothesis>=6.100",
+        "markdown-it-py>=3.0",
         "moto[s3]>=5.0",
         "mypy>=1.13",
         "openapi-spec-validator>=0.7",
         "pytest>=8.3",
         "pytest-asyncio>=0.24",
         "pytest-timeout>=2.3",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.7",
         "pyyaml>=6.0",
         "ruff>=0.8",
         "safetensors>=0.4",
         "schemathesis>=4.0",
         TRITON_CLIENT,
+        *DOCS,
         *TENSORBOARD,
         *HDFS,
         *HDFS3,

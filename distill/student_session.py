@@ -51,9 +51,8 @@ class ReaderStats:
 
     batches: int = 0
     samples: int = 0
-    #: seconds that the trainer waited for teachers, in all and for the last batch
+    #: seconds that the trainer waited for teachers
     waited_s: float = 0.0
-    last_waited_s: float = 0.0
     #: batches that were given out without predictions (on_no_teacher="hard_labels")
     unanswered: int = 0
     #: batches that came without a slot: the user keeps too many, or the loader cannot be wrapped
@@ -263,7 +262,6 @@ class StudentSession:
 
     def _wait(self, token: Token, nest: Any) -> Done | Abandoned | None:
         """The answer to a batch; None in nop mode."""
-        self.stats.last_waited_s = 0.0
         if self.link is None:
             return None
         answer = self.link.take(token.seq, token.slot)
@@ -292,7 +290,6 @@ class StudentSession:
                 link.wait(_LOOK_EVERY_S)
         finally:
             now_s = time.monotonic()
-            self.stats.last_waited_s = now_s - began_s
             self.stats.waited_s += now_s - began_s
             self.stats.respawns = link.respawns
             if self._timeline is not None:

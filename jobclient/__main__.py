@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from logging.handlers import RotatingFileHandler
 
-from edl_collective.coord.access import Access
+from edl_collective.coord.access import Access, off_loopback
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.errors import CoordError, Disconnected
 from edl_collective.coord.key_file import load_or_create_key
@@ -51,7 +51,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         config = parse(argv, environ)
         _begin_logging(config)
         _check_user(config)
-        key = load_or_create_key(config.key_file)
+        key = cluster_key(config)
         api = _bind(config, key)
         problem = host_name_problem(config.address, socket.gethostname())
         if problem is not None:
@@ -89,6 +89,14 @@ def _check_user(config: Config) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     logger.info("workers run as %s", config.run_as.user)
+
+
+def cluster_key(config: Config) -> ClusterKey:
+    """Of the key file. Raises KeyFileError, and ConfigError where one made here would be that of another cluster."""
+    if off_loopback(config.zookeeper, config.address) and not config.key_file.exists():
+        text = f"--key-file {config.key_file} is not there: copy that of the cluster to this machine"
+        raise ConfigError(f"{text} (ZooKeeper or --address is off the loopback, so no new one is made)")
+    return load_or_create_key(config.key_file)
 
 
 def _begin_logging(config: Config) -> None:
@@ -140,9 +148,11 @@ def _connect(config: Config, key: ClusterKey) -> ZkStore:
 
 
 async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) -> None:
+    incarnation = secrets.token_hex(8)
     node = NodeRecord(
         node=config.node,
-        incarnation=secrets.token_hex(8),
+        incarnation=incarnation,
+        proof=SpecSigner(key).node_proof(config.node, incarnation),
         address=config.address,
         port=api.port,
         slots=config.slots,
@@ -175,6 +185,7 @@ async def _serve(config: Config, key: ClusterKey, api: NodeApi, store: ZkStore) 
         return JobProxy(job, node.node, node.incarnation, key, send, rendezvous, world_changed)
 
     agent = Agent(config, node, store, key, proxy)
+    api.show(agent.sight)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.close)
     serving = loop.create_task(api.serve())

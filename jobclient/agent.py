@@ -5,9 +5,8 @@ what runs goes on, exits still reach the driver through the job's proxy, and rec
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 
 from edl_collective.coord.auth import ClusterKey
@@ -40,7 +39,8 @@ from jobclient.held_folders import HeldFolders
 from jobclient.launch import DRIVER_LOG, Launcher
 from jobclient.log_keeping import LogKeeping
 from jobclient.node_api import log_path
-from jobclient.presence import RETRY_S, Presence
+from jobclient.node_metrics import NodeSight
+from jobclient.presence import RETRY_S, Presence, call_soon
 from jobclient.proxies import Proxies, ProxyFactory
 from jobclient.reporting import Reporting, resized_after_restart
 from jobclient.snapshot import Snapshot, snapshot
@@ -103,8 +103,8 @@ class Agent:
             await presence.resign()
             return
         await self._link.start()
-        mirror = Mirror(self._store, self._paths.jobs, lambda: _call_soon(loop, self._wake.set))
-        orders = Orders(self._store, self._paths, self._node.node, lambda: _call_soon(loop, self._wake.set))
+        mirror = Mirror(self._store, self._paths.jobs, lambda: call_soon(loop, self._wake.set))
+        orders = Orders(self._store, self._paths, self._node.node, lambda: call_soon(loop, self._wake.set))
         try:
             async with asyncio.TaskGroup() as group:
                 beside = (presence.keep(), self._reporting.publish(), self._logs.keep())
@@ -135,6 +135,11 @@ class Agent:
         self._closing = True
         self._close_asked.set()
         self._wake.set()
+
+    def sight(self) -> NodeSight:
+        """The node as it is now."""
+        holding = tuple(worker.record for worker in self._workers.values() if not worker.gone)
+        return NodeSight(self._node, holding, dict(self._reporting.ends), self._store.session is Session.CONNECTED)
 
     async def _before_closing(self, work: Coroutine[None, None, None]) -> bool:
         """Wait for `work`, and raise what it raises; False if `close` was called before its end, which ends it."""
@@ -388,9 +393,3 @@ class Agent:
             if worker.rank == 0:
                 self._reporting.flush_progress(worker.job)
         self._reporting.worker((worker.job, worker.submitted_at), worker.record)
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    """From a thread of the store, which may outlive the loop."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(callback)

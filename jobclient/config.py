@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edl_collective.coord.key_file import key_file
 from edl_collective.coord.paths import Paths, check_name
-from edl_collective.coord.records import JobSpec
+from edl_collective.coord.records import MAX_SLOTS, JobSpec
 from jobclient import gpus as gpu_discovery
 from jobclient import run_as
 from jobclient.addresses import interface_of
@@ -102,6 +102,8 @@ class Config:
         checked("--zookeeper-root", Paths, self.zookeeper_root)
         check_hosts(self.zookeeper)
         check_positive(self, ("zookeeper_wait_s", "session_timeout_s", "slots", "threads_per_slot", "health_timeout_s"))
+        if self.slots > MAX_SLOTS:
+            raise ConfigError(f"--slots is {self.slots}: a node has at most {MAX_SLOTS}")
         if self.drain_timeout_s is not None and not 0 <= self.drain_timeout_s < math.inf:
             raise ConfigError(f"--drain-timeout is {self.drain_timeout_s}: it must be a number of seconds, at least 0")
         for name in ("log_keep_days", "log_max_bytes"):
@@ -121,17 +123,17 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     Raises ConfigError; --help and options that do not exist end the process as argparse does.
     """
     split = count_options(argv)
-    parser = option_parser("jobclient", _HELP, _EPILOG, _OPTIONS)
+    parser = option_parser("jobclient", _HELP, _EPILOG, OPTIONS)
     parser.add_argument("--label", metavar="K=V", action="append", help="one label; may be given several times")
     parser.add_argument("script", nargs="?", help="training script: make sure that a job which runs it exists")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
     given = vars(parser.parse_args([*map(with_dashes, argv[:split]), *argv[split:]]))
-    values = merged(_OPTIONS, given, environ, _ALIASES)
+    values = merged(OPTIONS, given, environ, _ALIASES)
     values["labels"] = _labels(values.get("labels", "")) | _labels(",".join(given["label"] or ()), "--label")
     return _build(values, environ)
 
 
-_OPTIONS: dict[str, tuple[str, str]] = {
+OPTIONS: dict[str, tuple[str, str]] = {
     "node": ("NAME", "name of this node (default: the host name)"),
     "zookeeper": ("HOSTS", "host:port[,host:port] (default: 127.0.0.1:2181)"),
     "zookeeper_root": ("PATH", "where EDL lives in ZooKeeper (default: /edl)"),

@@ -1,4 +1,4 @@
-"""The HTTP endpoint of a node: the logs of its workers, and whether it is there.
+"""The HTTP endpoint of a node: the logs of its workers, metrics, and whether it is there.
 
 Served by uvicorn on the JobClient's own event loop, which no file may block: they are read in threads. A log is found
 by the names of a job and a worker only, both checked, and no link is followed, so that no request leaves the log
@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -21,9 +22,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from distill.exposition import CONTENT_TYPE
 from edl_collective.coord.auth import ClusterKey, same
 from edl_collective.coord.paths import check_name
 from jobclient.http_limits import LimitedHttp
+from jobclient.node_metrics import NodeSight, node_lines
+from jobclient.process_metrics import process_lines
 
 DEFAULT_LIMIT_BYTES = 64 * 1024
 MAX_LIMIT_BYTES = 1024 * 1024
@@ -40,17 +44,19 @@ def log_path(log_dir: Path, job: str, worker: str) -> Path:
 
 
 def make_app(log_dir: Path, key: ClusterKey, node: str) -> Starlette:
-    """GET /health, and GET /logs/{job}/{worker}?offset=&limit= (bytes) with `Authorization: Bearer TOKEN`.
+    """GET /health; with `Authorization: Bearer TOKEN` GET /metrics and /logs/{job}/{worker}?offset=&limit= (bytes).
 
-    TOKEN: that of this log alone, as a JobServer sends it, or one of those that the JobServer's interface knows.
+    TOKEN: one of those that the JobServer's interface knows or, for a log, that of this log alone, as a JobServer
+    sends it. `state.sight` of the result is to return the node as it is; until it is set there are no metrics.
     """
+    tokens = (key.read_only_token, key.api_token)
 
     async def health(_: Request) -> Response:
         return JSONResponse({"node": node, "ok": True})
 
     async def logs(request: Request) -> Response:
         job, worker = request.path_params["job"], request.path_params["worker"]
-        if not _authorised(request, (key.log_token(node, job, worker), key.read_only_token, key.api_token)):
+        if not _authorised(request, (key.log_token(node, job, worker), *tokens)):
             return _error(401, "send the API token as 'Authorization: Bearer TOKEN'")
         try:
             path = log_path(log_dir, job, worker)
@@ -67,14 +73,35 @@ def make_app(log_dir: Path, key: ClusterKey, node: str) -> Starlette:
         headers = {NEXT_OFFSET_HEADER: str(offset + len(data))}
         return Response(data, media_type="text/plain; charset=utf-8", headers=headers)
 
-    return Starlette(routes=[Route("/health", health), Route("/logs/{job}/{worker}", logs)])
+    async def metrics(request: Request) -> Response:
+        if not _authorised(request, tokens):
+            return _error(401, "send the API token as 'Authorization: Bearer TOKEN'")
+        sight: NodeSight | None = app.state.sight()
+        if sight is None:
+            return _error(503, f"node {node} is not registered yet")
+        text = await asyncio.to_thread(_metrics, sight, log_dir)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+    app = Starlette(routes=[Route("/health", health), Route("/metrics", metrics), Route("/logs/{job}/{worker}", logs)])
+    app.state.sight = lambda: None
+    return app
+
+
+def _metrics(sight: NodeSight, log_dir: Path) -> str:
+    """May block for as long as the file system of the logs does."""
+    there = next(path for path in (log_dir, *log_dir.parents) if path.is_dir())
+    disk = shutil.disk_usage(there)
+    return "\n".join((*node_lines(sight, disk.total, disk.free), *process_lines(), ""))
 
 
 class NodeApi:
     """The endpoint from `start` to `close`; `port` is the one that was bound."""
 
     def __init__(self, app: Starlette, address: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        """Binds at once. `tls`: None for plain HTTP. Raises OSError if the port is taken or the address not ours."""
+        """Binds at once. `app`: of `make_app`; `tls`: None for plain HTTP.
+
+        Raises OSError if the port is taken or the address not ours.
+        """
         family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         self._socket = socket.create_server(where[:2], family=family)
         self.port: int = self._socket.getsockname()[1]
@@ -84,6 +111,11 @@ class NodeApi:
         config.load()
         config.ssl = tls
         self._server = _Server(config)
+        self._app = app
+
+    def show(self, sight: Callable[[], NodeSight]) -> None:
+        """Answer for metrics with what `sight` returns."""
+        self._app.state.sight = sight
 
     async def serve(self) -> None:
         """Serve until `close`."""

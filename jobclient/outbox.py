@@ -36,7 +36,6 @@ class Outbox:
         self._events: deque[_Pending] = deque()
         #: paths that this process has written, with the version left behind, and of which submission
         self._versions: dict[str, tuple[float, int]] = {}
-        self.dropped_events = 0
 
     def put(self, of: Submission, path: str, record: Record) -> None:
         """Replace what is to be written at `path`. Raises RecordTooLarge."""
@@ -48,7 +47,6 @@ class Outbox:
         with self._lock:
             if len(self._events) == MAX_WAITING_EVENTS:
                 self._events.popleft()
-                self.dropped_events += 1
             self._events.append(_Pending(of, encode(event)))
 
     def waits(self, path: str) -> bool:

@@ -5,6 +5,7 @@ stays the same for the life of the process, so a session lost and found again is
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -114,7 +115,7 @@ class Presence:
         )
 
     def _changed(self, _path: str) -> None:
-        self._loop.call_soon_threadsafe(self._look.set)
+        call_soon(self._loop, self._look.set)
 
     def _session_changed(self, _session: Session) -> None:
         self._changed(self._path)
@@ -127,3 +128,9 @@ class Presence:
             self._look.clear()
         except TimeoutError:
             pass
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """From a thread of the store, which may outlive the loop."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback)

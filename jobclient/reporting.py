@@ -7,6 +7,7 @@ is written at most once per PROGRESS_PERIOD_S and job, its last state always.
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from msgspec.structs import asdict
 from edl_collective.coord.clock import Clock
 from edl_collective.coord.errors import CoordError, Disconnected, RecordTooLarge
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import Event, Progress, WorkerRecord
+from edl_collective.coord.records import Event, Outcome, Progress, WorkerRecord
 from edl_collective.coord.store import Store
 from edl_collective.goodput import carry
 from edl_collective.messages import Report
@@ -65,10 +66,14 @@ class Reporting:
         self._progress: dict[str, _LastProgress] = {}
         self._earlier: dict[Submission, tuple[str, dict[str, float]]] = {}
         self._ready = asyncio.Event()
+        #: how workers ended, since this JobClient began
+        self.ends: Counter[Outcome] = Counter()
         self._flushing = asyncio.Lock()
 
     def worker(self, of: Submission, record: WorkerRecord) -> None:
         job, _ = of
+        if record.outcome is not None:  # reported once: nothing changes after the end
+            self.ends[record.outcome] += 1
         with self._noting(job, f"the record of {record.worker}"):
             self._outbox.put(of, self._paths.worker(job, record.worker), record)
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
@@ -24,7 +25,7 @@ from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.signing import SpecSigner
 from edl_collective.coord.store import Store
-from edl_collective.coord.tls import server_context, server_context_of
+from edl_collective.coord.tls import ends_at, server_context, server_context_of
 from edl_collective.coord.zk_store import ZkStore
 from jobclient.http_limits import LimitedHttp
 from jobclient.options import ConfigError
@@ -38,6 +39,8 @@ from jobserver.reconcile import ReconcileConfig
 logger = logging.getLogger("jobserver")
 
 SHUTDOWN_TIMEOUT_S = 3
+#: how long before its end a certificate is warned of
+CERTIFICATE_NOTICE_S = 14 * 86400.0
 
 
 class CannotStart(Exception):
@@ -143,12 +146,21 @@ def _controller(config: Config, store: Store, url: str, signer: SpecSigner) -> I
         controller.stop()
 
 
+def _tell_of_end(certificate: Path, left_s: float) -> None:
+    if left_s < 0:
+        logger.error("--tls-cert %s has expired: clients refuse it; give another, and restart", certificate)
+    elif left_s < CERTIFICATE_NOTICE_S:
+        logger.warning("--tls-cert %s expires in %.1f days", certificate, left_s / 86400)
+
+
 def _tls(config: Config, key: ClusterKey) -> ssl.SSLContext | None:
     """Raises TlsError."""
     if not config.tls:
         return None
     if config.tls_cert is not None:
-        return server_context_of(config.tls_cert, config.tls_key)
+        context = server_context_of(config.tls_cert, config.tls_key)
+        _tell_of_end(config.tls_cert, ends_at(config.tls_cert) - SystemClock().wall_s())
+        return context
     return server_context(key, [config.host, socket.gethostname(), socket.getfqdn()])
 
 
@@ -163,6 +175,7 @@ def _run_http(
         log_config=None,
         access_log=False,
         lifespan="off",
+        ws="none",
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
     settings.load()

@@ -48,6 +48,7 @@ from jobserver.checkpoint_looks import CheckpointLooks
 from jobserver.controller import Controller
 from jobserver.drain_orders import cancel_cordon, cancel_drain, order_cordon, order_drain
 from jobserver.forget import delete_tree, first_alive, read_tree
+from jobserver.metrics import ServerSight
 from jobserver.node_logs import fetch_log
 from jobserver.retry import changed, retry
 from jobserver.shown import Shown
@@ -88,7 +89,12 @@ class Service:
         self._session_changed(store.session)
 
     def snapshot(self, *, services: bool = False) -> Snapshot:
-        """The newest; one that the end of a session cut short is taken again in the next. Raises Disconnected."""
+        """The newest; one that the end of a session cut short is taken again in the next. Raises Disconnected.
+
+        Without a session it is said soon: requests that wait for a store that is away would keep all others waiting.
+        """
+        if not self._connected.wait(PATIENCE_S):
+            raise Disconnected("the JobServer's --zookeeper", "it has no session")
         try:
             return self._controller.view.load(services=services)
         except Disconnected:
@@ -236,7 +242,7 @@ class Service:
         problems = [self._controller.failure] if self._controller.failure else []
         leader = None
         try:
-            snapshot = self._controller.view.load()
+            snapshot = self.snapshot()
             problems += [problem.text for problem in snapshot.problems]
             leader = snapshot.leader.server if snapshot.leader else None
         except CoordError as error:
@@ -254,6 +260,13 @@ class Service:
         unsettled_s = round(self._controller.view.unsettled_s, 3)
         ours: Json = {"leading": epoch is not None, "epoch": epoch, "problems": problems, "reason": reason}
         return {**public, **ours, "unsettled_s": unsettled_s}
+
+    def sight(self, streams: int, answers: dict[int, int]) -> ServerSight:
+        """This server, for metrics."""
+        controller = self._controller
+        leading, connected = controller.epoch is not None, self._store.session is Session.CONNECTED
+        counts = (controller.problem_count, controller.turns, controller.turn_s, streams, answers)
+        return ServerSight(leading, connected, *counts)
 
     def log(self, name: str, worker: str, offset: int, limit: int) -> Response:
         """Part of a worker's log, from the JobClient that has it. Raises ApiError."""

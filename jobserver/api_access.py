@@ -4,6 +4,7 @@ Invariants: whoever has no token learns no more than health tells everybody; who
 nothing, whatever routes there are, and sees the names of a job's environment variables but not what they hold.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -53,10 +54,20 @@ def refusal(status: int, error: str, field: str | None = None) -> Response:
 
 
 def add_access(app: FastAPI, tokens: Tokens, changed: Callable[[], None]) -> None:
-    """Let each request in by its token. `changed` is called after each that may have written."""
+    """Let each request in by its token. `changed` is called after each that may have written.
+
+    `app.state.answers` counts answers by their status.
+    """
+    answers: Counter[int] = Counter()
+    app.state.answers = answers
 
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await admitted(request, call_next)
+        answers[response.status_code] += 1
+        return response
+
+    async def admitted(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         role = tokens.role(request)
         if role is Role.NOBODY and request.url.path != HEALTH_PATH and not is_page(request.url.path):
             return refusal(401, "the bearer token is missing or wrong: use the cluster's key file (--key-file)")

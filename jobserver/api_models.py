@@ -31,6 +31,8 @@ from jobserver.snapshot import Job, Snapshot, StoredEvent
 Json = dict[str, Any]
 
 MAX_BODY_BYTES = 64 * 1024
+#: of one job; no cluster has so many slots
+MAX_WORKERS = 1_000_000
 _SPEC_FIELDS = frozenset(JobSpec.__struct_fields__) - {"schema", "submitted_at", "stopped", "stop_reason"}
 #: what may differ between two submissions of the same job
 _NOT_COMPARED = frozenset({"schema", "submitted_at", "stopped", "stop_reason"})
@@ -91,6 +93,9 @@ def convert_spec(values: Mapping[str, Any]) -> JobSpec:
     for name in TIMEOUTS:
         if not math.isfinite(getattr(spec, name)):
             raise ApiError(422, f"{name} must be a finite number of seconds", name)
+    for name in ("max_np", "spares"):
+        if getattr(spec, name) > MAX_WORKERS:
+            raise ApiError(422, f"{name} is {getattr(spec, name)}: it must be at most {MAX_WORKERS}", name)
     for name in ("max_restarts", "max_failures"):
         if getattr(spec, name) < 0:
             raise ApiError(422, f"{name} is {getattr(spec, name)}: it must be at least 0", name)
@@ -239,7 +244,9 @@ def _node_row(node: NodeRecord, planned: list[Json], snapshot: Snapshot) -> Json
         if order is None or order.value.cordon
         else {"deadline_s": order.value.deadline_s, "asked_at": order.value.asked_at}
     )
-    return {**msgspec.to_builtins(node), "drain": drain, "workers": sorted(planned, key=lambda row: row["slot"])}
+    row: Json = msgspec.to_builtins(node)
+    del row["proof"]
+    return {**row, "drain": drain, "workers": sorted(planned, key=lambda row: row["slot"])}
 
 
 def host_rows(job: Job, snapshot: Snapshot) -> list[Json]:

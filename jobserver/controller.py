@@ -173,11 +173,18 @@ class Controller:
         self.reason = ""
         #: what went wrong in the last turn of the loop, None if nothing did
         self.failure: str | None = None
+        #: turns of the loop, and seconds in them
+        self.turns, self.turn_s = 0, 0.0
 
     @property
     def epoch(self) -> int | None:
         """Epoch in which this server leads, None while it does not."""
         return self._leadership.epoch
+
+    @property
+    def problem_count(self) -> int:
+        """Records that could not be read in the last turn, and what stopped it."""
+        return len(self._problems) + (self.failure is not None)
 
     def start(self) -> None:
         self._thread.start()
@@ -206,6 +213,7 @@ class Controller:
             began_s = self._clock.monotonic_s()
             timeout_s = self._turn()
             took_s = self._clock.monotonic_s() - began_s
+            self.turns, self.turn_s = self.turns + 1, self.turn_s + took_s
             if not self._woken.is_set():
                 self._rest()
             self._woken.wait(timeout_s)

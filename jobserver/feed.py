@@ -127,6 +127,11 @@ class Feed:
                 self._thread = threading.Thread(target=self._run, name="edl-feed", daemon=True)
                 self._thread.start()
 
+    @property
+    def count(self) -> int:
+        """Streams that are open."""
+        return len(self._followers)
+
     def leave(self, follower: Follower) -> None:
         """The last to leave ends the thread."""
         with self._lock:

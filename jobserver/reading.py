@@ -59,6 +59,7 @@ class Reading:
 
     def __init__(self, paths: Paths, signer: SpecSigner) -> None:
         self._paths = paths
+        self._signer = signer
         self.newest = NewestSpecs(signer)
         self._read: dict[str, _Read] = {}
         #: what is read, by job; "" for what belongs to none
@@ -103,6 +104,8 @@ class Reading:
         try:
             is_spec = record_type is JobSpec
             value = self.newest.read(path, found.data) if is_spec else decode(found.data, record_type, path)
+            if isinstance(value, NodeRecord):
+                self._signer.check_node(path, value)
             return _Read(found, key, At(value, found.version))
         except RecordError as error:
             return _Read(found, key, problem=Problem(path, str(error)))

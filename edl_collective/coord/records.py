@@ -20,6 +20,8 @@ from edl_collective.coord.record import encode as encode
 
 #: letters and digits up to here are a name without a closer look, which large plans would feel
 _SHORT_NAME = 32
+#: of one node: a JobServer counts the slots of all
+MAX_SLOTS = 4096
 
 
 #: label of a node that offers less than it has: what failed its health check, and why
@@ -48,6 +50,12 @@ class NodeRecord(Record, frozen=True, kw_only=True):
     session_timeout_s: float | None = None
     #: its HTTP endpoint speaks TLS, with a certificate that proves the cluster key
     tls: bool = False
+    #: that its JobClient has the cluster key (SpecSigner.node_proof); "" if it does not say
+    proof: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.slots <= MAX_SLOTS:
+            raise ValueError(f"slots is {self.slots}: a node has at most {MAX_SLOTS}")
 
 
 class DrainRecord(Record, frozen=True, kw_only=True):

@@ -13,10 +13,12 @@ from collections.abc import Iterable
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.errors import RecordError, RecordTooLarge
-from edl_collective.coord.records import MAX_RECORD_BYTES, JobSpec, decode, encode
+from edl_collective.coord.records import MAX_RECORD_BYTES, JobSpec, NodeRecord, decode, encode
 
 _HEAD, _TAIL = b'{"signature":"', b'",'
 _DIGITS = 64
+#: no length of a path begins so
+_NODE = b"\xff\xff\xff\xffnode "
 _BODY = len(_HEAD) + _DIGITS + len(_TAIL)
 _SERIAL = re.compile(rb'"serial":([0-9]{1,10}),')
 #: specs of jobs that were deleted and are remembered, so that none of them comes back
@@ -51,6 +53,19 @@ class OldSpec(RecordError):
         )
 
 
+class OtherKey(RecordError):
+    """Raised when the JobClient of a node has another cluster key: it would run nothing of what is planned there."""
+
+    def __init__(self, path: str, detail: str = "") -> None:
+        super().__init__(path, detail)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: its JobClient has another cluster key, so nothing is planned there: give it the --key-file "
+            "of the JobServers"
+        )
+
+
 class SpecSigner:
     """Signs and checks the specs of one cluster."""
 
@@ -71,6 +86,16 @@ class SpecSigner:
             return False
         given = data[len(_HEAD) : len(_HEAD) + _DIGITS]
         return hmac.compare_digest(given, self._signature(path, b"{" + data[_BODY:]))
+
+    def node_proof(self, node: str, incarnation: str) -> str:
+        """What a node's record says to show that its JobClient has the key; it can be copied, so only mistakes show."""
+        return hmac.new(self._secret, _NODE + f"{node} {incarnation}".encode(), hashlib.sha256).hexdigest()[:32]
+
+    def check_node(self, path: str, node: NodeRecord) -> None:
+        """Raises OtherKey. A record without a proof passes: it may be that of an older JobClient."""
+        expected = self.node_proof(node.node, node.incarnation)
+        if node.proof and not hmac.compare_digest(node.proof.encode(), expected.encode()):
+            raise OtherKey(path)
 
     def check(self, path: str, data: bytes) -> None:
         """Raises UnsignedSpec."""

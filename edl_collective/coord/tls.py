@@ -69,6 +69,17 @@ def server_context_of(certificate: Path, key: Path | None) -> ssl.SSLContext:
     return context
 
 
+def ends_at(certificate: Path) -> float:
+    """Wall time from which clients refuse the first certificate in a file (PEM). Raises TlsError."""
+    from cryptography import x509
+
+    try:
+        first, *_ = x509.load_pem_x509_certificates(certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise TlsError(str(certificate), getattr(error, "strerror", None) or str(error)) from error
+    return first.not_valid_after_utc.timestamp()
+
+
 @functools.lru_cache(maxsize=4)
 def client_context(key: ClusterKey) -> ssl.SSLContext:
     """For a client that talks only to processes with the cluster key."""

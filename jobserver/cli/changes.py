@@ -9,13 +9,15 @@ import click
 
 from jobserver.cli.client import Api, BadInput, CommandFailed, tell, with_api
 from jobserver.cli.following import Told, lasting
-from jobserver.cli.names import job_names
+from jobserver.cli.names import JOB
 
+#: a number of workers has fewer
+_DIGITS = 10
 _ENDED = ("succeeded", "failed", "stopped")
 
 
 @click.command("set")
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @click.option("--np", default=None, metavar="NUMBER|auto", help="wanted workers; auto: what its schedule says")
 @click.option("--min-np", type=int, default=None, help="fewest workers it may run with")
 @click.option("--max-np", type=int, default=None, help="most workers it may have")
@@ -41,7 +43,7 @@ def set_(api: Api, as_json: bool, job: str, np: str | None, if_version: str | No
 
 def wanted(np: str) -> int | None:
     """Workers of the argument NP. Raises BadInput."""
-    if np != "auto" and not np.isdecimal():
+    if np != "auto" and not (np.isdecimal() and len(np) < _DIGITS):
         raise BadInput(f"NP is {np!r}: give a number of workers, or auto")
     return None if np == "auto" else int(np)
 
@@ -51,7 +53,7 @@ def _shown(value: object) -> str:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @click.option("--reason", default="", help="why, in a line: it is shown wherever the job is")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=120.0, show_default=True, help="seconds")
 @with_api
@@ -92,7 +94,7 @@ def _await_end(api: Api, job: str, timeout_s: float) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @with_api
 def retry(api: Api, as_json: bool, job: str) -> None:
     """Submit a job that failed or was stopped again, under its name.

@@ -6,6 +6,7 @@ a traceback. Imports neither torch nor a web framework.
 
 import functools
 import json
+import re
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from edl_collective.coord.key_file import key_file, load_key
 
 DEFAULT_SERVER = "http://127.0.0.1:8180"
 TIMEOUT_S = 15.0
+#: all but the tab and the line feed
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class CommandFailed(click.ClickException):
@@ -51,18 +54,20 @@ class Api:
         self.timeout_s = TIMEOUT_S
 
     def get(self, path: str, **query: str | int) -> Any:
-        return self._request("GET", path, query=query).json()
+        return _json(self._request("GET", path, query=query))
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        return self._request("POST", path, body=body).json()
+        return _json(self._request("POST", path, body=body))
 
     def patch(self, path: str, body: Mapping[str, Any], if_match: str | None = None) -> Any:
         """`if_match`: the version on which the change was decided."""
+        if if_match is not None and not (if_match.isascii() and if_match.isprintable()):
+            raise BadInput("--if-version is not a version, such as 3-1760000000000, which `edl describe` shows")
         headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
-        return self._request("PATCH", path, body=body, extra=headers).json()
+        return _json(self._request("PATCH", path, body=body, extra=headers))
 
     def delete(self, path: str) -> Any:
-        return self._request("DELETE", path).json()
+        return _json(self._request("DELETE", path))
 
     def log(self, job: str, worker: str, offset: int) -> tuple[bytes, int]:
         """Bytes of a worker's log from `offset` on, and where the next read begins."""
@@ -81,7 +86,7 @@ class Api:
                 httpx.Client(verify=self._verifier(), trust_env=False, timeout=min(longest_s, TIMEOUT_S)) as http,
                 http.stream("GET", url, params=query, headers=headers) as answer,
             ):
-                if answer.status_code >= 400:
+                if answer.status_code != 200:
                     answer.read()
                     raise CommandFailed(_sentence(answer))
                 kind = ""
@@ -91,6 +96,8 @@ class Api:
                         kind = value
                     elif name == "data":
                         yield kind, json.loads(value)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise self._no_address(error) from error
         except httpx.HTTPError as error:
             text = f"the stream of the JobServer at {self._server} is lost ({error}); check --server / EDL_SERVER"
             raise StreamLost(text) from error
@@ -116,19 +123,31 @@ class Api:
             with httpx.Client(verify=self._verifier(), trust_env=False, timeout=self.timeout_s) as http:
                 answer = http.request(method, url, params=query, json=body, headers=headers)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise BadInput(f"--server {self._server} is not an address: {error}") from error
+            raise self._no_address(error) from error
+        except UnicodeEncodeError as error:  # before the next, whose kind it is
+            raise BadInput(f"what was given is not UTF-8: {error.object[error.start :][:20]!r}") from error
+        except ValueError as error:  # of the encoder of JSON
+            raise BadInput(f"what was given cannot be sent: {error}; give finite numbers") from error
         except httpx.HTTPError as error:
-            text = f"no JobServer answers at {self._server} ({error}); check --server / EDL_SERVER"
-            raise CommandFailed(text) from error
+            why = f"{error}{_hint(error)}"
+            raise CommandFailed(
+                f"no JobServer answers at {self._server} ({why}); check --server / EDL_SERVER"
+            ) from error
         if answer.status_code in (400, 422):
             raise BadInput(_sentence(answer))
-        if answer.status_code >= 400:
+        if not answer.is_success:
             raise CommandFailed(_sentence(answer))
         return answer
 
+    def _no_address(self, error: Exception) -> BadInput:
+        return BadInput(f"--server {self._server} (or EDL_SERVER) is not an address like {DEFAULT_SERVER}: {error}")
+
     def _token(self) -> str:
+        given = self._given_token
+        if given is not None and not (given.isascii() and given.isprintable() and " " not in given):
+            raise BadInput("--token (or EDL_TOKEN) is not a token: it has 32 hexadecimal digits, see `edl token`")
         try:
-            return self._given_token or load_key(self.key).api_token
+            return given or load_key(self.key).api_token
         except CoordError as error:
             raise BadInput(str(error)) from error
 
@@ -145,11 +164,28 @@ class Api:
             raise BadInput(str(error)) from error
 
 
+def _hint(error: httpx.HTTPError) -> str:
+    """What to try where the two sides do not agree on TLS."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "; whom its certificate descends from is for --tls-ca / EDL_TLS_CA, or the cluster key, to say"
+    if isinstance(error, httpx.RemoteProtocolError):
+        return "; does it speak https?"
+    return "; does it speak http?" if "WRONG_VERSION_NUMBER" in str(error) else ""
+
+
 def _sentence(answer: httpx.Response) -> str:
     try:
-        return str(answer.json()["error"])
+        return plain(answer.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return f"{answer.url} answered {answer.status_code}: is that a JobServer?"
+        return f"{answer.url} answered {answer.status_code}: is that a JobServer? (--server, EDL_SERVER)"
+
+
+def _json(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError as error:
+        text = f"{answer.url} answered what is not JSON: is that a JobServer? (--server, EDL_SERVER)"
+        raise CommandFailed(text) from error
 
 
 def with_api(command: Callable[..., None]) -> Callable[..., None]:
@@ -191,6 +227,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def plain(value: object) -> str:
+    """As text whose control characters are written out: what a job says is not to drive the terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", str(value))
+
+
 def tell(answer: object, as_json: bool, sentence: str) -> None:
     """How a command ends that changes something: in a sentence or, for programs, with the whole answer."""
     if as_json:
@@ -208,5 +249,5 @@ def print_table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+        table.add_row(*("-" if cell is None else plain(cell) for cell in row))
     Console(width=None if sys.stdout.isatty() else 240, highlight=False, markup=False).print(table)

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from jobserver.cli.client import Api, BadInput, CommandFailed, print_json, with_api
+from jobserver.cli.client import Api, BadInput, CommandFailed, plain, print_json, with_api
 from jobserver.cli.following import lasting
-from jobserver.cli.names import job_names
+from jobserver.cli.names import JOB
 
 #: above the number of every event: ZooKeeper counts them with 31 bits
 _ABOVE_ALL = 2**31
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 @click.command()
-@click.argument("job", required=False, shell_complete=job_names)
+@click.argument("job", required=False, type=JOB)
 @click.option("-f", "--follow", is_flag=True, help="go on until the job has ended, or Ctrl-C")
 @click.option("--after", type=int, default=-1, help="only events with a higher number")
 @click.option("--before", type=int, default=None, help="only events with a lower number")
@@ -55,7 +55,7 @@ def print_events(found: list[Json]) -> None:
     """A line for each."""
     for event in found:
         at = datetime.fromtimestamp(event["at"]).strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(f"{event['number']:>6}  {at}  {event['kind']:<10}  {event['text']}")
+        click.echo(f"{event['number']:>6}  {at}  {event['kind']:<10}  {plain(event['text'])}")
 
 
 def _pages(api: Api, job: str | None, after: int, before: int | None, limit: int | None) -> Iterator[Json]:

@@ -14,6 +14,7 @@ import click
 
 from edl_collective.coord.errors import CoordError
 from jobserver.cli.client import Api, BadInput, CommandFailed, print_json, print_table, with_api
+from jobserver.cli.names import SERVICE
 
 Json = dict[str, Any]
 #: the services, or the one that is named
@@ -74,7 +75,7 @@ def _with_store(hosts: str, root: str, key: Path, use: Callable[[Look], None]) -
 
 
 @click.command()
-@click.argument("service", required=False)
+@click.argument("service", type=SERVICE, required=False)
 @with_look
 def ls(look: Look, as_json: bool, service: str | None) -> None:
     """List the services, or the teachers and students of SERVICE.
@@ -90,7 +91,7 @@ def ls(look: Look, as_json: bool, service: str | None) -> None:
 
 
 @click.command()
-@click.argument("service", required=False)
+@click.argument("service", type=SERVICE, required=False)
 @click.option("--every", "every_s", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="seconds")
 @click.option("--count", type=click.IntRange(min=1), default=None, help="end after so many looks (default: Ctrl-C)")
 @with_look

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from jobserver.cli.changes import wanted
-from jobserver.cli.client import Api, BadInput, print_json, print_table, tell, with_api
+from jobserver.cli.client import Api, BadInput, plain, print_json, print_table, tell, with_api
 from jobserver.cli.events import print_events
-from jobserver.cli.names import job_names
+from jobserver.cli.names import JOB
 
 _STEP = re.compile(r"(\d+(?:\.\d+)?)(s?):(\d+)")
 _RULE = re.compile(r"(\d+(?:\.\d+)?)s:-(\d+)\+(\d+)")
@@ -44,7 +44,18 @@ def default_name(command: tuple[str, ...]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", Path(script).stem).strip("-._")[:63] or "job"
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+class _Submit(click.Command):
+    """Says where the command begins to whoever gives it options of its own without that."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            text = f"{error.message} What runs comes after --: edl submit [OPTIONS] -- python train.py --epochs 3."
+            raise click.NoSuchOption(error.option_name, text, error.possibilities, ctx) from error
+
+
+@click.command(cls=_Submit)
 @click.option("--name", default=None, help="name of the job (default: of its service or script)")
 @click.option("--min-np", type=int, default=None, help="fewest workers it may run with (default: 1)")
 @click.option("--max-np", type=int, default=None, help="most workers it may have (default: --np, else --min-np)")
@@ -143,7 +154,7 @@ def ps(api: Api, as_json: bool) -> None:
             _round(job["samples_per_s"], 1),
             _round(job["loss"], 4),
             _round(job["teacher_wait_s_per_step"], 3),
-            job["reason"].splitlines()[0] if job["reason"] else "",
+            _first_line(job["reason"]),
         )
         for job in answer["jobs"]
     ]
@@ -152,7 +163,7 @@ def ps(api: Api, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @with_api
 def describe(api: Api, as_json: bool, job: str) -> None:
     """Show everything about a job."""
@@ -169,7 +180,7 @@ def describe(api: Api, as_json: bool, job: str) -> None:
         ("command", " ".join(spec["command"])),
         ("workers", f"{_workers(found)}, np {spec['np'] or 'open'}"),
         ("spares", f"{found['spares']} of {spec['spares']}"),
-        ("plan", f"revision {plan['revision']}, driver on {plan['driver_node']}: {plan['reason']}" if plan else "none"),
+        ("plan", f"revision {plan['revision']}, {_driver(plan)}: {plan['reason']}" if plan else "none"),
         ("priority", found["priority"]),
         ("speeds", ", ".join(f"{np}: {rate:.4g} samples/s" for np, rate in sorted(status.get("speeds", ()))) or "none"),
         ("attempt", f"{status['attempt']} ({status['restarts']} restarts, {status['failures']} failures this epoch)"),
@@ -177,7 +188,7 @@ def describe(api: Api, as_json: bool, job: str) -> None:
         ("time", _times(found["goodput"])),
         ("checkpoint", spec["checkpoint_url"] or "none"),
     ):
-        click.echo(f"{label:<11}{value}")
+        click.echo(f"{label:<11}{plain(value)}")
     workers: list[tuple[object, ...]] = [
         (w["worker"], w["node"], w["slot"], w["state"], w["pid"], w["generation"], w["outcome"], w["exit_code"])
         for w in found["worker_records"]
@@ -186,6 +197,15 @@ def describe(api: Api, as_json: bool, job: str) -> None:
     print_table(("WORKER", "NODE", "SLOT", "STATE", "PID", "GENERATION", "OUTCOME", "EXIT"), workers)
     click.echo()
     print_events(found["events"])
+
+
+def _driver(plan: dict[str, Any]) -> str:
+    return "no driver" if plan["driver_node"] is None else f"driver on {plan['driver_node']}"
+
+
+def _first_line(reason: str) -> str:
+    """A log may follow it, which `edl describe` shows."""
+    return reason.partition("\n")[0].removesuffix("; the end of its log:")
 
 
 def _place(job: dict[str, Any]) -> str:
@@ -218,7 +238,7 @@ def _training(progress: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @click.argument("np")
 @with_api
 def scale(api: Api, as_json: bool, job: str, np: str) -> None:
@@ -229,7 +249,7 @@ def scale(api: Api, as_json: bool, job: str, np: str) -> None:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @click.option("--reason", default="", help="why, in a line: it is shown wherever the job is")
 @with_api
 def stop(api: Api, as_json: bool, job: str, reason: str) -> None:
@@ -238,7 +258,7 @@ def stop(api: Api, as_json: bool, job: str, reason: str) -> None:
 
 
 @click.command()
-@click.argument("job", shell_complete=job_names)
+@click.argument("job", type=JOB)
 @with_api
 def delete(api: Api, as_json: bool, job: str) -> None:
     """Forget a job that has ended, so that its name is free; logs and checkpoints stay."""

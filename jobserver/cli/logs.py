@@ -7,15 +7,15 @@ from typing import Any
 import click
 
 from jobserver.cli.client import Api, BadInput, print_json, with_api
-from jobserver.cli.names import job_names
+from jobserver.cli.names import JOB, WORKER
 
 FOLLOW_INTERVAL_S = 0.5
 
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="go on until the worker has ended")
-@click.argument("job", shell_complete=job_names)
-@click.argument("worker", required=False)
+@click.argument("job", type=JOB)
+@click.argument("worker", type=WORKER, required=False)
 @with_api
 def logs(api: Api, as_json: bool, job: str, worker: str | None, follow: bool) -> None:
     """Show the log of WORKER (default: rank 0, else the oldest worker)."""

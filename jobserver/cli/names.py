@@ -1,27 +1,48 @@
-"""Names of jobs and nodes for the completion of a shell.
+"""Arguments that name a job, node, worker or service: checked here, since they become parts of addresses.
 
-Invariant: completion is quick and quiet. Where no JobServer answers in a moment, nothing is offered.
+Invariant: their completion in a shell is quick and quiet. Where no JobServer answers in a moment, nothing is offered.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from edl_collective.coord.paths import check_name
 from jobserver.cli.client import api_of
 
 TIME_LIMIT_S = 1.0
 
 
-def _names(what: str, key: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+class Name(click.types.StringParamType):
+    """What names a `kind`. `listed`: where the JobServer lists them all, None if it does not."""
+
+    def __init__(self, kind: str, listed: str | None = None) -> None:
+        self.name = kind
+        self._listed = listed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            rows = api_of(context.params, TIME_LIMIT_S).get(f"/{what}")[what]
-            return [row[key] for row in rows if row[key].startswith(incomplete)]
+            return check_name(self.name, str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002  click calls it so
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        if self._listed is None:
+            return []
+        try:
+            rows = api_of(ctx.params, TIME_LIMIT_S).get(f"/{self._listed}")[self._listed]
+            return [CompletionItem(row[self.name]) for row in rows if row[self.name].startswith(incomplete)]
         except (click.ClickException, OSError, ValueError, KeyError, TypeError):  # the prompt is no place for errors
             return []
 
-    return complete
 
-
-job_names = _names("jobs", "job")
-node_names = _names("nodes", "node")
+JOB = Name("job", "jobs")
+NODE = Name("node", "nodes")
+WORKER = Name("worker")
+SERVICE = Name("service")

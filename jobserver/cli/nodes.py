@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from jobserver.cli.client import Api, print_json, print_table, tell, with_api
-from jobserver.cli.names import node_names
+from jobserver.cli.names import NODE
 
-_node = click.argument("node", shell_complete=node_names)
+_node = click.argument("node", type=NODE)
 _absent = click.option("--absent", is_flag=True, help="accept a NODE that is not there and that no job knows")
 
 

@@ -5,6 +5,7 @@ It owns what it starts and nothing else: with --zookeeper it uses a server of so
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ READY_INTERVAL_S = 0.1
 #: a node stops its workers first: at most the sum of a job's leave and stop time-outs
 NODE_STOP_TIMEOUT_S = 60.0
 SERVER_STOP_TIMEOUT_S = 15.0
+_LAST_PORT = 65535
 
 
 @click.command()
@@ -64,6 +66,7 @@ def up(
     folder = (data_dir or Path("~/.edl")).expanduser().absolute()
     logs = (log_dir or Path("pod_log")).absolute()
     key = key_path(key_file)
+    _check(slots, server_port)
     ended = threading.Event()
     try:
         load_or_create_key(key)
@@ -99,6 +102,20 @@ def up(
         raise CommandFailed(str(error)) from error
     except _Interrupted:
         click.echo("stopping")
+
+
+def _check(slots: str, port: int) -> None:
+    """Raises BadInput: at a port that is taken another JobServer might answer, and would be taken for ours."""
+    if slots != "auto" and not (slots.isdecimal() and int(slots) >= 1):
+        raise BadInput(f"--slots is {slots!r}: give a number of at least 1, or auto")
+    if not 0 < port <= _LAST_PORT:
+        raise BadInput(f"--server-port is {port}: it must be between 1 and {_LAST_PORT}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BadInput(f"--server-port {port} cannot be listened on: {error.strerror}; choose another") from error
 
 
 class _Interrupted(Exception):
@@ -142,8 +159,6 @@ def _node_options(number: int, nodes: int, slots: str, logs: Path) -> list[str]:
     """Several nodes share this machine's cores; its GPUs go to a single node only."""
     options = ["--node", f"node-{number}", "--log-dir", str(logs / f"node-{number}" if nodes > 1 else logs)]
     if slots != "auto":
-        if not slots.isdecimal() or int(slots) < 1:
-            raise BadInput(f"--slots is {slots!r}: give a number of at least 1, or auto")
         options += ["--slots", slots]
     elif nodes > 1:
         options += ["--slots", str(max(1, len(os.sched_getaffinity(0)) // nodes))]

@@ -197,6 +197,9 @@ class Cluster:
     def post(self, path: str, body: Json | None = None) -> Json:
         return _check(self._request("POST", path, body), 200)
 
+    def delete(self, path: str) -> Json:
+        return _check(self._request("DELETE", path), 200)
+
     def job(self, job: str) -> Json:
         return self.get(f"/jobs/{job}")
 

@@ -44,8 +44,7 @@ export function askToScale(job) {
 
 export function askToStop(job) {
   question(`Stop ${job.job}?`,
-    "Its workers end at their next step; what came after the last checkpoint is lost. It cannot be started again under " +
-    "this name before it is forgotten.", [], "Stop the job", () => ask("POST", `${jobPath(job.job)}/stop`, { body: {} }));
+    "Its workers end at their next step; what came after the last checkpoint is lost. edl retry goes on from there.", [], "Stop the job", () => ask("POST", `${jobPath(job.job)}/stop`, { body: {} }));
 }
 
 export function askToForget(job) {
@@ -72,6 +71,11 @@ export function askToDrain(node) {
 export function askToUndrain(node) {
   question(`Undrain ${node.node}?`, "It takes workers again.", [], "Undrain",
     () => ask("POST", `${nodePath(node.node)}/undrain`, { body: {} }));
+}
+
+export function askToUncordon(node) {
+  question(`Uncordon ${node.node}?`, "It takes new workers again.", [], "Uncordon",
+    () => ask("POST", `${nodePath(node.node)}/uncordon`, { body: {} }));
 }
 
 /** The question cannot be left; `then` is called with the token in its place. */

@@ -1,6 +1,6 @@
 // Nodes and their slots: a map of all of them on a canvas, and a list of which only what is in sight is built.
 
-import { askToDrain, askToUndrain } from "./actions.js";
+import { askToDrain, askToUncordon, askToUndrain } from "./actions.js";
 import { h, panel, table, text } from "./dom.js";
 import { jobLink, number, plural, when } from "./format.js";
 import { hue, nodeMap } from "./node_map.js";
@@ -87,13 +87,14 @@ function nodeRow(node) {
   const slots = Array.from({ length: node.slots }, (_, slot) => slotBox(slot, taken.get(slot)));
   const labels = Object.entries(node.labels).map((pair) => pair.join("=")).join(" ");
   const jobs = [...new Set(node.workers.map((worker) => worker.job))];
-  const state = node.drain ? "drains" : node.draining ? "leaves" : "";
+  const state = node.drain ? "drains" : node.draining ? "leaves" : node.cordoned ? "cordoned" : "";
   return h("div", { class: "node", role: "listitem", "data-node": node.node },
     h("strong", {}, node.node), h("span", { class: "slots", role: "img", "aria-label":
       `${node.workers.length} of ${plural(node.slots, "slot")} in use` }, slots),
     h("span", { class: "jobs" }, jobs.map((job) => h("a", { href: jobLink(job) }, job))),
     h("span", { class: "more" }, [node.address, node.gpus.length ? plural(node.gpus.length, "GPU") : "", labels].filter(Boolean).join("  ")),
     state ? h("span", { class: "badge", "data-kind": "wait" }, state) : null,
+    node.cordoned && !node.drain ? h("button", { type: "button", onclick: () => askToUncordon(node) }, "Uncordon") : null,
     node.drain ? h("button", { type: "button", onclick: () => askToUndrain(node) }, "Undrain")
       : h("button", { type: "button", onclick: () => askToDrain(node) }, "Drain"));
 }

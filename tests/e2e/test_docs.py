@@ -1,22 +1,20 @@
-"""The pages that show how a script becomes elastic: their scripts, diffs and commands run as printed."""
+"""What the documentation shows, run as printed, on a cluster that all pages share (doc_sandbox)."""
 
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
-from cluster import ROOT, Cluster
+from doc_blocks import Block, blocks_of, pages
+from doc_sandbox import Sandbox
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
+#: pages whose blocks belong together in a way of their own, below
+_OWN = {"docs/from-pytorch.md", "docs/from-horovod.md"}
 
-def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of a page in one language, in order."""
-    text = (ROOT / "docs" / page).read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+def to_run(page: str) -> list[Block]:
+    return [block for block in blocks_of(page) if block.how == "run"]
 
 
 def patched(script: str, diff: str) -> str:
@@ -28,71 +26,92 @@ def patched(script: str, diff: str) -> str:
     return script.replace(before, after)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A node of two slots, and a folder in which `edl`, `python` and `scripts/` are found."""
-    edl = tmp_path / "bin" / "edl"
-    edl.parent.mkdir()
-    edl.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m jobserver.cli.main "$@"\n')
-    edl.chmod(0o755)
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
-    path = f"{edl.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    cluster = Cluster(tmp_path, environ={"PATH": path, "OMP_NUM_THREADS": "1"})
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    sandbox = Sandbox(tmp_path_factory.mktemp("docs"))
     try:
-        cluster.start().add_node("a", slots=2)
-        yield cluster
+        yield sandbox.start()
     finally:
-        cluster.close()
+        sandbox.close()
 
 
-def shell(cluster: Cluster, commands: str) -> str:
-    """Run the commands of a page, with the interface that a single machine needs."""
-    commands = commands.replace("horovodrun ", "horovodrun --network-interfaces lo ")
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", commands],
-        env=cluster.environ, cwd=cluster.base, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def sandbox(cluster: Sandbox, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    cluster.enter(re.sub(r"\W+", "-", request.node.name))
+    yield cluster
+    cluster.leave()
+
+
+def fewer_epochs(text: str) -> str:
+    return text.replace("90", "2")
+
+
+def checkpoints_to_look_at(sandbox: Sandbox) -> None:
+    """Eight checkpoints of the model of doc_names, where the commands look for them."""
+    program = """
+from doc_names import *
+from checkpoints import CheckpointManager, TrainStatus
+for folder in ("hdfs/run", "data/run"):
+    with CheckpointManager(folder, keep=None) as manager:
+        for epoch in range(8):
+            manager.save(TrainStatus(epoch_no=epoch, user={"accuracy": evaluate()}), model=model)
+"""
+    (sandbox.folder / "make.py").write_text(program)
+    sandbox.shell("python make.py")
+
+
+#: page -> what is there before its first command
+BEFORE: dict[str, Callable[[Sandbox], None]] = {"docs/checkpoints-cli.md": checkpoints_to_look_at}
+#: page -> what is changed, so that it takes less time, or does not end while a slow machine types
+CHANGED: dict[str, Callable[[str], str]] = {
+    "README.md": fewer_epochs,
+    "docs/checkpoints.md": fewer_epochs,
+    "docs/start.md": lambda text: text.replace("EPOCHS = 40", "EPOCHS = 4000"),
+}
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if to_run(page) and page not in _OWN])
+def test_page(page: str, sandbox: Sandbox) -> None:
+    """Every block that is marked, in order."""
+    if page in BEFORE:
+        BEFORE[page](sandbox)
+    changed = CHANGED.get(page, str)
+    for block in to_run(page):
+        sandbox.run(Block(block.page, block.line, block.language, changed(block.text), block.how, block.note))
 
 
 def accuracies(said: str) -> list[float]:
     return [float(number) for number in re.findall(r"epoch 4: accuracy ([\d.]+)", said)]
 
 
-def test_from_pytorch(cluster: Cluster) -> None:
-    (plain,) = blocks("from-pytorch.md", "python")
-    (diff,) = blocks("from-pytorch.md", "diff")
-    added = [line for line in diff.splitlines() if line.startswith("+") and line != "+"]
+def test_from_pytorch(sandbox: Sandbox) -> None:
+    plain, diff, by_hand, as_job = to_run("docs/from-pytorch.md")
+    added = [line for line in diff.text.splitlines() if line.startswith("+") and line != "+"]
     assert len(added) <= 12  # "about ten"
-    script = cluster.base / "train.py"
-    script.write_text(plain)
-    (reference,) = accuracies(shell(cluster, "python train.py"))
+    script = sandbox.folder / "train.py"
+    script.write_text(plain.text)
+    (reference,) = accuracies(sandbox.shell("python train.py"))
 
-    script.write_text(patched(plain, diff))
-    by_hand, as_job = blocks("from-pytorch.md", "sh")
-    alone, *both = accuracies(shell(cluster, by_hand))
+    script.write_text(patched(plain.text, diff.text))
+    alone, *both = accuracies(sandbox.run(by_hand))
     assert len(both) == 2
     assert min(reference, alone, *both) > 0.85
     assert both == pytest.approx([alone, alone], abs=0.02)  # the same global batches in the same order
 
-    as_job = as_job.replace("file:///tmp/digits", f"file://{cluster.base}/ckpt")
-    assert "digits" in shell(cluster, as_job)
-    cluster.wait_for_phase("digits", "succeeded")
-    assert [event["fields"]["epoch"] for event in cluster.events("digits", "epoch")] == list(range(5))
+    assert "digits" in sandbox.run(as_job)
+    sandbox.cluster.wait_for_phase("digits", "succeeded")
+    assert [event["fields"]["epoch"] for event in sandbox.cluster.events("digits", "epoch")] == list(range(5))
 
 
-def test_from_horovod(cluster: Cluster) -> None:
-    (plain,) = blocks("from-horovod.md", "python")
-    (diff,) = blocks("from-horovod.md", "diff")
-    own, external = blocks("from-horovod.md", "sh")
-    script = cluster.base / "train.py"
-    script.write_text(plain)
-    assert "rank 0: 50 batches" in shell(cluster, external)
-    assert cluster.job("ext")["phase"] == "stopped"
+def test_from_horovod(sandbox: Sandbox) -> None:
+    plain, diff, own, external = to_run("docs/from-horovod.md")
+    script = sandbox.folder / "train.py"
+    script.write_text(plain.text)
+    assert "rank 0: 50 batches" in sandbox.run(external)
+    assert sandbox.cluster.job("ext")["phase"] == "stopped"
 
-    script.write_text(patched(plain, diff))
-    shell(cluster, own)
-    cluster.wait_for_phase("own", "succeeded")
-    said = "".join(path.read_text() for path in cluster.base.glob("logs/*/*.log"))
+    script.write_text(patched(plain.text, diff.text))
+    sandbox.run(own)
+    sandbox.cluster.wait_for_phase("own", "succeeded")
+    said = "".join(path.read_text() for path in sandbox.base.glob("logs/own/*.log"))
     assert "rank 0: 50 batches" in said

@@ -134,7 +134,7 @@ def test_a_watch_that_follows_nobody_ends() -> None:
 def test_a_watch_that_ends_leaves_no_connection_open() -> None:
     """Nor does it when it was told a moment before that nobody is to be followed any more."""
     listener = Listener()
-    for _ in range(20):
+    for _ in range(5):
         watching = Watching()
         watching.follow(it=listener.port)
         listener.accept()

@@ -15,6 +15,7 @@ import pytest
 from agent_cluster import KEY, node, until, wait_for
 from msgspec.structs import replace
 
+from edl_collective.coord.key_file import load_or_create_key
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import (
     JobSpec,
@@ -229,6 +230,7 @@ def test_signal_during_the_health_check_ends_a_jobclient_that_writes_its_own_log
     ],
 )
 def test_what_the_user_can_put_right_is_one_sentence(tmp_path: Path, argv: tuple[str, ...], knob: str) -> None:
+    load_or_create_key(tmp_path / "key")
     client = start_client(tmp_path, *argv)
     _, said = client.communicate(timeout=60)
     assert client.returncode == 2

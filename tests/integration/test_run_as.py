@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent_cluster import Cluster, config_in, node, running_agent, until
@@ -47,7 +48,7 @@ def nobody() -> RunAs:
     return user
 
 
-async def ran(place: Path, script: str, user: RunAs | None = None, **fields: object) -> tuple[int, str]:
+async def ran(place: Path, script: str, user: RunAs | None = None, **fields: Any) -> tuple[int, str]:
     """Exit status and output of a shell script as `user`, nobody by default."""
     environ = {"PATH": os.environ["PATH"], "OF_THE_JOB": "x=y"}
     command = Command(["sh", "-c", script], environ, place, place / "w.log", user or nobody())

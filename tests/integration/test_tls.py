@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import http.client
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from agent_cluster import until
 from api_server import KEY, SUBMIT, P, Server, refused
@@ -19,9 +21,17 @@ from tls_files import write_tls_files
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.records import NodeRecord, WorkerRecord, WorkerState
-from edl_collective.coord.tls import TlsError, client_context, client_context_of, server_context, server_context_of
+from edl_collective.coord.tls import (
+    TlsError,
+    client_context,
+    client_context_of,
+    ends_at,
+    server_context,
+    server_context_of,
+)
 from jobclient import http_limits
 from jobclient.node_api import NodeApi, make_app
+from jobserver.__main__ import _tell_of_end
 from jobserver.cli.main import edl
 
 pytestmark = pytest.mark.integration
@@ -89,6 +99,21 @@ def test_files_that_are_no_certificates_are_named(tmp_path: Path) -> None:
     assert client_context_of("system").check_hostname
 
 
+def test_the_end_of_a_certificate_is_told_before_clients_refuse_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key, _ = write_tls_files(tmp_path)
+    end_s = ends_at(certificate)
+    assert datetime.datetime.fromtimestamp(end_s, datetime.UTC).isoformat() == "2126-10-28T16:02:00+00:00"
+    with pytest.raises(TlsError, match="--tls-cert"):
+        ends_at(key)
+    for left_s, told in ((1e9, ""), (3 * 86400.0, "expires in 3.0 days"), (-1.0, "has expired: clients refuse it")):
+        caplog.clear()
+        _tell_of_end(certificate, left_s)
+        assert bool(caplog.text) == bool(told)
+        assert told in caplog.text
+
+
 # ---- the program --------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +174,47 @@ async def test_a_client_that_sends_no_request_is_cut_off(tmp_path: Path, monkeyp
                 heard = await reader.read()
         assert (b"200 OK" in heard) == said.endswith(b"GET /h")
         writer.close()
+    api.close()
+    await serving
+
+
+@pytest.mark.parametrize(
+    ("start", "endless"),
+    [
+        (b"GET /", b"a"),
+        (b"GET /health HTTP/1.1\r\nX: ", b"a"),
+        (b"GET /health HTTP/1.1\r\n", b"X: a\r\n"),
+        (b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: a\r\n"),
+        (b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a"),
+        (b"GET /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", b"a"),
+    ],
+)
+async def test_a_head_without_an_end_costs_no_memory(tmp_path: Path, start: bytes, endless: bytes) -> None:
+    api = NodeApi(make_app(tmp_path, KEY, "a"), "127.0.0.1", 0)
+    serving = asyncio.get_running_loop().create_task(api.serve())
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(start)
+    part = endless * (65536 // len(endless))
+    async with asyncio.timeout(30):
+        with pytest.raises(ConnectionError):
+            await pour(writer, part, 512)  # 32 MiB, more than the kernel keeps
+    writer.close()
+    api.close()
+    await serving
+
+
+async def pour(writer: asyncio.StreamWriter, part: bytes, times: int) -> None:
+    for _ in range(times):
+        writer.write(part)
+        await writer.drain()
+
+
+async def test_a_large_body_is_no_large_head(tmp_path: Path) -> None:
+    api = NodeApi(make_app(tmp_path, KEY, "a"), "127.0.0.1", 0)
+    serving = asyncio.get_running_loop().create_task(api.serve())
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}", timeout=30) as client:
+        for _ in range(3):  # on one connection
+            assert (await client.post("/health", content=b"a" * 300_000)).status_code == 405
     api.close()
     await serving
 

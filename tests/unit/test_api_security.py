@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 
 from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.records import JobSpec, NodeRecord, WorkerRecord, WorkerState, decode, encode
+from edl_collective.coord.signing import SpecSigner
 from jobserver.api_page import is_page
 
 READER = {"Authorization": f"Bearer {KEY.read_only_token}"}
@@ -61,6 +62,22 @@ def test_no_other_token_opens_anything(server: Server, token: str) -> None:
     for method, path in routes(server):
         if path != "/api/v1/health" and not is_page(path):
             assert server.http.request(method, path, headers=headers).status_code == 401, path
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://server"])
+def test_pages_of_other_origins_are_told_nothing(server: Server, origin: str) -> None:
+    """No cookie admits anybody, and no answer allows another page to read it or to send the header with the token."""
+    for method, path in [*routes(server), ("OPTIONS", "/api/v1/jobs")]:
+        if path == "/api/v1/stream":
+            continue
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST", "Cookie": f"token={KEY.api_token}"}
+        answer = server.http.request(method, path, headers={**asked, "Access-Control-Request-Headers": "authorization"})
+        if not is_page(path) and path != "/api/v1/health":
+            assert answer.status_code == 401, path
+        assert [name for name in answer.headers if name.startswith("access-control")] == []
+        assert "set-cookie" not in answer.headers
+    with_token = server.http.get("/api/v1/jobs", headers={"Origin": origin, "Authorization": f"Bearer {KEY.api_token}"})
+    assert (with_token.status_code, "access-control-allow-origin" in with_token.headers) == (200, False)
 
 
 @pytest.mark.parametrize("data", [encode(JobSpec(job="j", command=("steal",), max_np=4)), b"{}"])
@@ -121,6 +138,37 @@ def test_every_write_of_the_interface_signs(server: Server) -> None:
         assert found is not None
         assert SIGNER.is_signed(P.spec("j"), found.data)
     assert "signature" not in server.http.get("/api/v1/jobs/j").json()["spec"]
+
+
+def test_a_node_with_slots_without_end_is_a_problem_and_costs_nothing(server: Server) -> None:
+    server.node()
+    record = encode(NodeRecord(node="huge", incarnation="i", address="127.0.0.1", port=1, slots=4))
+    server.store.create(P.node("huge"), record.replace(b'"slots":4', b'"slots":1000000000000'))
+    server.http.post("/api/v1/jobs", json=SUBMIT)
+    server.controller.step()
+    assert [row["node"] for row in server.http.get("/api/v1/nodes").json()["nodes"]] == ["a"]
+    assert server.http.get("/api/v1/jobs/j").json()["workers"] == 4
+    [problem] = server.http.get("/api/v1/health").json()["problems"]
+    assert (P.node("huge") in problem, "a node has at most 4096" in problem) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "proof", [SIGNER.node_proof("b", "i"), "", None, SIGNER.node_proof("b", "other"), "\N{SNOWMAN}"]
+)
+def test_nothing_is_planned_on_a_node_whose_jobclient_has_another_key(server: Server, proof: str | None) -> None:
+    """It would refuse the spec, and the world would wait for its worker until the warm time-out."""
+    theirs = SpecSigner(ClusterKey(b"s" * 32)).node_proof("b", "i") if proof is None else proof
+    server.node()
+    server.put(P.node("b"), NodeRecord(node="b", incarnation="i", address="h", port=1, slots=4, proof=theirs))
+    server.http.post("/api/v1/jobs", json={**SUBMIT, "max_np": 8})
+    server.controller.step()
+    trusted = proof in ("", SIGNER.node_proof("b", "i"))
+    rows = server.http.get("/api/v1/nodes").json()["nodes"]
+    assert [row["node"] for row in rows] == (["a", "b"] if trusted else ["a"])
+    assert "proof" not in rows[0]
+    assert server.http.get("/api/v1/jobs/j").json()["workers"] == (8 if trusted else 4)
+    problems = server.http.get("/api/v1/health").json()["problems"]
+    assert [P.node("b") in text and "--key-file" in text for text in problems] == ([] if trusted else [True])
 
 
 class _Thief(http.server.BaseHTTPRequestHandler):

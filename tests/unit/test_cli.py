@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from canned_server import CannedServer, http
 from click.testing import CliRunner, Result
 
 from edl_collective.coord.clock import ManualClock
@@ -20,7 +21,7 @@ from edl_collective.coord.key_file import load_or_create_key
 from edl_collective.coord.leadership import Leadership
 from edl_collective.coord.memory_store import MemoryStore
 from edl_collective.coord.paths import Paths
-from edl_collective.coord.records import NodeRecord, WorkerRecord, WorkerState, encode
+from edl_collective.coord.records import Event, JobStatus, NodeRecord, Phase, WorkerRecord, WorkerState, encode
 from edl_collective.coord.signing import SpecSigner
 from edl_collective.shadowing import ShadowedError, check_not_shadowed
 from jobserver.api import Service, create_app
@@ -184,12 +185,33 @@ def test_submit_reads_a_schedule(cluster: Cluster) -> None:
         (["submit", "--min-np", "5", "--max-np", "2", "--", "x"], 2, "min_np must not exceed max_np"),
         (["submit", "--np", "0", "--", "x"], 2, "np is 0"),
         (["submit"], 2, "the command is missing"),
+        (["submit", "python", "x.py", "--epochs", "3"], 2, "What runs comes after --"),
+        (["submit", "--hold-timeout", "nan", "--", "x"], 2, "give finite numbers"),
+        (["submit", "--max-np", "1" + "0" * 20, "--", "x"], 2, "max_np is 1000"),
+        (["submit", "--spares", "1000001", "--", "x"], 2, "it must be at most 1000000"),
+        (["drain", "a", "--deadline", "nan"], 2, "give finite numbers"),
+        (["up", "--slots", "0"], 2, "--slots is '0'"),
+        (["up", "--slots", "some"], 2, "--slots is 'some'"),
+        (["up", "--server-port", "99999"], 2, "it must be between 1 and 65535"),
         (["submit", "--schedule", "soon", "--", "x"], 2, "schedule 'soon' is not understood"),
         (["submit", "--env", "A", "--", "x"], 2, "--env 'A' is not NAME=VALUE"),
         (["scale", "j", "many"], 2, "give a number of workers"),
         (["scale", "j"], 2, "Missing argument 'NP'"),
         (["nonsense"], 2, "No such command"),
         (["ps", "--server", "nowhere"], 2, "is not an address"),
+        (["events", "-f", "j", "--server", "nowhere"], 2, "is not an address"),
+        (["describe", "a/b"], 2, "'a/b' cannot name a job"),
+        (["describe", ""], 2, "'' cannot name a job"),
+        (["delete", "j?x=1"], 2, "cannot name a job"),
+        (["logs", "j", "../w1"], 2, "'../w1' cannot name a worker"),
+        (["drain", "a b"], 2, "'a b' cannot name a node"),
+        (["teacher", "ls", "a/b"], 2, "cannot name a service"),
+        (["ps", "--token", "\N{SNOWMAN}"], 2, "is not a token"),
+        (["ps", "--token", "a b"], 2, "is not a token"),
+        (["ps", "--token", "wrong"], 1, "bearer token is missing or wrong"),
+        (["set", "j", "--np", "1", "--if-version", "1\n2"], 2, "--if-version is not a version"),
+        (["scale", "j", "9" * 5000], 2, "give a number of workers"),
+        (["submit", "--", "\udcff"], 2, "is not UTF-8"),
         (["ps", "--server", "http://127.0.0.1:1"], 1, "check --server / EDL_SERVER"),
         (["ps", "--key-file", "/nope/key"], 2, "key file /nope/key: cannot be read"),
     ],
@@ -200,6 +222,38 @@ def test_errors_are_one_line_and_an_exit_code(idle: Cluster, arguments: list[str
     assert text in result.output
     assert "Traceback" not in result.output
     assert [line.startswith("Error: ") for line in result.stderr.splitlines()][-1]
+
+
+@pytest.mark.parametrize("answer", [http(200, b"<html>hello"), http(307, b"", Location="/x"), http(404, b"not here")])
+def test_a_server_of_another_kind_is_named(tmp_path: Path, answer: bytes) -> None:
+    load_or_create_key(tmp_path / "key")
+    with CannedServer([answer]) as other:
+        environ = {"EDL_SERVER": other.url, "EDL_KEY_FILE": str(tmp_path / "key")}
+        result = CliRunner().invoke(edl, ["ps"], env=environ)
+    assert result.exit_code == 1, result.output
+    assert "is that a JobServer? (--server, EDL_SERVER)" in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_what_a_job_says_does_not_drive_the_terminal(cluster: Cluster) -> None:
+    hostile = "red \x1b[31m title \x1b]0;owned\x07 back \r\x08 \x9b1m"
+    cluster.edl("submit", "--name", "j", "--", "x", hostile)
+    status = JobStatus(phase=Phase.FAILED, reason=hostile, since=1.0)
+    cluster.store.set(P.status("j"), encode(status), None)
+    cluster.store.append(P.event_prefix("j"), encode(Event(at=1.0, kind="worker", text=hostile)))
+    for command in (["ps"], ["describe", "j"], ["events", "j"], ["top", "--once", "--all"], ["retry", "j", "--json"]):
+        found = cluster.edl(*command).stdout
+        assert "red" in found or command[0] == "top"
+        assert [character for character in found if not character.isprintable() and character != "\n"] == []
+
+
+def test_up_does_not_take_another_server_for_its_own(idle: Cluster, tmp_path: Path) -> None:
+    port = str(idle.listener.getsockname()[1])
+    result = idle.edl("up", "--server-port", port, "--data-dir", str(tmp_path), "--zookeeper-port", "0")
+    assert (result.exit_code, f"--server-port {port} cannot be listened on" in result.stderr) == (2, True), (
+        result.output
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_key_is_refused(idle: Cluster, tmp_path: Path) -> None:

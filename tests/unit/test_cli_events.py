@@ -1,8 +1,10 @@
 """edl events: pages, and following a job to its end, also when the server is lost on the way; edl ui."""
 
 import json
+import stat
 import threading
 import time
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,29 @@ def test_following_prints_what_happens_until_the_job_has_ended(following: Cluste
 def test_a_job_that_is_not_there_is_no_job_to_follow(following: Cluster) -> None:
     result = following.edl("events", "-f", "nobody")
     assert (result.exit_code, "there is no job nobody" in result.output) == (1, True)
+
+
+def test_a_browser_is_led_to_the_page_without_telling_the_token_to_other_users(
+    following: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def open_(address: str) -> bool:
+        opened.append(address)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", open_)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".edl").mkdir()
+    (tmp_path / ".edl" / "page.html").write_text("everybody may read this")
+    result = following.edl("ui", "--open")
+    assert result.exit_code == 0, result.output
+    address = result.stdout.strip()
+    door = tmp_path / ".edl" / "page.html"
+    assert opened == [door.as_uri()]  # it is the browser's command line
+    assert stat.S_IMODE(door.stat().st_mode) == 0o600
+    assert f"url={address}" in door.read_text()
+    assert "#token=" in address
 
 
 def test_without_a_job_it_is_about_nodes(following: Cluster) -> None:

@@ -12,6 +12,7 @@ from edl_collective.coord.memory_store import MemoryStore
 from edl_collective.coord.paths import Paths
 from edl_collective.coord.records import JobSpec, JobStatus, Phase, encode
 from edl_collective.coord.signing import SpecSigner
+from jobclient.__main__ import cluster_key
 from jobclient.addresses import host_name_problem, interface_of
 from jobclient.config import Config, parse
 from jobclient.options import ConfigError
@@ -39,6 +40,17 @@ def test_command_line_over_environment_over_file(tmp_path: Path) -> None:
     assert (got.node, got.log_dir.name, got.slots, got.gpus) == ("of-line", "of-env", 3, (1, 1, 2))
     assert got.labels == {"rack": "7"}
     assert parse([], {"EDL_CONFIG": str(file)}).node == "of-file"
+
+
+@pytest.mark.parametrize("where", [("--zookeeper", "zk1:2181"), ("--address", "10.0.0.7")])
+def test_no_key_is_made_where_other_machines_must_have_the_same(tmp_path: Path, where: tuple[str, str]) -> None:
+    """It would be the first to own the tree in ZooKeeper, and keep everybody with the right key out."""
+    file = tmp_path / "key"
+    with pytest.raises(ConfigError, match="copy that of the cluster to this machine"):
+        cluster_key(config(*where, "--key-file", str(file)))
+    assert not file.exists()
+    made = cluster_key(config("--key-file", str(file)))
+    assert cluster_key(config(*where, "--key-file", str(file))) == made
 
 
 def test_slots_follow_the_devices() -> None:
@@ -86,6 +98,7 @@ def test_predecessors_command_line_makes_a_job() -> None:
     ("argv", "words"),
     [
         (["--slots", "0"], "--slots is 0"),
+        (["--slots", "4097"], "--slots is 4097: a node has at most 4096"),
         (["--slots", "two"], "--slots is 'two'"),
         (["--slots", "3", "--gpus", "0"], "--gpus names 1 devices for --slots 3"),
         (["--node", "a/b"], "--node: 'a/b' cannot name a node"),

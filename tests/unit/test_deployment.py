@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from starlette.routing import Route
 
+from edl_collective.coord.auth import ClusterKey
 from edl_collective.coord.key_file import KeyFileError, load_key
 from edl_collective.coord.records import JobSpec
 from jobclient.config import parse as parse_client
+from jobclient.node_api import make_app
 from jobserver.config import parse as parse_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,13 +152,28 @@ def test_the_jobserver_starts_with_its_environment_and_is_found_where_it_listens
     assert one("PodDisruptionBudget", "edl-jobserver")["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
-def test_the_jobclient_starts_with_its_environment_and_may_end_its_drain() -> None:
+def test_the_jobclient_starts_with_its_environment_and_may_end_its_drain(tmp_path: Path) -> None:
     document = one("DaemonSet", "edl-jobclient")
     config = parse_client([], environ_of(document))
     assert (config.node, config.address, config.slots) == ("ip-10-0-0-7.internal", "10.1.2.3", 2)
     assert config.port == pod(document)["containers"][0]["ports"][0]["containerPort"]
     assert config.drain_timeout_s is not None
     assert pod(document)["terminationGracePeriodSeconds"] >= config.drain_timeout_s + LADDER_S
+    probe = pod(document)["containers"][0]["readinessProbe"]["httpGet"]
+    assert probe["scheme"] == ("HTTPS" if config.tls else "HTTP"), "a pod that is never ready stops the roll-out"
+    app = make_app(tmp_path, ClusterKey(b"k" * 32), config.node)
+    assert probe["path"] in [route.path for route in app.routes if isinstance(route, Route)]
+
+
+@pytest.mark.parametrize(("kind", "name"), WORKLOADS)
+def test_pods_may_do_no_more_than_the_restricted_standard_of_kubernetes_allows(kind: str, name: str) -> None:
+    spec = pod(one(kind, name))
+    assert (spec["securityContext"]["runAsNonRoot"], spec["automountServiceAccountToken"]) == (True, False)
+    assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    for container in (*spec["containers"], *spec["initContainers"]):
+        allowed = container["securityContext"]
+        assert (allowed["allowPrivilegeEscalation"], allowed["capabilities"]) == (False, {"drop": ["ALL"]})
+    assert [volume for volume in spec["volumes"] if "hostPath" in volume] == []
 
 
 def test_the_placeholder_of_the_key_is_refused(tmp_path: Path) -> None:

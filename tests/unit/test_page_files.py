@@ -26,6 +26,7 @@ def test_everybody_gets_the_files_and_only_once(server: Server, path: str) -> No
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
     assert "require-trusted-types-for 'script'" in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
     again = server.http.get(path, headers={"If-None-Match": answer.headers["etag"]})

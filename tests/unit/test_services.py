@@ -1,7 +1,6 @@
 """Services in the HTTP interface and on the command line."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from api_server import SUBMIT, P, Server, refused
 from click.testing import CliRunner
 from fleet_flow import student, teacher
 from msgspec.structs import replace
+from prometheus_text import parse
 from test_cli import Cluster
 
 from distill.balance import Share
@@ -70,14 +70,7 @@ def test_prometheus_is_told_of_jobs_teachers_and_students() -> None:
     server.put(P.progress("j"), progress)
     answer = server.http.get("/metrics")
     assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (200, "text/plain")
-    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
-    samples = [re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line) for line in lines]
-    parsed = {
-        (found[1], *sorted(re.findall(r'(\w+)="(.*?)"', found[2]))): float(found[3])
-        for found in samples
-        if found is not None
-    }
-    assert len(parsed) == len(lines)
+    parsed = parse(answer.text)
     of_student = (("job", "train"), ("service", "svc"), ("student", "x"), ("worker", ""))
     assert parsed["edl_student_teacher_wait_seconds_per_step", *of_student] == 0.25
     assert parsed["edl_student_teacher_wait_seconds_total", *of_student] == 7.0
