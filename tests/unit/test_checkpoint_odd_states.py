@@ -77,11 +77,11 @@ class Wrapped(torch.Tensor):
 
     @staticmethod
     def __new__(cls, elements: torch.Tensor) -> Wrapped:
-        made: Wrapped = torch.Tensor._make_wrapper_subclass(cls, elements.shape, dtype=elements.dtype)  # type: ignore[attr-defined]
+        made: Wrapped = torch.Tensor._make_wrapper_subclass(cls, elements.shape, dtype=elements.dtype)
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise NotImplementedError(str(function))
 
 
