@@ -28,6 +28,8 @@ REPORT_INTERVAL_S = 0.2
 NEAR_END_FRACTION = 0.1
 #: fields of an epoch's event that are not the script's to report
 RESERVED = frozenset({"epoch", "step", "workers", "samples_per_s", "kind", "text", "worker", "teacher_wait_s_per_step"})
+#: of an event
+Fields = dict[str, str | int | float | bool | None]
 #: characters of why a save failed that a job's status takes
 MOST_TROUBLE = 400
 
@@ -169,18 +171,18 @@ class Reporter:
         epoch = status.epoch_no
         what = f"step {status.global_step} of epoch {epoch + 1}" if status.position else f"epoch {epoch}"
         text = f"saved {what} in {seconds:.2f} s, of which training waited {blocked_s:.2f} s"
-        times = {"seconds": round(seconds, 3), "blocked_s": round(blocked_s, 3), "outcome": "saved"}
+        times: Fields = {"seconds": round(seconds, 3), "blocked_s": round(blocked_s, 3), "outcome": "saved"}
         self._say(Happened(kind="checkpoint", text=text, fields={"epoch": epoch, **times}))
 
     def kept(self) -> None:
         """Called in the saving thread of the rank that saves."""
-        kept = {"outcome": "kept"}
+        kept: Fields = {"outcome": "kept"}
         self._say(Happened(kind="checkpoint", text="the state is kept until workers come again", fields=kept))
 
     def not_saved(self, epoch: int, why: str) -> None:
         """Called in the saving thread of the rank that saves. It stays in the job's status until a save succeeds."""
         self._trouble = why[:MOST_TROUBLE]
-        fields = {"epoch": epoch, "outcome": "failed"}
+        fields: Fields = {"epoch": epoch, "outcome": "failed"}
         self._say(Happened(kind="checkpoint", text=f"epoch {epoch} was not saved: {why}", fields=fields))
 
     def epoch_done(self, epoch: int, sampler: ElasticBatchSampler) -> Callable[[], None]:

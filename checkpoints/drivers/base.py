@@ -128,7 +128,7 @@ _JAVA: tuple[tuple[re.Pattern[str], type[CheckpointError]], ...] = (
     (re.compile(r"LeaseExpired|No lease on|not under [Cc]onstruction"), CheckpointLeaseLost),
     (re.compile(r"SafeMode"), CheckpointUnavailable),
     (re.compile(r"[ND]SQuotaExceeded|QuotaExceeded|No space left|DiskOutOfSpace"), CheckpointQuota),
-    (re.compile(r"AccessControlException|[Pp]ermission denied|Authoriz|Authentic"), CheckpointPermission),
+    (re.compile(r"AccessControlException|[Pp]ermission denied|Authoriz|Authentic|NoCredentials"), CheckpointPermission),
     (re.compile(r"FileAlreadyExists|AlreadyBeingCreated|already exists"), CheckpointExists),
     # A DataNode that lost its block says "not found" too: only a NameNode's FileNotFoundException means absence.
     (re.compile(r"java\.io\.FileNotFoundException"), CheckpointNotFound),

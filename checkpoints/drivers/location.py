@@ -74,8 +74,10 @@ class Location:
 
 
 def split_host(host: str) -> tuple[str, int | None]:
-    """`host:port` in its parts; the port is None if there is none."""
+    """`host:port` in its parts; the port is None if there is none. ValueError if it is not a number."""
     name, colon, port = host.rpartition(":")
+    if colon and not port.isdecimal():
+        raise ValueError(f"the port {port!r} is not a number")
     return (name, int(port)) if colon else (port, None)
 
 

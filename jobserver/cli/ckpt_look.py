@@ -30,7 +30,7 @@ def told() -> Iterator[None]:
 
 def which(checkpoint: str | None) -> int | str | None:
     """A CHECKPOINT argument as a number or a name."""
-    if checkpoint is None or not checkpoint.isdecimal():
+    if checkpoint is None or not checkpoint.isdecimal() or len(checkpoint) > 18:
         return checkpoint
     return int(checkpoint)
 
@@ -109,9 +109,9 @@ def show(url: str, checkpoint: str | None, as_json: bool) -> None:
     status = shown.pop("status") or {}
     for name, value in (shown | {f"status.{name}": value for name, value in status.items()}).items():
         if name != "shards" and value is not None:
-            click.echo(f"{printable(name) + ':':24}{printable(value)}")
+            click.echo(f"{printable(name) + ':':26}{printable(value)}")
     for shard in shown["shards"]:
-        click.echo(f"{'shard:':24}{shard['name']}  {shard['size_bytes']} bytes  {shard['checksum']}")
+        click.echo(f"{'shard:':26}{shard['name']}  {shard['size_bytes']} bytes  {shard['checksum']}")
 
 
 @click.command()

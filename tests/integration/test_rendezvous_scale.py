@@ -41,8 +41,8 @@ def test_sixty_four_workers_rendezvous_without_a_poll_or_a_second_try(hosts: str
 
 
 def cheap(run: Run) -> bool:
-    """CPU, not time: whatever else this machine does. The bounds are some three times what a quiet machine needs."""
-    return run.driver_cpu_s < 0.2 and run.proxy_most_cpu_s < 0.8
+    """CPU, not time: whatever else this machine does. The bounds are some ten times what a quiet machine needs."""
+    return run.driver_cpu_s < 0.7 and run.proxy_most_cpu_s < 2.5
 
 
 def test_the_client_is_compiled_once(tmp_path: Path) -> None:

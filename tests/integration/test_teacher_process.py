@@ -123,7 +123,9 @@ def test_a_teacher_is_listed_while_it_serves(zookeeper: str) -> None:
             found = listed(store, "one")
             assert (found["a"].url, found["a"].model_hash, found["a"].classes) == (a.url, a.model_hash, 10)
             assert (found["b"].job, found["b"].worker, found["b"].draining) == ("teach", "b", False)
-            assert 64 <= found["a"].rate <= 64 / 0.2 + 1, "of batches that take 0.2 s where nothing else is done"
+            rate = found["a"].rate
+            assert rate is not None
+            assert 64 <= rate <= 64 / 0.2 + 1, "of batches that take 0.2 s where nothing else is done"
             with TeacherClient(a.url) as client, TeacherClient(a.url) as other, ThreadPoolExecutor() as threads:
                 client.infer(a.model, {"image": IMAGES})
                 wait_until(lambda: (listed(store, "one")["a"].latency_p50_s or 0) >= 0.2)

@@ -230,4 +230,4 @@ def test_it_is_fast(count: int, crowd: int) -> None:
         before = time.process_time()
         balance(teachers[1:], now)
         spent.append(time.process_time() - before)
-    assert max(spent) < 0.2, spent
+    assert max(spent) < 1.0, spent  # of the processor; some 50 ms on a fast one

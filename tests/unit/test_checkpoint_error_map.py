@@ -55,6 +55,7 @@ TABLE: list[tuple[Exception, type[errors.CheckpointError]]] = [
         errors.CheckpointUnavailable,
     ),
     (OSError(errno.EIO, "io"), errors.CheckpointUnavailable),
+    (type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"), errors.CheckpointPermission),
     (RuntimeError("nobody knows"), errors.CheckpointUnavailable),
     (KeyError("nobody knows"), errors.CheckpointUnavailable),
 ]

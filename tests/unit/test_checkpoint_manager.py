@@ -312,7 +312,7 @@ def test_the_end_of_a_process_waits_for_its_save(tmp_path: Path) -> None:
         "from checkpoints.drivers.local import LocalDriver\n"
         "class Slow(LocalDriver):\n"
         "    def open_write(self, path):\n"
-        "        time.sleep(0.5)\n"
+        "        time.sleep(1)\n"
         "        concurrent.futures.ThreadPoolExecutor(1).submit(int).result()\n"  # as asyncio does for an address
         "        return super().open_write(path)\n"
         "manager = checkpoints.CheckpointManager(sys.argv[1], driver=Slow(sys.argv[1]))\n"

@@ -198,7 +198,7 @@ def test_completing_a_command_imports_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_command_has_an_example_in_the_docs() -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
-    missing = [name for name in COMMANDS if f"\n    edl {name}" not in text]
+    missing = [name for name in COMMANDS if f"\nedl {name}" not in text]
     assert missing == []
 
 
