@@ -320,7 +320,8 @@ def _driver_node(case: Case, workers: tuple[PlannedWorker, ...], snapshot: Snaps
 def _last_driver_node(case: Case, snapshot: Snapshot) -> str | None:
     """Where the driver stays until the last worker has left: it is the driver that calls them to the gate."""
     old = case.job.plan.value.driver_node if case.job.plan else None
-    leave = case.clear is None and (case.crew.living or case.crew.leaving)
+    ends = case.clear is not None and case.status.phase is not Phase.STOPPING
+    leave = not ends and (case.crew.living or case.crew.leaving)
     return old if leave and (old in snapshot.nodes or old in snapshot.unknown_nodes) else None
 
 

@@ -53,7 +53,7 @@ _PLACES = re.compile(
 )
 _TRAIN = """\
 import runpy, sys
-sys.path.insert(0, {folder!r})
+print("training", flush=True)
 sys.argv = ["train.py", "--epochs", "1000000", "--samples", "200", "--step_s", "0.02"]
 runpy.run_path({job!r}, run_name="__main__")
 """
@@ -69,7 +69,9 @@ class Sandbox:
         program.write_text(_EDL.format(python=sys.executable))
         program.chmod(0o755)
         path = f"{base / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self.cluster = Cluster(base, environ={"PATH": path, "OMP_NUM_THREADS": "1", "BROWSER": "true"})
+        modules = f"{ROOT}:{TINY_JOB.parent}"
+        environ = {"PATH": path, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1", "BROWSER": "true"}
+        self.cluster = Cluster(base, environ=environ)
         self.folder = base
 
     def start(self) -> "Sandbox":
@@ -84,7 +86,7 @@ class Sandbox:
         """A new folder, with a `train.py` of the reader's, and the scripts and deployment files of the repository."""
         self.folder = self.base / name
         self.folder.mkdir()
-        (self.folder / "train.py").write_text(_TRAIN.format(folder=str(TINY_JOB.parent), job=str(TINY_JOB)))
+        (self.folder / "train.py").write_text(_TRAIN.format(job=str(TINY_JOB)))
         for shared in ("scripts", "deploy"):
             (self.folder / shared).symlink_to(ROOT / shared)
 
@@ -102,6 +104,10 @@ class Sandbox:
             if node[is_so]:
                 self.cluster.post(f"/nodes/{NODE}/{order}")
         shutil.rmtree(self.folder)
+
+    def save(self, name: str, script: str) -> None:
+        """Write a script of a page, without the seconds that each start of it would spend on torch's compiler."""
+        (self.folder / name).write_text(f"import no_compiler\n{script}")
 
     def _await_end(self, job: str) -> None:
         self.cluster.wait(lambda: self.cluster.job(job)["phase"] in ENDED, 60, f"{job} has ended", job)
@@ -122,7 +128,7 @@ class Sandbox:
         verb, _, rest = block.note.partition(" ")
         text = self.here(block.text)
         if verb == "save":
-            (self.folder / rest).write_text(text)
+            self.save(rest, text)
             return ""
         if block.language == "python":
             script = f"from doc_names import *\n{text}"
@@ -136,10 +142,9 @@ class Sandbox:
 
     def shell(self, commands: str, what: str = "the commands") -> str:
         """Run commands in the folder; what they printed. Raises AssertionError with all of it."""
-        paths = f"{self.cluster.environ['PYTHONPATH']}:{ROOT / 'tests' / 'jobs'}"
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands],
-            env={**self.cluster.environ, "PYTHONPATH": paths},
+            env=self.cluster.environ,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,

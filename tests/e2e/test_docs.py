@@ -88,11 +88,10 @@ def test_from_pytorch(sandbox: Sandbox) -> None:
     plain, diff, by_hand, as_job = to_run("docs/from-pytorch.md")
     added = [line for line in diff.text.splitlines() if line.startswith("+") and line != "+"]
     assert len(added) <= 12  # "about ten"
-    script = sandbox.folder / "train.py"
-    script.write_text(plain.text)
+    sandbox.save("train.py", plain.text)
     (reference,) = accuracies(sandbox.shell("python train.py"))
 
-    script.write_text(patched(plain.text, diff.text))
+    sandbox.save("train.py", patched(plain.text, diff.text))
     alone, *both = accuracies(sandbox.run(by_hand))
     assert len(both) == 2
     assert min(reference, alone, *both) > 0.85
@@ -105,12 +104,11 @@ def test_from_pytorch(sandbox: Sandbox) -> None:
 
 def test_from_horovod(sandbox: Sandbox) -> None:
     plain, diff, own, external = to_run("docs/from-horovod.md")
-    script = sandbox.folder / "train.py"
-    script.write_text(plain.text)
+    sandbox.save("train.py", plain.text)
     assert "rank 0: 50 batches" in sandbox.run(external)
     assert sandbox.cluster.job("ext")["phase"] == "stopped"
 
-    script.write_text(patched(plain.text, diff.text))
+    sandbox.save("train.py", patched(plain.text, diff.text))
     sandbox.run(own)
     sandbox.cluster.wait_for_phase("own", "succeeded")
     said = "".join(path.read_text() for path in sandbox.base.glob("logs/own/*.log"))
