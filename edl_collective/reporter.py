@@ -169,7 +169,6 @@ class Reporter:
         epoch = status.epoch_no
         what = f"step {status.global_step} of epoch {epoch + 1}" if status.position else f"epoch {epoch}"
         text = f"saved {what} in {seconds:.2f} s, of which training waited {blocked_s:.2f} s"
-<<<<<<< HEAD
         times = {"seconds": round(seconds, 3), "blocked_s": round(blocked_s, 3)}
         self._say(Happened(kind="checkpoint", text=text, fields={"epoch": epoch, "outcome": "saved", **times}))
 
@@ -177,26 +176,12 @@ class Reporter:
         """Called in the saving thread of the rank that saves."""
         text = "the state is kept until workers come again"
         self._say(Happened(kind="checkpoint", text=text, fields={"outcome": "kept"}))
-=======
-        times: Fields = {"seconds": round(seconds, 3), "blocked_s": round(blocked_s, 3), "outcome": "saved"}
-        self._say(Happened(kind="checkpoint", text=text, fields={"epoch": epoch, **times}))
-
-    def kept(self) -> None:
-        """Called in the saving thread of the rank that saves."""
-        kept: Fields = {"outcome": "kept"}
-        self._say(Happened(kind="checkpoint", text="the state is kept until workers come again", fields=kept))
->>>>>>> main
 
     def not_saved(self, epoch: int, why: str) -> None:
         """Called in the saving thread of the rank that saves. It stays in the job's status until a save succeeds."""
         self._trouble = why[:MOST_TROUBLE]
-<<<<<<< HEAD
         text = f"epoch {epoch} was not saved: {why}"
         self._say(Happened(kind="checkpoint", text=text, fields={"epoch": epoch, "outcome": "failed"}))
-=======
-        fields: Fields = {"epoch": epoch, "outcome": "failed"}
-        self._say(Happened(kind="checkpoint", text=f"epoch {epoch} was not saved: {why}", fields=fields))
->>>>>>> main
 
     def epoch_done(self, epoch: int, sampler: ElasticBatchSampler) -> Callable[[], None]:
         """Make the epoch's line, which the caller tells, in any thread; counters begin again."""
