@@ -56,8 +56,9 @@ class HostBuffer:
         import torch
 
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        cudart: Any = torch.cuda.cudart
         with torch.cuda.device(device):  # a thread of its own would use, and so set up, device 0
-            code = int(_cudart().cudaHostRegister(address, self.size_bytes, _HOST_REGISTER_PORTABLE))
+            code = int(cudart().cudaHostRegister(address, self.size_bytes, _HOST_REGISTER_PORTABLE))
         if code == 0:
             weakref.finalize(self, _unpin, address, device, os.getpid()).atexit = False
             return
@@ -91,17 +92,11 @@ def _advise(memory: mmap.mmap, advice: str) -> None:
             memory.madvise(getattr(mmap, advice))
 
 
-def _cudart() -> Any:
-    import torch
-
-    cuda: Any = torch.cuda  # this function of it has no types
-    return cuda.cudart()
-
-
 def _unpin(address: int, device: Any, pid: int) -> None:
     import torch
 
     if os.getpid() != pid:
         return  # the child of a fork, which has no CUDA
+    cudart: Any = torch.cuda.cudart
     with torch.cuda.device(device):
-        _cudart().cudaHostUnregister(address)
+        cudart().cudaHostUnregister(address)

@@ -28,8 +28,6 @@ REPORT_INTERVAL_S = 0.2
 NEAR_END_FRACTION = 0.1
 #: fields of an epoch's event that are not the script's to report
 RESERVED = frozenset({"epoch", "step", "workers", "samples_per_s", "kind", "text", "worker", "teacher_wait_s_per_step"})
-#: of an event
-Fields = dict[str, str | int | float | bool | None]
 #: characters of why a save failed that a job's status takes
 MOST_TROUBLE = 400
 
@@ -171,19 +169,19 @@ class Reporter:
         epoch = status.epoch_no
         what = f"step {status.global_step} of epoch {epoch + 1}" if status.position else f"epoch {epoch}"
         text = f"saved {what} in {seconds:.2f} s, of which training waited {blocked_s:.2f} s"
-        times: Fields = {"seconds": round(seconds, 3), "blocked_s": round(blocked_s, 3), "outcome": "saved"}
-        self._say(Happened(kind="checkpoint", text=text, fields={"epoch": epoch, **times}))
+        times = {"seconds": round(seconds, 3), "blocked_s": round(blocked_s, 3)}
+        self._say(Happened(kind="checkpoint", text=text, fields={"epoch": epoch, "outcome": "saved", **times}))
 
     def kept(self) -> None:
         """Called in the saving thread of the rank that saves."""
-        kept: Fields = {"outcome": "kept"}
-        self._say(Happened(kind="checkpoint", text="the state is kept until workers come again", fields=kept))
+        text = "the state is kept until workers come again"
+        self._say(Happened(kind="checkpoint", text=text, fields={"outcome": "kept"}))
 
     def not_saved(self, epoch: int, why: str) -> None:
         """Called in the saving thread of the rank that saves. It stays in the job's status until a save succeeds."""
         self._trouble = why[:MOST_TROUBLE]
-        fields: Fields = {"epoch": epoch, "outcome": "failed"}
-        self._say(Happened(kind="checkpoint", text=f"epoch {epoch} was not saved: {why}", fields=fields))
+        text = f"epoch {epoch} was not saved: {why}"
+        self._say(Happened(kind="checkpoint", text=text, fields={"epoch": epoch, "outcome": "failed"}))
 
     def epoch_done(self, epoch: int, sampler: ElasticBatchSampler) -> Callable[[], None]:
         """Make the epoch's line, which the caller tells, in any thread; counters begin again."""

@@ -21,18 +21,29 @@ from edl_collective.coord.records import encode
 from edl_collective.coord.zk_store import ZkStore
 
 NODE = "n1"
-TIMEOUT_S = 100.0
+#: of a block; a page has twenty commands, each of which starts a Python, and a machine may be busy
+TIMEOUT_S = 300.0
+#: of a job, to train or to end
+JOB_TIMEOUT_S = 120.0
 ENDED = ("succeeded", "failed", "stopped")
 _EDL = """\
 #!/bin/bash
 follow() {{
-  exec 3< <(exec "$@" 2>&1)
-  local said=$!
-  IFS= read -r -t 60 line <&3 || {{ echo "edl: nothing was said" >&2; exit 1; }}
-  echo "$line"
-  kill "$said" 2>/dev/null || true  # not INT, which a shell lets its background ignore
-  wait "$said" || true
-  exit 0
+  # until it has said something, which a worker that has just been planned has not
+  local end=$((SECONDS + 120)) said line
+  while ((SECONDS < end)); do
+    exec 3< <(exec "$@")
+    said=$!
+    if IFS= read -r -t 120 line <&3; then
+      echo "$line"
+      kill "$said" 2>/dev/null || true  # not INT, which a shell lets its background ignore
+      wait "$said" || true
+      exit 0
+    fi
+    wait "$said" || true
+    sleep 0.2
+  done
+  exit 1
 }}
 edl=({python} -m jobserver.cli.main)
 case "$1 $2" in
@@ -110,7 +121,7 @@ class Sandbox:
         (self.folder / name).write_text(f"import no_compiler\n{script}")
 
     def _await_end(self, job: str) -> None:
-        self.cluster.wait(lambda: self.cluster.job(job)["phase"] in ENDED, 60, f"{job} has ended", job)
+        self.cluster.wait(lambda: self.cluster.job(job)["phase"] in ENDED, JOB_TIMEOUT_S, f"{job} has ended", job)
 
     def here(self, text: str) -> str:
         """The text with the places of this sandbox."""
@@ -137,7 +148,7 @@ class Sandbox:
         said = self.shell(text, str(block))
         if verb == "wait":
             job, workers = rest.split()
-            self.cluster.wait_for_world(job, int(workers))
+            self.cluster.wait_for_world(job, int(workers), JOB_TIMEOUT_S)
         return said
 
     def shell(self, commands: str, what: str = "the commands") -> str:

@@ -7,7 +7,7 @@ import pytest
 from doc_blocks import Block, blocks_of, pages
 from doc_sandbox import Sandbox
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 #: pages whose blocks belong together in a way of their own, below
 _OWN = {"docs/from-pytorch.md", "docs/from-horovod.md"}
@@ -98,7 +98,7 @@ def test_from_pytorch(sandbox: Sandbox) -> None:
     assert both == pytest.approx([alone, alone], abs=0.02)  # the same global batches in the same order
 
     assert "digits" in sandbox.run(as_job)
-    sandbox.cluster.wait_for_phase("digits", "succeeded")
+    sandbox.cluster.wait_for_phase("digits", "succeeded", 180)
     assert [event["fields"]["epoch"] for event in sandbox.cluster.events("digits", "epoch")] == list(range(5))
 
 
@@ -110,6 +110,6 @@ def test_from_horovod(sandbox: Sandbox) -> None:
 
     sandbox.save("train.py", patched(plain.text, diff.text))
     sandbox.run(own)
-    sandbox.cluster.wait_for_phase("own", "succeeded")
+    sandbox.cluster.wait_for_phase("own", "succeeded", 180)
     said = "".join(path.read_text() for path in sandbox.base.glob("logs/own/*.log"))
     assert "rank 0: 50 batches" in said

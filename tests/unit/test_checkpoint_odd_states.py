@@ -77,12 +77,12 @@ class Wrapped(torch.Tensor):
 
     @staticmethod
     def __new__(cls, elements: torch.Tensor) -> Wrapped:
-        make: Callable[..., Wrapped] = torch.Tensor._make_wrapper_subclass
-        return make(cls, elements.shape, dtype=elements.dtype)
+        made: Wrapped = torch.Tensor._make_wrapper_subclass(cls, elements.shape, dtype=elements.dtype)
+        return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise NotImplementedError(str(func))
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise NotImplementedError(str(function))
 
 
 class Marked(torch.nn.Parameter):
