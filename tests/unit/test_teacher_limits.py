@@ -82,7 +82,7 @@ def test_connections_that_are_only_held_make_room() -> None:
         teacher.connect() as held,
         teacher.connect() as used,
     ):
-        for connection in (held, used, used):  # the loop learns that `held` is idle at the latest with the third request
+        for connection in (held, used, used):  # with the third request at the latest the loop knows that `held` is idle
             connection.sendall(request(1))
             assert answered_ids(read_answer(connection)) == [1]
         clock.advance(IDLE_S + 1.0)
