@@ -4,8 +4,9 @@ student-vs-plain-python, student-vs-plain-compute: batches a second of a trainer
 which are fast enough, divided by those of the same loop over the stock DataLoader; the loop is bound by Python (many
 tiny operations) or by computing (large matrix products). student-vs-inprocess: against a loop that runs the teacher
 itself before each step, t_teacher = 1.5 x t_student; the service's teachers sleep for that time instead of computing,
-since the cores are shared. The ceiling is 1 + t_teacher / t_student. Runs alternate, so that what else the machine
-does hits both. cpu_ms_*: CPU of each kind of process per batch.
+since the cores are shared. The ceiling is 1 + t_teacher / t_student. The loops stay as they are while others run, and a
+run is SLICES short slices of each in turn, so that what else the machine does hits all. cpu_ms_*: CPU of each kind of
+process per batch.
 """
 
 import math
@@ -14,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
@@ -28,7 +28,9 @@ Step = Callable[[], None]
 PLAIN_CASES = {"student-vs-plain-python": "python", "student-vs-plain-compute": "compute"}
 #: of an image here; what is measured is the trainer, not the copying
 SIZE = 64
-WARM_UP, STEPS = 15, 100
+WARM_UP = 15
+#: steps of a slice: those that use up what was read ahead meanwhile, and those that count
+SKIP, STEPS, SLICES = 12, 25, 4
 #: teachers of the largest service in student-vs-inprocess
 SWEEP = 4
 
@@ -70,24 +72,44 @@ def _timed(step: Step, target_s: float) -> Callable[[], None]:
 
 
 class Measured(NamedTuple):
-    """One loop: batches a second, and CPU milliseconds per batch of each kind of process."""
+    """One run of a loop: batches a second, and CPU milliseconds per batch of each kind of process."""
 
     rate: float
     cpu_ms: dict[str, float]
 
 
-def _measure(batches: Iterable[object], step: Step, running: Sequence[TeacherProcess] = ()) -> Measured:
-    """A loop over `batches`, after a warm-up."""
-    began_s, before = 0.0, Counter[str]()
-    for number, _ in enumerate(batches):
-        if number == WARM_UP:
-            pids = _processes(running)
-            began_s, before = time.perf_counter(), _cpu_s(pids)
-        if number == WARM_UP + STEPS:
-            took_s, after = time.perf_counter() - began_s, _cpu_s(pids)
-            return Measured(STEPS / took_s, {kind: (after[kind] - before[kind]) / STEPS * 1e3 for kind in pids})
-        step()
-    raise AssertionError("the loader is too short")
+class _Loop:
+    """A trainer's loop over `batches` that stands still between its slices; `running`: the teachers that it asks."""
+
+    def __init__(self, batches: Iterable[object], step: Step, running: Sequence[TeacherProcess] = ()) -> None:
+        self._batches = iter(batches)
+        self._step = step
+        self._running = running
+        self._took_s = 0.0
+        self._cpu_s = Counter[str]()
+        self.steps(WARM_UP)
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            next(self._batches)
+            self._step()
+
+    def slice(self) -> None:
+        """Count STEPS steps."""
+        self.steps(SKIP)
+        pids = _processes(self._running)
+        before, began_s = _cpu_s(pids), time.perf_counter()
+        self.steps(STEPS)
+        self._took_s += time.perf_counter() - began_s
+        for kind, used_s in _cpu_s(pids).items():
+            self._cpu_s[kind] += used_s - before[kind]
+
+    def take(self) -> Measured:
+        """What was counted since the last call."""
+        steps = SLICES * STEPS
+        found = Measured(steps / self._took_s, {kind: used_s / steps * 1e3 for kind, used_s in self._cpu_s.items()})
+        self._took_s, self._cpu_s = 0.0, Counter[str]()
+        return found
 
 
 def _processes(running: Sequence[TeacherProcess]) -> dict[str, list[int]]:
@@ -105,8 +127,8 @@ def _processes(running: Sequence[TeacherProcess]) -> dict[str, list[int]]:
     return {**found, "teachers": [teacher.pid for teacher in running]}
 
 
-def _cpu_s(pids: Mapping[str, Sequence[int]]) -> Counter[str]:
-    return Counter({kind: sum(process_cpu_s(pid) for pid in of_kind) for kind, of_kind in pids.items()})
+def _cpu_s(pids: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    return {kind: sum(process_cpu_s(pid) for pid in of_kind) for kind, of_kind in pids.items()}
 
 
 def _teachers(count: int, delay_s: float) -> list[TeacherProcess]:
@@ -116,18 +138,19 @@ def _teachers(count: int, delay_s: float) -> list[TeacherProcess]:
     return [TeacherProcess(*options, delay_s=delay_s, input=image) for _ in range(count)]
 
 
-def _loader() -> Any:
-    return images(WARM_UP + STEPS + 20, size=SIZE)
+def _loader(runs: int) -> Any:
+    return images(WARM_UP + runs * SLICES * (SKIP + STEPS) + 20, size=SIZE)
 
 
-def _in_turns(loops: Mapping[str, Callable[[], Measured]], runs: int) -> dict[str, list[Measured]]:
-    """Each loop once unmeasured, then `runs` rounds of all, every other one backwards: a drift hits all alike."""
-    for loop in loops.values():
-        loop()
+def _in_turns(loops: Mapping[str, _Loop], runs: int) -> dict[str, list[Measured]]:
+    """`runs` runs of each; every other round of slices goes backwards."""
     measured: dict[str, list[Measured]] = {name: [] for name in loops}
-    for number in range(runs):
-        for name in list(loops)[:: 1 if number % 2 == 0 else -1]:
-            measured[name].append(loops[name]())
+    for _ in range(runs):
+        for number in range(SLICES):
+            for name in list(loops)[:: 1 if number % 2 == 0 else -1]:
+                loops[name].slice()
+        for name, loop in loops.items():
+            measured[name].append(loop.take())
     return measured
 
 
@@ -136,9 +159,8 @@ def vs_plain(case: str, runs: int = 5) -> list[Row]:
     torch.set_num_threads(1)
     step = _timed({"python": python_step, "compute": compute_step}[PLAIN_CASES[case]](), 0.02)
     pair = _teachers(2, 0.01)
-    with started(*pair), reader_of(_loader(), pair) as reader:
-        loops = {"edl": lambda: _measure(reader, step, pair), "plain": lambda: _measure(_loader(), step)}
-        measured = _in_turns(loops, runs)
+    with started(*pair), reader_of(_loader(runs), pair) as reader:
+        measured = _in_turns({"edl": _Loop(reader, step, pair), "plain": _Loop(_loader(runs), step)}, runs)
     return [row(case, "edl", "ratio", "1", _ratios(measured, "edl", "plain")), *_rows(case, measured)]
 
 
@@ -160,12 +182,12 @@ def vs_inprocess(runs: int = 5) -> list[Row]:
 
     most = max(SWEEP, needed + 1)
     with started(*_teachers(most, t_teacher)) as running, ExitStack() as stack:
-        loops = {"inprocess": lambda: _measure(_loader(), both)}
+        loops = {"inprocess": _Loop(_loader(runs), both)}
         for count in range(1, most + 1):
             some = running[:count]
-            reader = stack.enter_context(reader_of(_loader(), some))
+            reader = stack.enter_context(reader_of(_loader(runs), some))
             name = "edl" if count == needed + 1 else f"edl-{count}-teachers"
-            loops[name] = partial(_measure, reader, student, some)
+            loops[name] = _Loop(reader, student, some)
         measured = _in_turns(loops, runs)
     rows = []
     for name in loops:
