@@ -12,7 +12,7 @@ process per batch.
 import math
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -86,7 +86,7 @@ class _Loop:
         self._step = step
         self._running = running
         self._took_s = 0.0
-        self._cpu_s = Counter[str]()
+        self._cpu_s: dict[str, float] = defaultdict(float)
         self.steps(WARM_UP)
 
     def steps(self, count: int) -> None:
@@ -108,7 +108,7 @@ class _Loop:
         """What was counted since the last call."""
         steps = SLICES * STEPS
         found = Measured(steps / self._took_s, {kind: used_s / steps * 1e3 for kind, used_s in self._cpu_s.items()})
-        self._took_s, self._cpu_s = 0.0, Counter[str]()
+        self._took_s, self._cpu_s = 0.0, defaultdict(float)
         return found
 
 
