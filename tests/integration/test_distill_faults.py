@@ -35,7 +35,8 @@ def answered(reader: DistillReader, teacher: FaultTeacher) -> int:
 
 
 def test_kill_freeze_and_return_of_a_teacher() -> None:
-    with teachers(("--delay-ms", "5"), ("--delay-ms", "5")) as running, reader_of(running) as reader:
+    samples = 5 * SAMPLES  # for as many steps as it may take until the teacher that returns is asked again
+    with teachers(("--delay-ms", "5"), ("--delay-ms", "5")) as running, reader_of(running, samples) as reader:
         batches = iter(reader)
         numbers = read(batches, 20)
         running[0].kill()
@@ -47,13 +48,14 @@ def test_kill_freeze_and_return_of_a_teacher() -> None:
         while answered(reader, running[0]) == before:
             assert time.monotonic() < deadline_s
             numbers += read(batches, 1)
+            time.sleep(0.02)  # a step of training
         running[1].process.send_signal(signal.SIGSTOP)
         began_s = time.monotonic()
         numbers += read(batches, 20)
         assert time.monotonic() - began_s < 30, "hedged, or at the latest after the deadline"
         running[1].process.send_signal(signal.SIGCONT)
         numbers += [n for batch in batches for n in check(*batch)]
-        assert numbers == list(range(SAMPLES))
+        assert numbers == list(range(samples))
 
 
 def test_large_batches_survive_all_of_that_and_kept_ones_stay_as_they_were() -> None:
