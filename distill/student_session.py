@@ -344,9 +344,12 @@ class _Patience:
 
     def is_over(self, alone_s: float, why: str) -> bool:
         """Whether to go on without predictions, once. Raises NoTeacher when the time limit is over."""
-        if not alone_s:
-            return False
         now_s = time.monotonic()
+        if not alone_s:
+            if now_s >= max(self._next_log_s, self._began_s + _LOG_EVERY_S):
+                self._next_log_s = now_s + _LOG_EVERY_S
+                logger.warning("waiting for predictions for %.0f s, though teachers answer", now_s - self._began_s)
+            return False
         if self._options.on_no_teacher == HARD_LABELS:
             if self._abandoned or alone_s < self._options.hard_labels_after_s:
                 return False

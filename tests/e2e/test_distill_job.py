@@ -59,7 +59,10 @@ def test_a_student_that_grows_and_shrinks_loses_nothing_when_teachers_die(cluste
         )
         events = cluster.events("student", "epoch")
         assert [event["fields"]["epoch"] for event in events] == list(range(EPOCHS))
-        assert all(event["fields"]["teacher_wait_s_per_step"] >= 0 for event in events)
+        # An epoch whose steps were all in the world before has none to tell of.
+        waits = [event["fields"].get("teacher_wait_s_per_step") for event in events]
+        assert all(wait is None or wait >= 0 for wait in waits)
+        assert sum(wait is not None for wait in waits) >= EPOCHS - 2, waits
         assert cluster.job("student")["teacher_wait_s_per_step"] >= 0, "starvation is a number"
     records = read_logs((cluster.base / "records").glob("*.jsonl"))
     report = audit(records, derive_lineage(records), SAMPLES, range(EPOCHS))
